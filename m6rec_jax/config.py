@@ -1,0 +1,262 @@
+"""Configuration of a training run: frozen dataclasses, checked when made, written beside every run.
+
+Layered YAML and dotted overrides are read in `cli`; a value that two settings contradict raises here,
+at parse time, and names both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from m6rec_jax.errors import InputError
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise InputError with `message` unless `condition`."""
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The Transformer (model/): sizes, regularisation, arithmetic.
+
+    Args:
+        layers: Transformer layers.
+        width: size of the residual stream.
+        heads: attention heads; must divide width.
+        kv_heads: key/value heads (grouped-query attention); 0 = heads.
+        ffn: inner size of SwiGLU; 0 = 8/3 of width, rounded up to a multiple of 64.
+        dropout: share of residual-branch activations dropped in training.
+        embed_dropout: share of input embedding entries dropped in training.
+        id_dropout: share of item id parts dropped in training, so that content must carry them (DESIGN section 5).
+        rope_theta: base wavelength of rotary positions.
+        norm_eps: added inside RMSNorm.
+        dtype: arithmetic of matrix products; parameters stay float32.
+        remat: what backward recomputes: none, everything but matrix products (dots), or all (full).
+        content: add projected item features to item tokens and to the atomic output table.
+    """
+
+    layers: int = 2
+    width: int = 64
+    heads: int = 2
+    kv_heads: int = 0
+    ffn: int = 0
+    dropout: float = 0.2
+    embed_dropout: float = 0.3
+    id_dropout: float = 0.1
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+    content: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads"):
+            check(getattr(self, name) > 0, f"model.{name}={getattr(self, name)}: must be above 0")
+        check(self.width % self.heads == 0, f"model.heads={self.heads} does not divide model.width={self.width}")
+        check((self.width // self.heads) % 2 == 0, f"model.width={self.width} over model.heads={self.heads} gives an odd head size; rotary positions need an even one")  # fmt: skip
+        check(self.heads % self.n_kv == 0, f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}")
+        for name in ("dropout", "embed_dropout", "id_dropout"):
+            check(0 <= getattr(self, name) < 1, f"model.{name}={getattr(self, name)}: must be at least 0 and below 1")
+
+    @property
+    def n_kv(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def ffn_width(self) -> int:
+        return self.ffn or -(-self.width * 8 // 3 // 64) * 64
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1: all that are left.
+
+    Args:
+        data: replicas of the parameters, each with its own rows.
+        fsdp: rows and parameters sharded together.
+        tensor: heads, feed-forward columns and vocabulary rows sharded.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay (training/optim).
+
+    Args:
+        learning_rate: at the end of the warm-up.
+        warmup: steps of linear warm-up.
+        final: learning rate at the last step, as a share of learning_rate.
+        weight_decay: on matrices; norms and embeddings are left alone.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        clip: global gradient norm above which gradients are scaled down.
+    """
+
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    final: float = 0.05
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.98
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(self.learning_rate > 0, f"optim.learning_rate={self.learning_rate}: must be above 0")
+        check(self.clip > 0, f"optim.clip={self.clip}: must be above 0")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How examples become rows (data/).
+
+    Args:
+        length: tokens in a row (T).
+        rows: rows in a global batch (B), over all devices and accumulation steps.
+        mask_rate: share of a sequence that the masked objectives hide.
+        block: plan entries shuffled and packed together.
+        threads: reader threads.
+    """
+
+    length: int = 256
+    rows: int = 32
+    mask_rate: float = 0.3
+    block: int = 4096
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        check(self.length >= 16, f"data.length={self.length}: must be at least 16")
+        check(self.rows > 0, f"data.rows={self.rows}: must be above 0")
+        check(0 < self.mask_rate < 1, f"data.mask_rate={self.mask_rate}: must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Which tasks are trained together.
+
+    Args:
+        tasks: task name to its share of the target tokens (normalised to 1).
+        temperature: 0 takes the shares as they are; T > 0 multiplies each by (records of the task)^(1/T).
+    """
+
+    tasks: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_MIXTURE))
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(bool(self.tasks), "mixture.tasks is empty: name at least one task")
+        for name, weight in self.tasks.items():
+            check(weight >= 0, f"mixture.tasks.{name}={weight}: a share cannot be negative; 0 leaves the task out")
+        check(any(w > 0 for w in self.tasks.values()), "mixture.tasks: every share is 0; give one task a share above 0")
+
+
+DEFAULT_MIXTURE = {
+    "next-item": 0.55,
+    "behaviour-masked": 0.07,
+    "behaviour-seq2seq": 0.07,
+    "text-causal": 0.07,
+    "text-infill": 0.06,
+    "text-to-codes": 0.06,
+    "codes-to-text": 0.06,
+}
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept under `run/checkpoints/`.
+
+    Args:
+        every: steps between saves.
+        keep: newest checkpoints kept; the best one by validation is kept beside them.
+    """
+
+    every: int = 200
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        check(self.every > 0, f"checkpoint.every={self.every}: must be above 0")
+        check(self.keep > 0, f"checkpoint.keep={self.keep}: must be above 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop (training/loop).
+
+    Args:
+        steps: optimiser steps.
+        accumulate: slices of a batch whose gradients are added before one step; must divide data.rows.
+        log_every: steps between lines in metrics.jsonl.
+        eval_every: steps between validations; 0 = only at the end.
+        patience: validations without a better ndcg@10 before training stops; 0 = never.
+        seed: of parameters, data order and dropout.
+    """
+
+    steps: int = 1000
+    accumulate: int = 1
+    log_every: int = 20
+    eval_every: int = 200
+    patience: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.steps > 0, f"train.steps={self.steps}: must be above 0")
+        check(self.accumulate > 0, f"train.accumulate={self.accumulate}: must be above 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a training run, apart from its data sets.
+
+    Args:
+        model: the Transformer.
+        mesh: devices along each axis.
+        optim: optimiser and schedule.
+        data: rows and packing.
+        mixture: tasks and their shares.
+        checkpoint: what is saved and kept.
+        train: length of training, validation, seed.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        check(
+            self.data.rows % self.train.accumulate == 0,
+            f"train.accumulate={self.train.accumulate} does not divide data.rows={self.data.rows}",
+        )
+        check(
+            self.optim.warmup < self.train.steps,
+            f"optim.warmup={self.optim.warmup} is not below train.steps={self.train.steps}",
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Config:
+        """Raises InputError on an unknown key, naming it and the known ones."""
+        parts = {name: f.default_factory for name, f in cls.__dataclass_fields__.items()}  # type: ignore[union-attr]
+        made = {}
+        for name, values in data.items():
+            check(name in parts, f"{name}: unknown configuration key; known: {', '.join(parts)}")
+            kind = type(parts[name]())
+            known = kind.__dataclass_fields__
+            for key in values:
+                check(key in known, f"{name}.{key}: unknown configuration key; known: {', '.join(known)}")
+            made[name] = kind(**values)
+        return cls(**made)

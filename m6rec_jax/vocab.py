@@ -1,0 +1,116 @@
+"""One id space: specials and text pieces | code level 1 | code level 2 | ...
+
+Every slice is padded to a multiple of 128 with spare rows, so that new items or codes fill
+spare rows without moving any id, and so that a slice divides over a mesh axis (DESIGN section 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+PAD_MULTIPLE = 128
+
+# Ids 0..3 are SentencePiece's own; the rest are *control* symbols, which text can never produce.
+CORE_SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
+GAPS = (("<gap:hour>", 3600), ("<gap:day>", 86_400), ("<gap:week>", 604_800),
+        ("<gap:month>", 2_592_000), ("<gap:year>", 31_536_000))  # fmt: skip
+N_KINDS, N_SPANS, N_TASKS, N_RESERVED = 16, 64, 16, 32
+CONTROL_SYMBOLS = (
+    *("<mask>", "<sep>", "<item>", "<next>", "<spell>", "<say>", "<fill>", "<user>", "<context>"),
+    *("<source>", "</source>", "<target>", "</target>"),  # M6-Rec's [BOS'] [EOS'] [BOS] [EOS]
+    *(name for name, _ in GAPS),
+    *(f"<kind:{i}>" for i in range(N_KINDS)),
+    *(f"<span:{i}>" for i in range(N_SPANS)),
+    *(f"<task:{i}>" for i in range(N_TASKS)),
+    *(f"<reserved:{i}>" for i in range(N_RESERVED)),
+)
+SPECIALS = {name: i for i, name in enumerate((*CORE_SPECIALS, *CONTROL_SYMBOLS))}
+PAD, UNK, BOS, EOS = (SPECIALS[s] for s in CORE_SPECIALS)
+MASK, SEP, ITEM, NEXT = (SPECIALS[s] for s in ("<mask>", "<sep>", "<item>", "<next>"))
+SPELL, SAY, FILL = (SPECIALS[s] for s in ("<spell>", "<say>", "<fill>"))
+USER, SOURCE, TARGET = (SPECIALS[s] for s in ("<user>", "<source>", "<target>"))
+KIND_0, SPAN_0 = SPECIALS["<kind:0>"], SPECIALS["<span:0>"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A run of ids: `offset .. offset + size` in use, up to `offset + padded` spare."""
+
+    name: str
+    offset: int
+    size: int
+
+    @property
+    def padded(self) -> int:
+        return -(-self.size // PAD_MULTIPLE) * PAD_MULTIPLE
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.padded
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """`pieces` text ids (specials included) and one codebook size a level."""
+
+    pieces: int
+    codebooks: tuple[int, ...]
+
+    @cached_property
+    def slices(self) -> tuple[Slice, ...]:
+        """The text slice, then one slice a code level."""
+        made, offset = [], 0
+        for name, size in (("text", self.pieces), *((f"level{i + 1}", n) for i, n in enumerate(self.codebooks))):
+            made.append(Slice(name, offset, size))
+            offset = made[-1].end
+        return tuple(made)
+
+    @property
+    def text(self) -> Slice:
+        return self.slices[0]
+
+    @property
+    def levels(self) -> tuple[Slice, ...]:
+        return self.slices[1:]
+
+    @property
+    def size(self) -> int:
+        return self.slices[-1].end
+
+    def spell(self, codes: np.ndarray) -> np.ndarray:
+        """Token ids `[..., L]` of codes `[..., L]` (each in `0..codebook`)."""
+        offsets = np.array([s.offset for s in self.levels], np.int32)
+        return (codes + offsets).astype(np.int32)
+
+    def slice_index(self, tokens: np.ndarray) -> np.ndarray:
+        """Index into `slices` of each token."""
+        ends = np.array([s.end for s in self.slices])
+        return np.searchsorted(ends, tokens, side="right")
+
+    def as_dict(self) -> dict[str, object]:
+        return {"pieces": self.pieces, "codebooks": list(self.codebooks)}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Vocab:
+        return cls(int(data["pieces"]), tuple(int(n) for n in data["codebooks"]))
+
+
+def gap_token(seconds: int) -> int | None:
+    """The token that says how long the pause before an event was; None under an hour."""
+    chosen = None
+    for name, least in GAPS:
+        if seconds >= least:
+            chosen = SPECIALS[name]
+    return chosen
+
+
+def gap_tokens(seconds: Sequence[int] | np.ndarray) -> np.ndarray:
+    """`gap_token` for many pauses at once; 0 (`<pad>`) where no token is written."""
+    bounds = np.array([least for _, least in GAPS])
+    bucket = np.searchsorted(bounds, np.asarray(seconds), side="right")
+    ids = np.array([PAD, *(SPECIALS[name] for name, _ in GAPS)], np.int32)
+    return ids[bucket]
