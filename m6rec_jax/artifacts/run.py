@@ -1,0 +1,119 @@
+"""The run folder's `run.json`: what was trained, on what, by which code. Written first, read by every later verb."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import m6rec_jax
+from m6rec_jax.artifacts.atomic import write_json
+from m6rec_jax.artifacts.manifest import file_digest
+from m6rec_jax.artifacts.schemas import RUN
+from m6rec_jax.config import Config
+from m6rec_jax.errors import InputError
+from m6rec_jax.vocab import Vocab
+
+RUN_FILE = "run.json"
+# Files of a run that never change after its first minute; their digests stand in run.json.
+STATIC_FILES = ("config.yaml", "tokenizer.model", "items.parquet", "codes.npz", "transitions.npz")
+SUMMARY = ("name", "sizes", "split", "levels", "timed", "repeat", "kinds", "vocab", "version")
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a run remembers of one of its datasets: where it lay, its digest, and its manifest in short."""
+
+    path: str
+    digest: str
+    summary: dict[str, Any]
+
+    @classmethod
+    def of(cls, path: Path | str, digest: str, manifest: Mapping[str, Any]) -> TrainedOn:
+        return cls(str(path), digest, {key: manifest[key] for key in SUMMARY if key in manifest})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: its configuration, its id space, the width of content vectors, its data, its code.
+
+    `tokenizer` is the digest of tokenizer.model; a later dataset must have the same one.
+    """
+
+    path: Path
+    config: Config
+    vocab: Vocab
+    content_width: int
+    datasets: tuple[TrainedOn, ...]
+    tokenizer: str
+    code: str
+
+
+def write_run(run: Run) -> None:
+    """Atomically write `run.json`, with digests of those `STATIC_FILES` that lie in the folder already."""
+    present = [run.path / name for name in STATIC_FILES if (run.path / name).is_file()]
+    body = {
+        "schema": RUN.name,
+        "version": RUN.version,
+        "config": run.config.as_dict(),
+        "vocab": run.vocab.as_dict(),
+        "content_width": run.content_width,
+        "datasets": [asdict(one) for one in run.datasets],
+        "tokenizer": run.tokenizer,
+        "code": run.code,
+        "files": {p.name: {"bytes": p.stat().st_size, "xxh3": file_digest(p)} for p in present},
+    }
+    write_json(run.path / RUN_FILE, body)
+
+
+def read_run_file(path: Path | str) -> dict[str, Any]:
+    """The JSON of `run.json`; InputError when the folder is no run, or one of another version."""
+    file = Path(path) / RUN_FILE
+    if not Path(path).is_dir():
+        raise InputError(f"{path}: no such folder; --run names the folder that `m6rec train` writes")
+    if not file.is_file():
+        raise InputError(f"{path}: no {RUN_FILE} in it, so this is not a run; name the folder that `m6rec train` wrote")
+    try:
+        body = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file}: not readable as JSON ({error}); take it from a copy, or train again") from None
+    if not isinstance(body, dict) or (body.get("schema"), body.get("version")) != RUN:
+        found = f"{body.get('schema')!r} version {body.get('version')!r}" if isinstance(body, dict) else "no object"
+        raise InputError(f"{file}: holds {found}, this program reads {RUN.name!r} version {RUN.version}; train again")
+    return body
+
+
+def read_run(path: Path | str) -> Run:
+    """The run at `path`; InputError (one line) when it is none, or its record is damaged."""
+    body = read_run_file(path)
+    file = Path(path) / RUN_FILE
+    try:
+        return Run(
+            Path(path),
+            Config.from_dict(body["config"]),
+            Vocab.from_dict(body["vocab"]),
+            int(body["content_width"]),
+            tuple(TrainedOn(**one) for one in body["datasets"]),
+            str(body["tokenizer"]),
+            str(body["code"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{file}: damaged ({type(error).__name__}: {error}); take it from a copy, or train again") from None  # fmt: skip
+    except InputError as error:
+        raise InputError(f"{file}: {error}; this run was written by {body.get('code', 'other code')}") from None
+
+
+def code_version() -> str:
+    """Version of this package, with the commit where it runs from a checkout."""
+    root = Path(m6rec_jax.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return m6rec_jax.__version__
+    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return m6rec_jax.__version__
+    return f"{m6rec_jax.__version__}+{done.stdout.strip()}" if done.returncode == 0 else m6rec_jax.__version__

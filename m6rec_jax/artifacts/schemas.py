@@ -1,0 +1,20 @@
+"""Names and versions of the contracts on disk (DESIGN section 3): what a `schema` and a `version` field may say."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Schema(NamedTuple):
+    """A kind of artefact and the version this code writes and reads."""
+
+    name: str
+    version: int
+
+
+DATASET = Schema("dataset", 1)  # dataset/manifest.json
+RUN = Schema("run", 1)  # run/run.json
+CHECKPOINT = Schema("checkpoint", 1)  # run/checkpoints/<step>/manifest.json
+GATE = Schema("gate", 1)  # run/gate.json
+EVALUATION = Schema("evaluation", 1)  # evaluate's report.json
+BENCHMARK = Schema("benchmark", 1)  # benchmarks/*.json: {schema, commit, machine, rows}
