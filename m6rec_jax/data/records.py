@@ -1,0 +1,182 @@
+"""Records on disk: one msgpack map each, in ArrayRecord files that allow random access.
+
+A record is readable without this project: integers are integers, arrays are little-endian bytes
+(items, tokens, queries int32; times int64; kinds uint8), and empty fields are left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from m6rec_jax.errors import InputError
+
+HISTORY, ITEM, DOCUMENT = 0, 1, 2
+SUFFIX = ".arrayrecord"
+SHARD_RECORDS = 1 << 17
+_WRITE_OPTIONS = "group_size:1,uncompressed"
+_READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_NO_ITEMS = np.zeros(0, np.int32)
+_NO_TIMES = np.zeros(0, np.int64)
+_NO_KINDS = np.zeros(0, np.uint8)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One user's history, one item's text, or one document.
+
+    HISTORY: catalogue rows `items` [n] in time order (-1 where the event is a query), `times` [n] in seconds (or the
+    order), `kinds` [n]; the last `targets` of them are to be predicted. ITEM and DOCUMENT: text `tokens`.
+    """
+
+    kind: int
+    row: int
+    items: np.ndarray = field(default_factory=lambda: _NO_ITEMS)
+    times: np.ndarray = field(default_factory=lambda: _NO_TIMES)
+    kinds: np.ndarray = field(default_factory=lambda: _NO_KINDS)
+    targets: int = 0
+    tokens: np.ndarray = field(default_factory=lambda: _NO_ITEMS)
+    queries: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+def encode(record: Record) -> bytes:
+    """A record as a msgpack map."""
+    body: dict[str, object] = {"kind": int(record.kind), "row": int(record.row)}
+    if len(record.items):
+        body["items"] = np.asarray(record.items, "<i4").tobytes()
+        body["times"] = np.asarray(record.times, "<i8").tobytes()
+        body["kinds"] = np.asarray(record.kinds, "u1").tobytes()
+    if record.targets:
+        body["targets"] = int(record.targets)
+    if len(record.tokens):
+        body["tokens"] = np.asarray(record.tokens, "<i4").tobytes()
+    if record.queries:
+        body["queries"] = {int(i): np.asarray(q, "<i4").tobytes() for i, q in record.queries.items()}
+    return msgpack.packb(body)
+
+
+def decode(data: bytes) -> Record:
+    """The record that `encode` wrote; its arrays are read-only views. Raises ValueError on other bytes."""
+    body = msgpack.unpackb(data, strict_map_key=False)
+    if not isinstance(body, dict) or "kind" not in body or "row" not in body:
+        raise ValueError("not a record")
+    return Record(
+        kind=body["kind"],
+        row=body["row"],
+        items=np.frombuffer(body.get("items", b""), "<i4"),
+        times=np.frombuffer(body.get("times", b""), "<i8"),
+        kinds=np.frombuffer(body.get("kinds", b""), "u1"),
+        targets=body.get("targets", 0),
+        tokens=np.frombuffer(body.get("tokens", b""), "<i4"),
+        queries={i: np.frombuffer(q, "<i4") for i, q in body.get("queries", {}).items()},
+    )
+
+
+class RecordWriter:
+    """Writes the records of one split into `folder/<split>-00000.arrayrecord`, ... in order."""
+
+    def __init__(self, folder: Path | str, split: str, shard_records: int = SHARD_RECORDS):
+        self.folder, self.split, self.shard_records = Path(folder), split, shard_records
+        self.paths: list[Path] = []
+        self.count = 0
+        self._writer: ArrayRecordWriter | None = None
+
+    def write(self, record: Record | bytes) -> None:
+        """Append a record (or one already encoded)."""
+        if self.count % self.shard_records == 0:
+            self.close()
+            self.paths.append(self.folder / f"{self.split}-{len(self.paths):05d}{SUFFIX}")
+            self._writer = ArrayRecordWriter(str(self.paths[-1]), _WRITE_OPTIONS)
+        self._writer.write(record if isinstance(record, bytes) else encode(record))  # type: ignore[union-attr]
+        self.count += 1
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class RecordReader:
+    """Random access to the records of shards in order: `len(reader)`, `reader[i]`, `reader.take([i, ...])`.
+
+    Raises InputError that names the file (and record) when the bytes are not those that were written.
+    """
+
+    def __init__(self, paths: Sequence[Path | str]):
+        self.paths = [Path(p) for p in paths]
+        self._readers = [_open(path) for path in self.paths]
+        self._ends = np.cumsum([r.num_records() for r in self._readers], dtype=np.int64)
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Record:
+        return self.take([index])[0]
+
+    def __iter__(self) -> Iterator[Record]:
+        for start in range(0, len(self), 1024):
+            yield from self.take(range(start, min(start + 1024, len(self))))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return RecordReader, (self.paths,)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
+        """The records at `indices`, in that order; one call for many is far quicker than many calls."""
+        if self._pid != os.getpid():
+            self.__init__(self.paths)
+        wanted = np.asarray(indices, np.int64)
+        if len(wanted) and not (0 <= wanted.min() and wanted.max() < len(self)):
+            raise IndexError(f"record {wanted.min()}..{wanted.max()} of {len(self)}")
+        shards = np.searchsorted(self._ends, wanted, side="right")
+        found: list[Record | None] = [None] * len(wanted)
+        for shard in np.unique(shards):
+            places = np.flatnonzero(shards == shard)
+            first = self._ends[shard - 1] if shard else 0
+            local = (wanted[places] - first).tolist()
+            for place, record in zip(places, self._read(int(shard), local), strict=True):
+                found[place] = record
+        return found  # type: ignore[return-value]
+
+    def _read(self, shard: int, local: list[int]) -> list[Record]:
+        reader, path = self._readers[shard], self.paths[shard]
+        try:
+            blobs = reader.read(local)
+        except Exception as error:
+            if len(local) > 1:
+                return [self._read(shard, [i])[0] for i in local]
+            raise _corrupt(path, f"record {local[0]}", error) from None
+        records = []
+        for i, blob in zip(local, blobs, strict=True):
+            try:
+                records.append(decode(blob))
+            except Exception as error:
+                raise _corrupt(path, f"record {i}", error) from None
+        return records
+
+
+def _open(path: Path) -> ArrayRecordReader:
+    try:
+        reader = ArrayRecordReader(str(path), _READ_OPTIONS)
+        if not reader.ok():
+            raise ValueError("no valid index at its end")
+    except Exception as error:
+        raise _corrupt(path, "its end", error) from None
+    return reader
+
+
+def _corrupt(path: Path, where: str, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(f"{path}: damaged at {where} ({reason}); restore the file or prepare the dataset again")
