@@ -1,0 +1,60 @@
+"""The parts of a Transformer layer as plain functions over arrays, and how a parameter is declared."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from m6rec_jax.model import sharding
+
+
+def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float) -> nnx.Param:
+    """A float32 parameter drawn from a normal cut at two deviations, with its logical axes beside it."""
+    value = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32) * std
+    return nnx.Param(value, axes=axes)
+
+
+def scale(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+    """The gain of an RMSNorm, stored as its distance from one."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
+
+
+def rms_norm(x: Float[Array, "*n D"], gain: Float[Array, " D"], eps: float) -> Float[Array, "*n D"]:
+    """Root-mean-square norm in float32 (Zhang and Sennrich 2019)."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * (1.0 + gain)).astype(x.dtype)
+
+
+def rope(x: Float[Array, "*n h"], angles: Float[Array, "*m h2"]) -> Float[Array, "*n h"]:
+    """Rotate pairs (i, i + h/2) of a head by `angles`, broadcast over the head axes (Su et al. 2021)."""
+    first, second = jnp.split(x, 2, axis=-1)
+    sin, cos = jnp.sin(angles).astype(x.dtype), jnp.cos(angles).astype(x.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def rope_angles(positions: Int[Array, "*n"], head_dim: int, theta: float) -> Float[Array, "*n h2"]:
+    """Angle of each pair at each position, float32."""
+    inverse = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    return positions[..., None].astype(jnp.float32) * inverse
+
+
+def dropout(x: Array, rate: float, key: jax.Array | None, *axes: str | None) -> Array:
+    """Zero a share of entries and scale up the rest; `key=None` or a rate of 0 leaves `x` as it is.
+
+    One random byte an entry decides (random bits are a real cost on CPU), so the rate is rounded to 1/256.
+    `axes` are the logical axes of `x`.
+    """
+    threshold = round(rate * 256)
+    if key is None or threshold == 0:
+        return x
+    keep = keep_mask(key, x.shape, threshold, *axes)
+    return jnp.where(keep, x * (256.0 / (256 - threshold)), 0).astype(x.dtype)
+
+
+def keep_mask(key: jax.Array, shape: tuple[int, ...], threshold: int, *axes: str | None) -> Array:
+    """True with probability 1 - threshold/256."""
+    bits = jax.random.bits(key, shape, jnp.uint8)
+    return sharding.place(bits, *axes) >= threshold

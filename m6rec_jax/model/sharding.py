@@ -1,0 +1,94 @@
+"""One table from logical axes to mesh axes. No mesh axis is named outside this file and `training/sharding`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+TENSOR = "tensor"
+
+RULES: dict[str | None, tuple[str, ...]] = {
+    "batch": BATCH,  # rows of a batch
+    "embed": ("fsdp",),  # the model width of a weight; activations keep it whole
+    "kv": ("tensor",),  # kv heads, and with them their query heads
+    "ffn": ("tensor",),  # columns of the feed-forward layer
+    "vocab": ("tensor",),  # rows of an embedding table and of the item features
+    "layers": (),
+    None: (),
+}
+
+
+def spec(*logical: str | None) -> P:
+    """PartitionSpec of a tensor with these logical axes.
+
+    Raises ValueError when an axis is unknown or when one mesh axis would land twice on the tensor.
+    """
+    used: list[str] = []
+    parts: list[Any] = []
+    for axis in logical:
+        if axis not in RULES:
+            raise ValueError(f"unknown logical axis {axis!r}; known: {sorted(a for a in RULES if a)}")
+        mesh_axes = RULES[axis]
+        if twice := set(mesh_axes) & set(used):
+            raise ValueError(f"{logical}: mesh axis {sorted(twice)} would shard two dimensions of one tensor")
+        used.extend(mesh_axes)
+        parts.append(None if not mesh_axes else mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes)
+    return P(*parts)
+
+
+def has_mesh() -> bool:
+    """Whether a mesh is in force (`jax.set_mesh`); without one every function here does nothing."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
+def out(*logical: str | None) -> P | None:
+    """`out_sharding=` of a contraction, or None without a mesh."""
+    return spec(*logical) if has_mesh() else None
+
+
+def place(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Bring `x` to the sharding of these logical axes (a no-op where it is there already)."""
+    return jax.sharding.reshard(x, spec(*logical)) if has_mesh() else x
+
+
+def gather_weight(w: jax.Array, *logical: str | None) -> jax.Array:
+    """A weight ready for use: gathered along fsdp (its "embed" axis), still sharded along tensor."""
+    return place(w, *(None if axis == "embed" else axis for axis in logical))
+
+
+def per_shard(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any) -> Callable[..., Any]:
+    """`function` run on each device's shards; axes are tuples of logical names, one an argument.
+
+    What explicit sharding refuses (scatter, sort, gathers over a sharded axis) runs in here.
+    """
+    if not has_mesh():
+        return function
+    is_axes = lambda x: isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)  # noqa: E731
+    to_specs = lambda tree: jax.tree.map(lambda axes: spec(*axes), tree, is_leaf=is_axes)  # noqa: E731
+    in_specs, out_specs = to_specs(in_axes), to_specs(out_axes)
+
+    def run(*args: Any) -> Any:
+        args = jax.tree.map(lambda x, s: jax.sharding.reshard(x, s), args, in_specs)
+        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)(*args)
+
+    return run
+
+
+def psum(x: Any, axes: str | tuple[str, ...]) -> Any:
+    """Sum over mesh axes, inside `per_shard`; the value itself without a mesh."""
+    return jax.lax.psum(x, axes) if has_mesh() else x
+
+
+def pmax(x: Any, axes: str | tuple[str, ...]) -> Any:
+    """Maximum over mesh axes, inside `per_shard`; carries no gradient."""
+    return jax.lax.pmax(jax.lax.stop_gradient(x), axes) if has_mesh() else jax.lax.stop_gradient(x)
+
+
+def tensor_index() -> jax.Array | int:
+    """Which shard along the tensor axis this device holds, inside `per_shard`."""
+    return jax.lax.axis_index(TENSOR) if has_mesh() else 0

@@ -1,0 +1,198 @@
+"""The Transformer: rows of packed examples in training, a causal prefix and its beams in decoding."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from m6rec_jax.config import ModelConfig
+from m6rec_jax.model import sharding
+from m6rec_jax.model.attention import NEVER, attend, attend_prefix
+from m6rec_jax.model.items import Embeddings, ItemTable
+from m6rec_jax.model.layers import dropout, rms_norm, rope, rope_angles, scale, weight
+from m6rec_jax.vocab import Vocab
+
+KeyValues = tuple[Float[Array, "N B S K h"], Float[Array, "N B S K h"]]
+
+
+class View(NamedTuple):
+    """Who sees whom in packed rows: positions for RoPE and, a query, the visible range of keys (all `[B, T]`)."""
+
+    positions: Int[Array, "B T"]
+    k_start: Int[Array, "B T"]
+    k_end: Int[Array, "B T"]
+
+
+class Block(nnx.Module):
+    """All N layers at once: every weight carries a leading layer axis and `jax.lax.scan` walks it.
+
+    Pre-norm residual layer: grouped-query attention with RoPE, then SwiGLU (Shazeer 2020).
+    """
+
+    AXES = {
+        "attention_norm": ("layers", None),
+        "query": ("layers", "embed", "kv", None, None),
+        "key": ("layers", "embed", "kv", None),
+        "value": ("layers", "embed", "kv", None),
+        "output": ("layers", "kv", None, None, "embed"),
+        "ffn_norm": ("layers", None),
+        "gate": ("layers", "embed", "ffn"),
+        "up": ("layers", "embed", "ffn"),
+        "down": ("layers", "ffn", "embed"),
+    }
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        N, D, K, h, F = config.layers, config.width, config.n_kv, config.head_dim, config.ffn_width
+        G = config.heads // K
+        std, out_std = D**-0.5, (2 * N * D) ** -0.5
+        make = lambda name, shape, std: weight(rngs, shape, self.AXES[name], std)  # noqa: E731
+        self.attention_norm = scale((N, D), self.AXES["attention_norm"])
+        self.query = make("query", (N, D, K, G, h), std)
+        self.key = make("key", (N, D, K, h), std)
+        self.value = make("value", (N, D, K, h), std)
+        self.output = make("output", (N, K, G, h, D), out_std)
+        self.ffn_norm = scale((N, D), self.AXES["ffn_norm"])
+        self.gate = make("gate", (N, D, F), std)
+        self.up = make("up", (N, D, F), std)
+        self.down = make("down", (N, F, D), (2 * N * F) ** -0.5)
+
+    def stacked(self) -> dict[str, Array]:
+        """The weights `[N, ...]` that `scan` slices a layer at a time."""
+        return {name: getattr(self, name)[...] for name in self.AXES}
+
+
+def _project(x: Array, w: dict[str, Array], angles: Array, config: ModelConfig, batch: str = "bt") -> tuple[Array, ...]:
+    """Normed input to rotated queries, rotated keys, and values. `batch`: einsum letters of the leading axes."""
+    lead = ("batch", *(None,) * (len(batch) - 1))
+    y = rms_norm(x, w["attention_norm"], config.norm_eps)
+    q = jnp.einsum(f"{batch}d,dkgh->{batch}kgh", y, w["query"], out_sharding=sharding.out(*lead, "kv", None, None))
+    k = jnp.einsum(f"{batch}d,dkh->{batch}kh", y, w["key"], out_sharding=sharding.out(*lead, "kv", None))
+    v = jnp.einsum(f"{batch}d,dkh->{batch}kh", y, w["value"], out_sharding=sharding.out(*lead, "kv", None))
+    return rope(q, angles[..., None, None, :]), rope(k, angles[..., None, :]), v
+
+
+def _close(x: Array, mixed: Array, w: dict[str, Array], config: ModelConfig, keys: Array | None, batch: str = "bt") -> Array:  # fmt: skip
+    """Attention output and feed-forward, each added to the residual stream."""
+    lead = ("batch", *(None,) * (len(batch) - 1))
+    key_a, key_f = (None, None) if keys is None else keys
+    to_stream = sharding.out(*lead, None)
+    attention = jnp.einsum(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], out_sharding=to_stream)
+    x = x + dropout(attention, config.dropout, key_a, *lead, None)
+    y = rms_norm(x, w["ffn_norm"], config.norm_eps)
+    to_ffn = sharding.out(*lead, "ffn")
+    inner = jax.nn.silu(jnp.einsum(f"{batch}d,df->{batch}f", y, w["gate"], out_sharding=to_ffn))
+    inner = inner * jnp.einsum(f"{batch}d,df->{batch}f", y, w["up"], out_sharding=to_ffn)
+    forward = jnp.einsum(f"{batch}f,fd->{batch}d", inner, w["down"], out_sharding=to_stream)
+    return x + dropout(forward, config.dropout, key_f, *lead, None)
+
+
+class Transformer(nnx.Module):
+    """Embeddings, N layers, a final norm; every mode (GPT, BERT, T5 order) is a `View`."""
+
+    def __init__(self, config: ModelConfig, vocab: Vocab, content_width: int, *, rngs: nnx.Rngs):
+        self.config, self.vocab = config, vocab
+        self.embeddings = Embeddings(config, vocab, content_width, rngs=rngs)
+        self.block = Block(config, rngs=rngs)
+        self.final_norm = scale((config.width,), (None,))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        item_rows: Int[Array, "B T"],
+        view: View,
+        items: ItemTable,
+        key: jax.Array | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Last hidden states of packed rows. `key` turns dropout on (training)."""
+        return self._run(tokens, item_rows, view, items, key, keep_kv=False)[0]
+
+    def prefill(
+        self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: ItemTable
+    ) -> tuple[Float[Array, "B T D"], KeyValues]:
+        """Hidden states and keys/values of right-padded causal prefixes."""
+        t = jnp.arange(tokens.shape[1])
+        positions = jnp.broadcast_to(t, tokens.shape)
+        k_end = jnp.minimum(positions + 1, lengths[:, None])
+        view = View(positions, jnp.zeros_like(positions), k_end)
+        return self._run(tokens, item_rows, view, items, None, keep_kv=True)
+
+    def extend(
+        self,
+        tokens: Int[Array, "B M T"],
+        item_rows: Int[Array, "B M T"],
+        positions: Int[Array, "B M T"],
+        items: ItemTable,
+        prefix: KeyValues,
+        prefix_lengths: Int[Array, " B"],
+        suffix: tuple[Float[Array, "N B S M K h"], Float[Array, "N B S M K h"]],
+        ancestors: Int[Array, "B M S"],
+        slot: int | Int[Array, ""],
+    ) -> tuple[Float[Array, "B M T D"], tuple[Array, Array]]:
+        """Hidden states of T more tokens a beam; their keys/values are written into slots `slot .. slot + T`.
+
+        `ancestors[b, m, s]` names the lane that wrote slot s of beam m; for the new slots that is m itself.
+        """
+        config = self.config
+        x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
+        angles = rope_angles(positions, config.head_dim, config.rope_theta)
+
+        def layer(x, inputs):
+            w, prefix_k, prefix_v, suffix_k, suffix_v = inputs
+            w = self._ready(w)
+            q, k, v = _project(x, w, angles, config, "bmt")
+            suffix_k, suffix_v = (
+                jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), slot, axis=1)
+                for old, new in ((suffix_k, k), (suffix_v, v))
+            )
+            mixed = attend_prefix(q, (prefix_k, prefix_v), prefix_lengths, (suffix_k, suffix_v), ancestors, slot)
+            return _close(x, mixed, w, config, None, "bmt"), (suffix_k, suffix_v)
+
+        x, suffix = jax.lax.scan(layer, x, (self.block.stacked(), *prefix, *suffix))
+        return rms_norm(x, self.final_norm[...], config.norm_eps), suffix
+
+    def logits(self, hidden: Float[Array, "*n D"], slice_index: int, items: ItemTable) -> Float[Array, "*n V"]:
+        """Float32 scores over one vocabulary slice (0 text, 1.. code levels); spare rows cannot win."""
+        table = self.embeddings.table(slice_index, items)
+        scores = jnp.einsum("...d,vd->...v", hidden, self._cast(table), preferred_element_type=jnp.float32)
+        return jnp.where(jnp.arange(table.shape[0]) < self.vocab.slices[slice_index].size, scores, NEVER)
+
+    def _run(self, tokens, item_rows, view: View, items, key, *, keep_kv: bool) -> tuple[Array, Any]:
+        config = self.config
+        key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
+        x = self.embeddings.read(tokens, item_rows, items, key_id)
+        x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", None, None))
+        angles = rope_angles(view.positions, config.head_dim, config.rope_theta)
+        layer_keys = None if key_layers is None else jax.random.split(key_layers, (config.layers, 2))
+
+        def layer(x, inputs):
+            w, keys = inputs
+            w = self._ready(w)
+            q, k, v = _project(x, w, angles, config)
+            mixed = attend(q, k, v, view.k_start, view.k_end)
+            return _close(x, mixed, w, config, keys), (k, v) if keep_kv else None
+
+        x, kv = jax.lax.scan(_remat(layer, config.remat), x, (self.block.stacked(), layer_keys))
+        return rms_norm(x, self.final_norm[...], config.norm_eps), kv
+
+    def _ready(self, w: dict[str, Array]) -> dict[str, Array]:
+        """One layer's weights, gathered along fsdp and cast to the arithmetic of the run."""
+        return {
+            name: x if name.endswith("norm") else sharding.gather_weight(self._cast(x), *Block.AXES[name][1:])
+            for name, x in w.items()
+        }
+
+    def _cast(self, x: Array) -> Array:
+        return x.astype(jnp.dtype(self.config.dtype))
+
+
+def _remat(layer, policy: str):
+    """Named remat policies: what the backward pass computes again instead of keeping."""
+    if policy == "none":
+        return layer
+    saved = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}[policy]
+    return partial(jax.checkpoint, prevent_cse=False, policy=saved)(layer)
