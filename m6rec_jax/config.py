@@ -260,3 +260,10 @@ class Config:
                 check(key in known, f"{name}.{key}: unknown configuration key; known: {', '.join(known)}")
             made[name] = kind(**values)
         return cls(**made)
+
+
+def dump_config(config: Config) -> str:
+    """YAML that `settings.load_config` reads back as the same Config."""
+    import yaml
+
+    return yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True, width=120)

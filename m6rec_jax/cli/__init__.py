@@ -1,0 +1,129 @@
+"""`m6rec VERB ...`: finds the verb, imports only its module, turns how it ended into an exit code.
+
+0 success · 2 the user's input or configuration is wrong · 75 saved, may be requeued · 130 interrupted ·
+1 a fault of our own. Errors are one line on stderr; M6REC_DEBUG=1 adds the traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import m6rec_jax
+from m6rec_jax.errors import InputError, Requeue
+
+SUCCESS, FAULT, WRONG_INPUT, REQUEUE, INTERRUPTED = 0, 1, 2, 75, 130
+
+# verb: (module in this package, function taking argv, what it does)
+VERBS = {
+    "data fetch": ("data", "fetch", "fetch a public data set: its tables and a data card"),
+    "data card": ("data", "card", "draft a data card from the tables in a folder"),
+    "prepare": ("prepare", "prepare", "turn raw tables into a dataset: clean, tokenise, code, split"),
+    "train": ("train", "train", "pretrain a model on datasets; run again to resume"),
+    "evaluate": ("recommend", "evaluate", "measure a run against popularity, item-kNN and the counting floor"),
+    "generate": ("recommend", "generate", "recommend to many users at once, into Parquet"),
+    "verify": ("verify", "verify", "check the files of a dataset or run against their digests"),
+    "doctor": ("doctor", "doctor", "show versions, devices, memory and missing extras"),
+    "demo": ("demo", "demo", "everything once, on MovieLens-100K: fetch to report"),
+}
+# What the operating system refuses for reasons that only the user can mend.
+MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENAMETOOLONG}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; never raises."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SUCCESS
+    except InputError as error:
+        return _end(WRONG_INPUT, str(error))
+    except Requeue as error:
+        return _end(REQUEUE, f"{error or 'saved after a termination signal'}; the same command resumes")
+    except KeyboardInterrupt:
+        return _end(INTERRUPTED, "interrupted; the same command continues where it stopped")
+    except SystemExit as error:  # --help
+        return error.code if isinstance(error.code, int) else SUCCESS
+    except Exception as error:
+        line = _mendable(error)
+        if line:
+            return _end(WRONG_INPUT, line)
+        hint = "" if _debug() else "; M6REC_DEBUG=1 in front of the command prints the traceback"
+        return _end(FAULT, f"a fault of m6rec itself: {type(error).__name__}: {error}{hint}")
+
+
+def _run(argv: list[str]) -> int:
+    if not argv:
+        raise InputError("no verb given; m6rec --help lists them")
+    if argv[0] in ("-h", "--help"):
+        print(overview())
+        return SUCCESS
+    if argv[0] == "--version":
+        print(f"m6rec {m6rec_jax.__version__}")
+        return SUCCESS
+    words = 2 if any(verb.startswith(f"{argv[0]} ") for verb in VERBS) else 1
+    if words == 2 and argv[1:2] in (["-h"], ["--help"]):
+        print(overview(f"{argv[0]} "))
+        return SUCCESS
+    verb = " ".join(argv[:words])
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1)
+        raise InputError(
+            f"{verb}: unknown verb; {f'did you mean {near[0]}?' if near else 'known: ' + ', '.join(VERBS)}"
+        )
+    find(verb)(argv[words:])
+    return SUCCESS
+
+
+def find(verb: str) -> Callable[[list[str]], None]:
+    """The function behind a verb."""
+    module, function, _ = VERBS[verb]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)
+
+
+def overview(group: str = "") -> str:
+    """The verbs (those of one group, if named) with a line each."""
+    lines = [f"  {verb:<12} {what}" for verb, (_, _, what) in VERBS.items() if verb.startswith(group)]
+    return "\n".join(
+        [
+            "usage: m6rec VERB [options]",
+            "",
+            "Pretrain generative recommenders in JAX and serve them.",
+            "",
+            "verbs:",
+            *lines,
+            "",
+            "m6rec VERB --help shows the options of a verb and an example; m6rec --version the version.",
+        ]
+    )
+
+
+def _end(code: int, text: str) -> int:
+    if _debug():
+        traceback.print_exc()
+    print(f"m6rec: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def _debug() -> bool:
+    return os.environ.get("M6REC_DEBUG", "") not in ("", "0")
+
+
+def _mendable(error: Exception) -> str | None:
+    """One line for faults of the machine that the user can mend: no space, no permission, no device memory."""
+    if isinstance(error, OSError) and error.errno in MENDABLE:
+        where = error.filename or "writing"
+        return f"{where}: {error.strerror}; free space or change its permissions, then run the same command again"
+    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error):
+        first = " ".join(str(error).split())[:160]
+        return f"out of device memory ({first}); lower data.rows, raise train.accumulate, or set model.remat=full"
+    return None

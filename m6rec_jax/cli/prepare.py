@@ -1,0 +1,40 @@
+"""`m6rec prepare`: raw tables, named by a data card, become a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from m6rec_jax.progress import note
+from m6rec_jax.settings import Parser
+
+
+def prepare(argv: list[str]) -> None:
+    """Clean, tokenise, code and split the tables of a card."""
+    parser = Parser(
+        prog="m6rec prepare",
+        usage="m6rec prepare --card CARD.yaml --out DATASET [--like RUN] [--append] [options]",
+        description="Turn raw tables into a dataset: clean, learn a tokenizer, give items codes, split, write records."
+        "\n\nexample:\n  m6rec prepare --card raw/ml-100k/card.yaml --out data/ml-100k",
+    )
+    add = parser.add_argument
+    add("--card", required=True, metavar="FILE", help="the data card: which tables, which columns, which split")
+    add("--out", required=True, metavar="DATASET", help="folder to write; it appears only when finished")
+    add("--like", metavar="RUN", help="take tokenizer and codebooks from this run, so that its model can read the data")
+    add("--append", action="store_true", help="add the events and items of the card to the dataset at --out")
+    add("--levels", type=int, default=1, metavar="N", help="codes an item: 1 = an id of its own, 3 or 4 = shared codes")
+    add("--codebook", type=int, default=256, metavar="N", help="codes a level, where there are several levels")
+    add("--vocab-size", type=int, default=4096, metavar="N", help="text pieces to learn; fewer where texts are few")
+    options = parser.parse(argv)
+    from m6rec_jax.data.prepare import prepare as prepare_dataset
+
+    dataset = prepare_dataset(
+        Path(options.card),
+        Path(options.out),
+        like=Path(options.like) if options.like else None,
+        append=options.append,
+        levels=options.levels,
+        codebook=options.codebook,
+        vocab_size=options.vocab_size,
+    )
+    note(f"wrote {dataset.path}: {dataset.catalogue:,} items, {dataset.users.height:,} users")
+    note(f"what was found and cleaned away: {dataset.path / 'quality.html'}")

@@ -1,0 +1,60 @@
+"""`m6rec verify`: are the files of a dataset or run still those that were written? Loads no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from m6rec_jax.artifacts.manifest import MANIFEST, read_manifest, verify_files
+from m6rec_jax.artifacts.run import RUN_FILE, read_run_file
+from m6rec_jax.artifacts.schemas import CHECKPOINT, DATASET
+from m6rec_jax.errors import InputError
+from m6rec_jax.progress import note, stage
+from m6rec_jax.settings import Parser
+
+
+def verify(argv: list[str]) -> None:
+    """Compare every file with its digest; print each problem, and end with InputError if there is one."""
+    parser = Parser(
+        prog="m6rec verify",
+        usage="m6rec verify FOLDER",
+        description="Check the files of a dataset, run or checkpoint against the digests written with them.\n\n"
+        "example:\n  m6rec verify runs/ml-100k",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="a dataset, a run, or one checkpoint of a run")
+    folder = Path(parser.parse(argv).folder)
+    listed = [(part, name, facts) for part, files in parts(folder) for name, facts in files.items()]
+    problems: list[str] = []
+    with stage("verify", sum(facts["bytes"] for *_, facts in listed) / 1e6, "MB") as bar:
+        for part, name, facts in listed:
+            problems += verify_files(part, {name: facts})
+            bar.advance(facts["bytes"] / 1e6, problems=len(problems))
+    if not problems:
+        print(f"{folder}: {len(listed)} files are as they were written")
+        return
+    for line in problems:
+        print(line)
+    raise InputError(
+        f"{problems[0]} ({len(problems)} of {len(listed)} files wrong); take them from a copy or make {folder} again"
+    )
+
+
+def parts(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folders at or under `folder` that carry digests, with them; InputError when there is none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a dataset or a run")
+    if (folder / RUN_FILE).is_file():
+        yield folder, read_run_file(folder)["files"]
+        steps = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit() and path.is_dir()]
+        for step in sorted(steps, key=lambda path: int(path.name)):
+            if (step / MANIFEST).is_file():
+                yield step, read_manifest(step, *CHECKPOINT)["files"]
+            else:
+                note(f"{step}: a save that was never finished; nothing reads it")
+    elif folder.name.isdigit() and (folder / MANIFEST).is_file():
+        yield folder, read_manifest(folder, *CHECKPOINT)["files"]
+    elif (folder / MANIFEST).is_file():
+        yield folder, read_manifest(folder, *DATASET)["files"]
+    else:
+        raise InputError(f"{folder}: neither a dataset ({MANIFEST}) nor a run ({RUN_FILE}); name the folder of one")
