@@ -67,15 +67,16 @@ def add_config_options(parser: Parser) -> None:
 def field_help(kind: type) -> dict[str, str]:
     """Help of each field: the `Args:` part of a dataclass docstring."""
     _, _, args = inspect.cleandoc(kind.__doc__ or "").partition("Args:")
-    return {name: " ".join(text.split()) for name, text in re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", args, re.M)}
+    return {
+        name: " ".join(text.split()) for name, text in re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", args, re.MULTILINE)
+    }
 
 
 def shipped() -> dict[str, Path]:
     """The configurations that come with the program, by name: inside the installed package or beside it."""
     here = Path(__file__).resolve().parent
     folder = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
-    sizes = {path: path.stat().st_size for path in folder.glob("*.yaml")}
-    return {path.stem: path for path in sorted(sizes)}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def find_config(name: str) -> Path:
@@ -134,7 +135,7 @@ class Parser(ArgumentParser):
                 return f"{word}: one word too many; {self.prog} --help shows what is taken"
             near = _near(word, self._option_string_actions)
             return f"{word}: unknown option; {near or f'{self.prog} --help lists them'}"
-        wrong = re.search(r'Parser key "([^"]+)":.*?Got value: (.*)', text, re.S)
+        wrong = re.search(r'Parser key "([^"]+)":.*?Got value: (.*)', text, re.DOTALL)
         if wrong:
             action = self._option_string_actions.get(f"--{wrong[1]}")
             return f"{dashes}{wrong[1]}={_line(wrong[2])}: must be {_expected(action)}"
