@@ -24,6 +24,7 @@ LINE_SHARE = 0.1  # ... or each tenth of the way, ...
 LINE_LEAST = 1.0  # ... but never more often than this
 WINDOW = 30.0  # seconds over which throughput is measured
 
+_now = time.monotonic
 _lock = threading.RLock()
 _told: bool | None = None
 _live: Any = None  # the one rich.progress.Progress while a bar is on screen
@@ -62,11 +63,10 @@ def note(line: str) -> None:
 class Stage:
     """One stage under way: counts, measures throughput, draws itself."""
 
-    def __init__(self, name: str, total: float | None, unit: str, done: float, clock=time.monotonic) -> None:
+    def __init__(self, name: str, total: float | None, unit: str, done: float) -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, done
         self.fields: dict[str, Any] = {}
-        self._clock = clock
-        self._start, self._first = clock(), done
+        self._start, self._first = _now(), done
         self._marks: deque[tuple[float, float]] = deque([(self._start, done)])
         self._said, self._said_done = self._start, done
         self._task: Any = None
@@ -74,7 +74,7 @@ class Stage:
     def advance(self, n: float = 1, /, **fields: Any) -> None:
         """Count `n` more units; `fields` are shown beside the bar until replaced."""
         with _lock:
-            now = self._clock()
+            now = _now()
             self.done += n
             self.fields.update(fields)
             if now - self._marks[-1][0] >= WINDOW / 30:
@@ -90,7 +90,7 @@ class Stage:
     def rate(self) -> float:
         """Units a second over the last `WINDOW` seconds; 0 before anything was counted."""
         since, done = self._marks[0]
-        seconds = self._clock() - since
+        seconds = _now() - since
         return (self.done - done) / seconds if seconds > 0 else 0.0
 
     def eta(self) -> float | None:
@@ -122,7 +122,7 @@ class Stage:
             note(line)
 
     def _end(self, word: str) -> None:
-        seconds = self._clock() - self._start
+        seconds = _now() - self._start
         made = self.done - self._first
         rate = f", {_number(made / seconds)} {self.unit or 'units'}/s" if made and seconds > 0.05 else ""
         where = f"{_count(self.done)} {self.unit}".rstrip() if made or self.total else ""

@@ -198,9 +198,8 @@ def _check_layer(path: Path) -> None:
 def _near(word: str, known: Iterable[str]) -> str:
     """ "did you mean ...?" with up to three near matches, or nothing."""
     known, last = list(known), word.split(".")[-1].lstrip("-")
-    found = [k for k in known if k.split(".")[-1].lstrip("-") == last] or difflib.get_close_matches(
-        word, known, 2, 0.75
-    )
+    found = [k for k in known if k.split(".")[-1].lstrip("-") == last] or [k for k in known if k.startswith(word)]
+    found = found or difflib.get_close_matches(word, known, 2, 0.8)
     return f"did you mean {' or '.join(found[:3])}?" if found else ""
 
 
