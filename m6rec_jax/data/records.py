@@ -7,7 +7,7 @@ A record is readable without this project: integers are integers, arrays are lit
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +59,37 @@ def encode(record: Record) -> bytes:
     if record.queries:
         body["queries"] = {int(i): np.asarray(q, "<i4").tobytes() for i, q in record.queries.items()}
     return msgpack.packb(body)
+
+
+def encode_histories(
+    rows: np.ndarray,
+    starts: np.ndarray,
+    items: np.ndarray,
+    times: np.ndarray,
+    kinds: np.ndarray,
+    targets: np.ndarray,
+    queries: Mapping[int, np.ndarray],
+) -> Iterator[bytes]:
+    """`encode` for many histories laid end to end: record i of user `rows[i]` holds events `starts[i]:starts[i + 1]`.
+
+    `queries` maps places among all events to text tokens.
+    """
+    blobs = [(width, np.ascontiguousarray(a, t).tobytes()) for a, t, width in ((items, "<i4", 4), (times, "<i8", 8), (kinds, "u1", 1))]  # fmt: skip
+    asked: dict[int, dict[int, bytes]] = {}
+    for place, tokens in sorted(queries.items()):
+        record = int(np.searchsorted(starts, place, side="right")) - 1
+        asked.setdefault(record, {})[place - int(starts[record])] = np.asarray(tokens, "<i4").tobytes()
+    pack = msgpack.Packer().pack
+    bounds = zip(rows.tolist(), starts[:-1].tolist(), starts[1:].tolist(), targets.tolist(), strict=True)
+    for record, (row, start, end, wanted) in enumerate(bounds):
+        body: dict[str, object] = {"kind": HISTORY, "row": row}
+        for name, (width, blob) in zip(("items", "times", "kinds"), blobs, strict=True):
+            body[name] = blob[width * start : width * end]
+        if wanted:
+            body["targets"] = wanted
+        if record in asked:
+            body["queries"] = asked[record]
+        yield pack(body)
 
 
 def decode(data: bytes) -> Record:

@@ -1,0 +1,202 @@
+"""Item codes: what an item is spelled with (DESIGN section 5).
+
+With one level the code is the catalogue row. With more, residual k-means over the content vector joined with a
+collaborative vector *predicted from content* (ridge regression on training transitions), so that old and new items are
+coded alike; the last level only breaks ties, and what overflows goes to the next-nearest cell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.utils.extmath import randomized_svd, svd_flip
+
+from m6rec_jax.data.transitions import Transitions
+from m6rec_jax.errors import InputError
+
+COLLABORATIVE_WIDTH = 64
+COLLABORATIVE_WEIGHT = 1.0  # length of the collaborative part beside content's unit length
+RIDGE = 1.0
+FIT_ITEMS = 1 << 16  # k-means is fitted on at most this many items
+ITERATIONS = 12
+_BLOCK = 1 << 14
+
+
+@dataclass(frozen=True)
+class Codebooks:
+    """`levels` and `size` a level; `centroids` [levels - 1] of [k, Dc + Dk] and `ridge` [Dc, Dk] (levels above 1)."""
+
+    levels: int
+    size: int
+    centroids: tuple[np.ndarray, ...] = ()
+    ridge: np.ndarray | None = None
+
+    def features(self, content: np.ndarray) -> np.ndarray:
+        """Content [n, Dc] joined with the collaborative vector that it predicts: what k-means sees, old item or new."""
+        if self.ridge is None or not self.ridge.shape[1]:
+            return content
+        return np.hstack([content, COLLABORATIVE_WEIGHT * _unit(content @ self.ridge)]).astype(np.float32)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Plain arrays for an npz."""
+        made = {"codebook_levels": np.int64(self.levels), "codebook_size": np.int64(self.size)}
+        if self.ridge is not None:
+            made["codebook_ridge"] = self.ridge
+        return made | {f"codebook_{i + 1}": c for i, c in enumerate(self.centroids)}
+
+    @classmethod
+    def from_arrays(cls, data: dict[str, np.ndarray]) -> Codebooks:
+        levels = int(data["codebook_levels"])
+        centroids = tuple(data[f"codebook_{i}"] for i in range(1, levels))
+        return cls(levels, int(data["codebook_size"]), centroids, data["codebook_ridge"] if levels > 1 else None)
+
+
+def fit_codebooks(content: np.ndarray, transitions: Transitions, levels: int, size: int, seed: int = 0) -> Codebooks:
+    """Fit on content [C, Dc] of the whole catalogue and on training transitions.
+
+    Raises InputError when `levels` is none of 1, 3, 4.
+    """
+    if levels not in (1, 3, 4):
+        raise InputError(f"levels={levels}: choose 1 (one code an item), 3 or 4")
+    if levels == 1:
+        return Codebooks(1, len(content))
+    if size < 2:
+        raise InputError(f"codebook={size}: must be at least 2 with levels={levels}")
+    made = Codebooks(levels, size, ridge=_predict_collaborative(content, transitions, seed))
+    rng = np.random.default_rng(seed)
+    rest = made.features(content)
+    if len(rest) > FIT_ITEMS:
+        rest = rest[np.sort(rng.choice(len(rest), FIT_ITEMS, replace=False))]
+    centroids = []
+    for _ in range(levels - 1):
+        centroids.append(_kmeans(rest, size, rng))
+        rest = rest - centroids[-1][_nearest(rest, centroids[-1])]
+    return Codebooks(levels, size, tuple(centroids), made.ridge)
+
+
+def assign_codes(content: np.ndarray, books: Codebooks, used: np.ndarray | None = None) -> np.ndarray:
+    """Codes [n, L] int32 of items that have none yet, from their content [n, Dc] alone; none is in `used` [m, L].
+
+    Raises InputError when the codebooks have no room left.
+    """
+    used = np.zeros((0, books.levels), np.int32) if used is None else used
+    if books.levels == 1:
+        return (len(used) + np.arange(len(content), dtype=np.int32))[:, None]
+    if len(used) + len(content) > books.size**books.levels:
+        raise InputError(f"codebook={books.size}: {len(used) + len(content)} items do not fit {books.levels} levels; raise it or add a level")  # fmt: skip
+    features = books.features(content)
+    codes = np.zeros((len(content), books.levels), np.int32)
+    taken: dict[int, np.ndarray] = {}  # cell -> last-level codes in use
+    for cell, last in _by_cell(_cell(used[:, :-1], books.size), used[:, -1]):
+        taken[cell] = last
+    waiting = np.arange(len(content))
+    for choice in range(books.size ** (books.levels - 1)):
+        if not len(waiting):
+            break
+        paths = _path(features[waiting], books, choice)
+        possible = paths[:, 0] >= 0
+        placed = np.zeros(len(waiting), bool)
+        for cell, places in _by_cell(_cell(paths[possible], books.size), np.flatnonzero(possible)):
+            busy = taken.get(cell, np.zeros(0, np.int32))
+            free = np.setdiff1d(np.arange(books.size, dtype=np.int32), busy)[: len(places)]
+            places = places[: len(free)]
+            rows = waiting[places]
+            codes[rows, :-1], codes[rows, -1] = paths[places], free
+            taken[cell] = np.concatenate([busy, free])
+            placed[places] = True
+        waiting = waiting[~placed]
+    if len(waiting):
+        raise InputError(f"codebook={books.size}: {len(waiting)} items found no free code; raise it or add a level")
+    return codes
+
+
+def _path(features: np.ndarray, books: Codebooks, choice: int) -> np.ndarray:
+    """The `choice`-th cell of each item `[n, L - 1]`: its digits in base `size` say how far from the nearest each level
+    goes, last level first. -1 where a level has fewer centroids than that."""
+    n_levels = books.levels - 1
+    digits = [choice // books.size ** (n_levels - 1 - i) % books.size for i in range(n_levels)]
+    path = np.full((len(features), n_levels), -1, np.int32)
+    if any(digit >= len(c) for digit, c in zip(digits, books.centroids, strict=True)):
+        return path
+    rest = features
+    for level, (digit, centroids) in enumerate(zip(digits, books.centroids, strict=True)):
+        path[:, level] = _nearest(rest, centroids, digit)
+        rest = rest - centroids[path[:, level]]
+    return path
+
+
+def _by_cell(cells: np.ndarray, values: np.ndarray):
+    """(cell, its values in order) for each distinct cell."""
+    if not len(cells):
+        return
+    order = np.argsort(cells, kind="stable")
+    starts = np.flatnonzero(np.diff(cells[order], prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(cells)], strict=True):
+        yield int(cells[order[start]]), values[order[start:end]]
+
+
+def _cell(path: np.ndarray, size: int) -> np.ndarray:
+    cell = np.zeros(len(path), np.int64)
+    for level in range(path.shape[1]):
+        cell = cell * size + path[:, level]
+    return cell
+
+
+def _nearest(x: np.ndarray, centroids: np.ndarray, rank: int = 0) -> np.ndarray:
+    """Index of the `rank`-th nearest centroid of each row (0 = the nearest)."""
+    half = (centroids**2).sum(1) / 2
+    chosen = np.empty(len(x), np.int32)
+    for start in range(0, len(x), _BLOCK):
+        near = half - x[start : start + _BLOCK] @ centroids.T
+        if rank:
+            chosen[start : start + _BLOCK] = np.argsort(near, axis=1, kind="stable")[:, rank]
+        else:
+            chosen[start : start + _BLOCK] = near.argmin(1)
+    return chosen
+
+
+def _kmeans(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Lloyd's algorithm from k distinct rows (fewer centroids when there are fewer); an empty cell takes the worst row."""
+    distinct = np.unique(x, axis=0)
+    k = min(k, len(distinct))
+    if k == len(distinct):
+        return distinct
+    centroids = distinct[np.sort(rng.choice(len(distinct), k, replace=False))]
+    for _ in range(ITERATIONS):
+        owner = _nearest(x, centroids)
+        sizes = np.bincount(owner, minlength=k)
+        sums = sp.csr_array((np.ones(len(x), np.float32), (owner, np.arange(len(x)))), shape=(k, len(x))) @ x
+        centroids = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centroids).astype(np.float32)
+        empty = np.flatnonzero(sizes == 0)
+        if len(empty):
+            error = ((x - centroids[owner]) ** 2).sum(1)
+            centroids[empty] = x[np.argsort(-error, kind="stable")[: len(empty)]]
+    return centroids
+
+
+def _predict_collaborative(content: np.ndarray, transitions: Transitions, seed: int) -> np.ndarray:
+    """Ridge regression [Dc, Dk] from content to the leading directions of the normalised training transitions."""
+    forward = transitions.forward.to_scipy() + transitions.backward.to_scipy()
+    matrix = sp.csr_array(forward + forward.T)
+    seen = np.flatnonzero(np.asarray(matrix.sum(1)).ravel() > 0)
+    width = min(COLLABORATIVE_WIDTH, len(seen) // 2)
+    if not width:
+        return np.zeros((content.shape[1], 0), np.float32)
+    matrix = sp.csr_array(matrix[seen][:, seen])
+    scale = sp.diags_array(1 / np.sqrt(np.asarray(matrix.sum(1)).ravel()))
+    matrix = sp.csr_array(scale @ matrix @ scale)
+    if len(seen) <= 4 * width:
+        u, s, vt = np.linalg.svd(matrix.toarray())
+        u, _ = svd_flip(u, vt)
+    else:
+        u, s, _ = randomized_svd(matrix, width, n_oversamples=16, n_iter=3, random_state=seed)
+    target = _unit(u[:, :width] * np.sqrt(s[:width]))
+    x = content[seen].astype(np.float64)
+    return np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ target).astype(np.float32)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.where(norms > 1e-6, vectors / np.maximum(norms, 1e-6), 0).astype(np.float32)

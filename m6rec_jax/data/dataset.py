@@ -1,0 +1,145 @@
+"""A prepared data set, opened."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import xxhash
+
+from m6rec_jax.artifacts.manifest import read_manifest
+from m6rec_jax.artifacts.schemas import DATASET
+from m6rec_jax.data.records import SUFFIX, RecordReader
+from m6rec_jax.data.splits import SPLITS
+from m6rec_jax.data.tokenizer import Tokenizer
+from m6rec_jax.data.transitions import Transitions, load_transitions
+from m6rec_jax.errors import InputError
+from m6rec_jax.vocab import Vocab
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `prepare` wrote: C items, codes [C, L] int32, content [C, Dc] float32; records and the rest on demand."""
+
+    path: Path
+    manifest: dict[str, Any]
+    vocab: Vocab
+    tokenizer: Tokenizer
+    items: pl.DataFrame
+    users: pl.DataFrame
+    codes: np.ndarray
+    content: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return self.manifest["name"]
+
+    @property
+    def catalogue(self) -> int:
+        """C: items in the catalogue."""
+        return len(self.codes)
+
+    @property
+    def levels(self) -> int:
+        """L: codes an item."""
+        return self.codes.shape[1]
+
+    @property
+    def timed(self) -> bool:
+        """Whether times are seconds, so that pauses are written into histories."""
+        return self.manifest["timed"]
+
+    @property
+    def repeat(self) -> bool:
+        """Whether an item may be recommended to who had it before."""
+        return self.manifest["repeat"]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Names of the kinds of event, in the order of their numbers; empty where there is one kind only."""
+        return self.manifest["kinds"]
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """[C] bool: the item has a training event."""
+        return self.items["seen"].to_numpy()
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        """Item ids by catalogue row."""
+        return self.items["item_id"].to_list()
+
+    @cached_property
+    def index(self) -> dict[str, np.ndarray]:
+        """`{split}_kind`, `{split}_tokens`, `{split}_events` [records]: what a plan needs without reading records."""
+        with np.load(self._file("index.npz"), allow_pickle=False) as data:
+            return dict(data)
+
+    @cached_property
+    def transitions(self) -> Transitions:
+        return load_transitions(self._file("transitions.npz"))
+
+    @cached_property
+    def digest(self) -> str:
+        """xxh3 of the digests of all files: what a run remembers and resume compares."""
+        return xxhash.xxh3_128_hexdigest(json.dumps(self.manifest["files"], sort_keys=True).encode())
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {item: row for row, item in enumerate(self.item_ids)}
+
+    def row_of(self, item_id: str) -> int | None:
+        """Catalogue row of an item id; None when there is no such item."""
+        return self._rows.get(item_id)
+
+    def records(self, split: str) -> RecordReader:
+        """Random access to the records of `train`, `valid` or `test`; `index` is in the same order."""
+        if split not in SPLITS:
+            raise InputError(f"split={split}: choose one of {', '.join(SPLITS)}")
+        names = sorted(n for n in self.manifest["files"] if n.startswith(f"{split}-") and n.endswith(SUFFIX))
+        reader = RecordReader([self._file(n) for n in names])
+        wanted = self.manifest["sizes"][f"{split}_records"]
+        if len(reader) != wanted:
+            raise InputError(
+                f"{self.path}: {len(reader)} {split} records where {wanted} were written; prepare it again"
+            )
+        return reader
+
+    def _file(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise InputError(f"{path}: missing; prepare the dataset again")
+        return path
+
+
+def open_dataset(path: Path | str) -> Dataset:
+    """Open a dataset folder. Raises InputError when it is none, or when a file of it is missing or unreadable.
+
+    Digests are not checked here; `m6rec verify` does.
+    """
+    path = Path(path)
+    manifest = read_manifest(path, DATASET.name, DATASET.version)
+    for name in manifest["files"]:
+        if not (path / name).is_file():
+            raise InputError(f"{path / name}: missing; prepare the dataset again")
+    try:
+        items, users = pl.read_parquet(path / "items.parquet"), pl.read_parquet(path / "users.parquet")
+        with np.load(path / "codes.npz", allow_pickle=False) as data:
+            codes, content = data["codes"], data["content"]
+    except (OSError, KeyError, ValueError, EOFError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{path}: not readable as a dataset ({error}); prepare it again") from None
+    return Dataset(
+        path=path,
+        manifest=manifest,
+        vocab=Vocab.from_dict(manifest["vocab"]),
+        tokenizer=Tokenizer.load(path / "tokenizer.model"),
+        items=items,
+        users=users,
+        codes=codes,
+        content=content,
+    )
