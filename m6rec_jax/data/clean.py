@@ -6,14 +6,14 @@ Idempotent: cleaning what was cleaned changes nothing and rejects nothing.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from m6rec_jax.data.card import Card
 from m6rec_jax.data.sources import REJECTED_SCHEMA, Tables, rejected_rows
-from m6rec_jax.data.text import TEXT_RULES, clean_column, clean_lists
+from m6rec_jax.data.text import clean_column, clean_lists
 from m6rec_jax.errors import InputError
 from m6rec_jax.vocab import N_KINDS
 
@@ -115,7 +115,7 @@ def clean(tables: Tables, card: Card, now: float | None = None) -> Cleaned:
     return Cleaned(made, counts, pl.concat(rejected) if rejected else pl.DataFrame(schema=REJECTED_SCHEMA))
 
 
-def _clean_events(events: pl.DataFrame, card: Card, counts: dict, reject, now: float) -> pl.DataFrame:  # noqa: ANN001
+def _clean_events(events: pl.DataFrame, card: Card, counts: dict, reject, now: float) -> pl.DataFrame:
     if events["text"].null_count() < events.height:
         text = clean_column(events["text"], card.clean.max_text, counts)
         events = events.with_columns(text.replace("", None).alias("text"))
@@ -131,7 +131,7 @@ def _clean_events(events: pl.DataFrame, card: Card, counts: dict, reject, now: f
         raise InputError(f"{card.origin}: events.kind: {card.events.kind!r}: {kinds} different kinds, at most {N_KINDS} are possible; list those that count under `kinds:`")  # fmt: skip
     return reject(
         "events", "duplicate_event", events, _repeated(events, ["user_id", "item_id", "time", "kind", "value", "text"])
-    )  # noqa: E501
+    )
 
 
 def _repeated(frame: pl.DataFrame, columns: list[str]) -> pl.Series:
@@ -140,7 +140,7 @@ def _repeated(frame: pl.DataFrame, columns: list[str]) -> pl.Series:
     return ~frame.select(pl.struct(used).is_first_distinct()).to_series()
 
 
-def _apply_minimums(events: pl.DataFrame, card: Card, reject) -> pl.DataFrame:  # noqa: ANN001
+def _apply_minimums(events: pl.DataFrame, card: Card, reject) -> pl.DataFrame:
     """Drop events of rare items and of short users until neither is left; queries do not count, but go with their user."""
     least_user, least_item = card.clean.min_user_events, card.clean.min_item_events
     if least_user <= 1 and least_item <= 1:
@@ -169,7 +169,7 @@ def _codes(series: pl.Series) -> np.ndarray:
         series.to_frame("x")
         .join(unique, on="x", how="left", maintain_order="left", nulls_equal=True)["code"]
         .to_numpy()
-    )  # noqa: E501
+    )
 
 
 def _sorted(events: pl.DataFrame) -> pl.DataFrame:
@@ -177,7 +177,7 @@ def _sorted(events: pl.DataFrame) -> pl.DataFrame:
     return events.sort(first, "time", "row")
 
 
-def _clean_items(items: pl.DataFrame, card: Card, counts: dict, reject) -> pl.DataFrame:  # noqa: ANN001
+def _clean_items(items: pl.DataFrame, card: Card, counts: dict, reject) -> pl.DataFrame:
     items = reject("items", "missing_item", items, items["item_id"].is_null())
     items = reject("items", "duplicate_item", items, _repeated(items, ["item_id"]))
     return items.with_columns(
@@ -208,9 +208,17 @@ def _with_event_items(items: pl.DataFrame | None, events: pl.DataFrame, counts: 
 
 
 ITEM_SCHEMA = {
-    **{"item_id": pl.String, "title": pl.String, "text": pl.String},
-    **{"categories": pl.List(pl.String), "attributes": pl.List(pl.String), "published": pl.Int64},
-    **{"type": pl.String, "image": pl.String, "audio": pl.String, "video": pl.String, "row": pl.Int64},
+    "item_id": pl.String,
+    "title": pl.String,
+    "text": pl.String,
+    "categories": pl.List(pl.String),
+    "attributes": pl.List(pl.String),
+    "published": pl.Int64,
+    "type": pl.String,
+    "image": pl.String,
+    "audio": pl.String,
+    "video": pl.String,
+    "row": pl.Int64,
 }
 
 
@@ -221,7 +229,7 @@ def _count_items(items: pl.DataFrame, counts: dict) -> None:
         & (pl.col("text") == "")
         & (pl.col("categories").list.len() == 0)
         & (pl.col("attributes").list.len() == 0)
-    )  # noqa: E501
+    )
     counts["empty_title"], counts["empty_text"] = items.select(no_title.sum().alias("a"), nothing.sum().alias("b")).row(
         0
     )
@@ -248,7 +256,7 @@ def near_duplicates(items: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _clean_users(users: pl.DataFrame | None, counts: dict, reject) -> pl.DataFrame | None:  # noqa: ANN001
+def _clean_users(users: pl.DataFrame | None, counts: dict, reject) -> pl.DataFrame | None:
     if users is None:
         return None
     users = reject("users", "missing_user", users, users["user_id"].is_null())
@@ -256,7 +264,7 @@ def _clean_users(users: pl.DataFrame | None, counts: dict, reject) -> pl.DataFra
     return users.with_columns(clean_lists(users["attributes"], PHRASE_LIMIT, counts))
 
 
-def _clean_corpus(corpus: pl.DataFrame | None, card: Card, counts: dict, reject) -> pl.DataFrame | None:  # noqa: ANN001
+def _clean_corpus(corpus: pl.DataFrame | None, card: Card, counts: dict, reject) -> pl.DataFrame | None:
     if corpus is None:
         return None
     corpus = corpus.with_columns(clean_column(corpus["text"], card.clean.max_text, counts).fill_null(""))
@@ -264,7 +272,7 @@ def _clean_corpus(corpus: pl.DataFrame | None, card: Card, counts: dict, reject)
     return reject("corpus", "duplicate_document", corpus, _repeated(corpus, ["text"]))
 
 
-def _clean_impressions(shown: pl.DataFrame | None, items: pl.DataFrame, reject) -> pl.DataFrame | None:  # noqa: ANN001
+def _clean_impressions(shown: pl.DataFrame | None, items: pl.DataFrame, reject) -> pl.DataFrame | None:
     if shown is None:
         return None
     shown = reject("impressions", "missing_user", shown, shown["user_id"].is_null())

@@ -7,6 +7,7 @@ reads the same whichever comes first.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,26 +15,32 @@ from typing import Any
 import polars as pl
 
 from m6rec_jax.data import values
-from m6rec_jax.data.card import Card, format_of, is_frame, known
+from m6rec_jax.data.card import Card
+from m6rec_jax.data.card_checks import format_of, is_frame, known, short
 from m6rec_jax.data.privacy import hide_ids, read_key
 from m6rec_jax.errors import InputError
 
 REJECTED_SCHEMA = {"table": pl.String, "row": pl.Int64, "rule": pl.String, "content": pl.String}
 EVENT_SCHEMA = {
-    **{"user_id": pl.String, "item_id": pl.String, "time": pl.Int64, "kind": pl.String},
-    **{"value": pl.Float64, "text": pl.String, "row": pl.Int64},
+    "user_id": pl.String,
+    "item_id": pl.String,
+    "time": pl.Int64,
+    "kind": pl.String,
+    "value": pl.Float64,
+    "text": pl.String,
+    "row": pl.Int64,
 }
 CONTENT_LIMIT = 1000  # characters of a rejected row that are kept
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Canonical tables; `rejected` rows could not be read at all, `counts` says what was set to null on reading.
+    """Canonical tables, source order kept in `row`; a column that the card does not name is there, all null.
 
-    events: user_id, item_id, time (seconds since 1970, or the order), kind, value, text, row (source row order).
+    events: user_id, item_id, time (seconds since 1970, or the order), kind, value, text.
     items: item_id, title, text, categories, attributes (lists), num_* (f64), published, type, image, audio, video.
-    users: user_id, attributes. corpus: text. impressions: user_id, item_id, time, clicked. All but corpus and
-    events may lack optional columns' content (null), never the columns.
+    users: user_id, attributes. corpus: text. impressions: user_id, item_id, time, clicked.
+    `rejected`: rows that could not be read. `counts`: cells set to null on reading.
     """
 
     events: pl.DataFrame
@@ -53,19 +60,27 @@ def read_tables(card: Card) -> Tables:
     """
     key = read_key(card)
     counts = {"bad_value": 0, "bad_number": 0}
-    events, rejected = _read_events(card, counts)
-    events, rejected = hide_ids(events, key), [rejected_rows("events", "bad_time", hide_ids(rejected, key))]
-    impressions = None
-    if card.impressions:
-        impressions, bad = _read_impressions(card)
-        impressions = hide_ids(impressions, key)
-        rejected.append(rejected_rows("impressions", "bad_time", hide_ids(bad, key)))
+    rejected = []
+
+    def read(section: str, function: Callable[..., tuple[pl.DataFrame, pl.DataFrame]]) -> pl.DataFrame | None:
+        if getattr(card, section) is None:
+            return None
+        try:
+            frame, bad_times = function(card, counts)
+        except pl.exceptions.PolarsError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{card.origin}: {section}: a column is of no usable type ({reason}); convert it"
+            ) from None
+        rejected.append(rejected_rows(section, "bad_time", hide_ids(bad_times, key)))
+        return hide_ids(frame, key)
+
     return Tables(
-        events=events,
-        items=_read_items(card, counts) if card.items else None,
-        users=hide_ids(_read_users(card), key) if card.users else None,
-        corpus=_read_corpus(card) if card.corpus else None,
-        impressions=impressions,
+        events=read("events", _read_events),
+        items=read("items", _read_items),
+        users=read("users", _read_users),
+        corpus=read("corpus", _read_corpus),
+        impressions=read("impressions", _read_impressions),
         rejected=pl.concat(rejected),
         counts=counts,
     )
@@ -89,27 +104,24 @@ def _read_events(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.D
     raw = read_raw(card, "events")
     if isinstance(table.item, tuple):
         return _histories(_joined_lists(raw, table.user, table.item)), _no_bad_times()
-    row = pl.int_range(raw.height, dtype=pl.Int64, eager=True)
-    made = {"user_id": values.ids(raw[table.user]), "item_id": values.ids(raw[table.item])}
-    made["time"] = values.times(raw[table.time], table.time_unit) if table.time else row
-    made["kind"] = values.texts(raw[table.kind]) if table.kind else None
-    made["value"], made["text"] = None, values.texts(raw[table.text]) if table.text else None
+    columns = {"user_id": values.ids(raw[table.user]), "item_id": values.ids(raw[table.item])}
+    columns["row"] = pl.int_range(raw.height, dtype=pl.Int64, eager=True)
+    columns["time"] = values.times(raw[table.time], table.time_unit) if table.time else columns["row"]
+    for name in ("kind", "text"):
+        if column := getattr(table, name):
+            columns[name] = values.texts(raw[column])
     if table.value:
-        made["value"], counts["bad_value"] = values.numbers(raw[table.value])
-    made["row"] = row
-    events = pl.DataFrame(
-        [
-            (
-                pl.Series(c, made[c], dtype=t)
-                if made[c] is not None
-                else pl.repeat(None, raw.height, dtype=t, eager=True)
-            ).alias(c)
-            for c, t in EVENT_SCHEMA.items()
-        ]
+        columns["value"], counts["bad_value"] = values.numbers(raw[table.value])
+    events = _canonical(pl.DataFrame(columns))
+    return _without_bad_times(events, raw[table.time]) if table.time else (events, _no_bad_times())
+
+
+def _canonical(events: pl.DataFrame) -> pl.DataFrame:
+    """The columns of EVENT_SCHEMA in their order; those that are not there, null."""
+    return events.select(
+        (pl.col(name) if name in events.columns else pl.lit(None)).cast(kind).alias(name)
+        for name, kind in EVENT_SCHEMA.items()
     )
-    if not table.time:
-        return events, _no_bad_times()
-    return _without_bad_times(events, raw[table.time])
 
 
 def _without_bad_times(frame: pl.DataFrame, raw_time: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -128,52 +140,47 @@ def _no_bad_times() -> pl.DataFrame:
 def _read_sequences(card: Card) -> pl.DataFrame:
     """user, items (list) of each line `user item item ...`."""
     path = Path(card.events.path)
-    try:
-        lines = pl.read_csv(
-            path, has_header=False, separator="\n", quote_char=None, infer_schema=False, new_columns=["line"]
-        )  # noqa: E501
-    except pl.exceptions.NoDataError:
-        raise InputError(_empty(card, "events", path)) from None
-    except pl.exceptions.PolarsError as error:
-        raise InputError(_unreadable(card, "events", path, error)) from None
+    options = {"has_header": False, "separator": "\n", "quote_char": None, "infer_schema": False}
+    lines = _guarded(
+        card, "events", lambda: pl.read_csv(_utf8(path, card.events.encoding), new_columns=["line"], **options)
+    )
     words = lines.select(pl.col("line").str.extract_all(r"\S+").alias("words")).filter(pl.col("words").list.len() > 0)
-    if words.height == 0:
-        raise InputError(_empty(card, "events", path))
-    return words.select(pl.col("words").list.first().alias("user"), pl.col("words").list.slice(1).alias("items"))
+    return _filled(card, "events", words).select(
+        pl.col("words").list.first().alias("user"), pl.col("words").list.slice(1).alias("items")
+    )
 
 
 def _joined_lists(raw: pl.DataFrame, user: str, columns: tuple[str, ...]) -> pl.DataFrame:
     """user, items (list): the lists or single ids of `columns`, end to end."""
-    lists = [pl.Series(c, values.sequences(raw[c], ",")) for c in columns]
+    none = pl.Series([[]], dtype=pl.List(pl.String))
+    lists = [values.sequences(raw[c], ",").fill_null(none).alias(str(i)) for i, c in enumerate(columns)]
     return pl.DataFrame({"user": raw[user]}).with_columns(pl.concat_list(lists).alias("items"))
 
 
 def _histories(frame: pl.DataFrame) -> pl.DataFrame:
     """Events of whole histories: time is the position in the user's history, over all of the user's rows."""
-    flat = frame.explode("items").with_row_index("row").drop_nulls("items")
+    flat = frame.explode("items").with_row_index("row")
     made = flat.select(
         values.ids(flat["user"]).alias("user_id"),
         values.ids(flat["items"]).alias("item_id"),
         pl.col("row").cast(pl.Int64),
     ).with_columns(pl.int_range(pl.len()).over("user_id").alias("time"))
-    return made.select(
-        [pl.col(c) if c in made.columns else pl.lit(None, dtype=t).alias(c) for c, t in EVENT_SCHEMA.items()]
-    )
+    return _canonical(made)
 
 
-def _read_items(card: Card, counts: dict[str, int]) -> pl.DataFrame:
+def _read_items(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
     table = card.items
     raw = read_raw(card, "items")
     separator = table.list_separator or (" " if not is_frame(table.path) and format_of(table) == "recbole" else "|")
     none = pl.repeat(None, raw.height, dtype=pl.String, eager=True)
+    categories = [values.lists(raw[c], separator) for c in table.categories]
+    attributes = [values.said(raw[c], table.list_separator) for c in table.attributes]
     columns = [
         values.ids(raw[table.id]).alias("item_id"),
         (values.texts(raw[table.title]) if table.title else none).alias("title"),
         values.joined([values.texts(raw[c]) for c in table.text], raw.height).alias("text"),
-        values.merged([values.lists(raw[c], separator) for c in table.categories], raw.height).alias("categories"),
-        values.merged([values.said(raw[c], table.list_separator) for c in table.attributes], raw.height).alias(
-            "attributes"
-        ),  # noqa: E501
+        values.merged(categories, raw.height).alias("categories"),
+        values.merged(attributes, raw.height).alias("attributes"),
     ]
     for name in table.numbers:
         series, bad = values.numbers(raw[name])
@@ -184,36 +191,37 @@ def _read_items(card: Card, counts: dict[str, int]) -> pl.DataFrame:
     for name in ("type", "image", "audio", "video"):
         column = getattr(table, name)
         columns.append((values.texts(raw[column]) if column else none).alias(name))
-    return pl.DataFrame(columns).with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("row"))
+    return _numbered(columns), _no_bad_times()
 
 
-def _read_users(card: Card) -> pl.DataFrame:
+def _read_users(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
     table = card.users
     raw = read_raw(card, "users")
     attributes = values.merged([values.said(raw[c], table.list_separator) for c in table.attributes], raw.height)
-    return pl.DataFrame([values.ids(raw[table.id]).alias("user_id"), attributes.alias("attributes")]).with_columns(
-        pl.int_range(pl.len(), dtype=pl.Int64).alias("row")
-    )
+    return _numbered([values.ids(raw[table.id]).alias("user_id"), attributes.alias("attributes")]), _no_bad_times()
 
 
-def _read_corpus(card: Card) -> pl.DataFrame:
+def _read_corpus(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
     raw = read_raw(card, "corpus")
-    text = values.joined([values.texts(raw[c]) for c in card.corpus.text], raw.height)
-    return pl.DataFrame([text.alias("text")]).with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("row"))
+    return _numbered([values.joined([values.texts(raw[c]) for c in card.corpus.text], raw.height).alias("text")]), _no_bad_times()  # fmt: skip
 
 
-def _read_impressions(card: Card) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _read_impressions(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
     table = card.impressions
     raw = read_raw(card, "impressions")
-    frame = pl.DataFrame(
+    frame = _numbered(
         [
             values.ids(raw[table.user]).alias("user_id"),
             values.ids(raw[table.item]).alias("item_id"),
             values.times(raw[table.time], table.time_unit or card.events.time_unit).alias("time"),
             values.flags(raw[table.clicked]).alias("clicked"),
         ]
-    ).with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("row"))
+    )
     return _without_bad_times(frame, raw[table.time])
+
+
+def _numbered(columns: list[pl.Series]) -> pl.DataFrame:
+    return pl.DataFrame(columns).with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("row"))
 
 
 def read_raw(card: Card, section: str) -> pl.DataFrame:
@@ -222,22 +230,44 @@ def read_raw(card: Card, section: str) -> pl.DataFrame:
     wanted = _wanted(table)
     if is_frame(table.path):
         frame = values.as_polars(table.path)
-        _check_columns(card, section, wanted, frame.columns, "the DataFrame")
-        return _filled(card, section, frame.select(dict.fromkeys(wanted.values())), "the DataFrame")
-    path, kind = Path(table.path), format_of(table)
+        _check_columns(card, section, wanted, frame.columns)
+        return _filled(card, section, frame.select(_columns(wanted)))
+    reader = READERS[format_of(table)]
+    return _filled(card, section, _guarded(card, section, lambda: reader(card, section, Path(table.path), wanted)))
+
+
+def _guarded(card: Card, section: str, read: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+    """Run a reader; what it raises about the file becomes an InputError."""
+    table = getattr(card, section)
+    where = f"{card.origin}: {section}.path: {table.path}"
     try:
-        frame = READERS[kind](card, section, path, wanted)
+        return read()
     except pl.exceptions.NoDataError:
-        raise InputError(_empty(card, section, path)) from None
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError, LookupError) as error:
-        raise InputError(_unreadable(card, section, path, error)) from None
-    return _filled(card, section, frame, path)
+        raise InputError(f"{where}: holds no row; give a table with at least one") from None
+    except LookupError:
+        why = f"{card.origin}: {section}.encoding: {table.encoding!r}: no such encoding"
+        raise InputError(f"{why}; name one such as utf-8, gb18030 or latin-1") from None
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if "utf-8" in reason.lower() or "utf8" in reason.lower():
+            raise InputError(f"{where}: not UTF-8; add `encoding:`, such as gb18030 or latin-1, to {section}") from None
+        raise InputError(
+            f"{where}: not readable as {format_of(table)} ({reason}); correct the file or `format:`"
+        ) from None
 
 
-def _filled(card: Card, section: str, frame: pl.DataFrame, where: Any) -> pl.DataFrame:
+def _filled(card: Card, section: str, frame: pl.DataFrame) -> pl.DataFrame:
     if frame.height == 0:
-        raise InputError(_empty(card, section, where))
+        what = short(getattr(card, section).path)
+        raise InputError(f"{card.origin}: {section}.path: {what}: holds no row; give a table with at least one")
     return frame
+
+
+def _utf8(path: Path, encoding: str) -> Path | bytes:
+    """The file itself when it is UTF-8, else its bytes converted."""
+    if encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig"):
+        return path
+    return path.read_bytes().decode(encoding).encode("utf-8")
 
 
 def _wanted(table: Any) -> dict[str, str]:
@@ -252,7 +282,8 @@ def _wanted(table: Any) -> dict[str, str]:
     return wanted
 
 
-def _check_columns(card: Card, section: str, wanted: dict[str, str], there: list[str], where: Any) -> None:
+def _check_columns(card: Card, section: str, wanted: dict[str, str], there: list[str]) -> None:
+    where = short(getattr(card, section).path)
     for key, column in wanted.items():
         if column not in there:
             raise InputError(f"{card.origin}: {section}.{key}: {column!r}: no such column in {where}; {known(column, list(there), 'its columns')}")  # fmt: skip
@@ -263,16 +294,13 @@ def _columns(wanted: dict[str, str]) -> list[str]:
 
 
 def _delimited(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.DataFrame:
-    kind, encoding = format_of(getattr(card, section)), getattr(card, section).encoding
-    options: dict[str, Any] = {"separator": "," if kind == "csv" else "\t", "infer_schema": False}
-    if kind == "recbole":
-        options["quote_char"] = None  # atomic files have no quoting
-    source: Any = path
-    if encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig"):
-        source = path.read_bytes().decode(encoding).encode("utf-8")
+    table = getattr(card, section)
+    kind, source = format_of(table), _utf8(path, table.encoding)
+    quote = None if kind == "recbole" else '"'  # atomic files have no quoting
+    options: dict[str, Any] = {"separator": "," if kind == "csv" else "\t", "infer_schema": False, "quote_char": quote}
     header = pl.read_csv(source, n_rows=0, **options).columns
     names = {name.split(":")[0] if kind == "recbole" else name.strip(): name for name in header}
-    _check_columns(card, section, wanted, list(names), path)
+    _check_columns(card, section, wanted, list(names))
     columns = _columns(wanted)
     frame = pl.read_csv(source, columns=[names[c] for c in columns], **options)
     return frame.rename({names[c]: c for c in columns}).select(columns)
@@ -280,58 +308,50 @@ def _delimited(card: Card, section: str, path: Path, wanted: dict[str, str]) -> 
 
 def _parquet(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.DataFrame:
     scan = pl.scan_parquet(path)
-    _check_columns(card, section, wanted, scan.collect_schema().names(), path)
+    _check_columns(card, section, wanted, scan.collect_schema().names())
     return scan.select(_columns(wanted)).collect()
 
 
 def _jsonl(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.DataFrame:
-    columns = _columns(wanted)
+    columns, source = _columns(wanted), _utf8(path, getattr(card, section).encoding)
     try:
-        frame = pl.read_ndjson(path, schema=dict.fromkeys(columns, pl.String))
+        frame = pl.read_ndjson(source, schema=dict.fromkeys(columns, pl.String))
     except pl.exceptions.ComputeError:
-        return _slow_jsonl(card, section, path, wanted)  # names the line; and takes NaN, which Python writes
+        return _slow_jsonl(card, section, source, wanted)  # names the line; and takes NaN, which Python writes
     if any(frame[c].null_count() == frame.height for c in columns):
-        there = pl.scan_ndjson(path, infer_schema_length=None).collect_schema().names()
-        _check_columns(card, section, wanted, there, path)
+        there = pl.read_ndjson(source, infer_schema_length=None).columns
+        _check_columns(card, section, wanted, there)
     return frame.select(columns)
 
 
-def _slow_jsonl(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.DataFrame:
+def _slow_jsonl(card: Card, section: str, source: Path | bytes, wanted: dict[str, str]) -> pl.DataFrame:
+    lines = (source if isinstance(source, bytes) else source.read_bytes()).decode("utf-8-sig").split("\n")
     records = []
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{card.origin}: {section}.path: {path}, line {number}: not JSON ({error}); correct or remove that line") from None  # fmt: skip
-            records.append(record)
-    return _of_records(card, section, path, wanted, records)
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return _of_records(card, section, wanted, records)
 
 
 def _json(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.DataFrame:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise InputError(_unreadable(card, section, path, error)) from None
+    source = _utf8(path, getattr(card, section).encoding)
+    data = json.loads((source if isinstance(source, bytes) else source.read_bytes()).decode("utf-8-sig"))
     if isinstance(data, dict):  # id -> record
         data = [{"id": key, **value} for key, value in data.items() if isinstance(value, dict)]
-    return _of_records(card, section, path, wanted, data)
+    return _of_records(card, section, wanted, data)
 
 
-def _of_records(card: Card, section: str, path: Path, wanted: dict[str, str], records: Any) -> pl.DataFrame:
+def _of_records(card: Card, section: str, wanted: dict[str, str], records: Any) -> pl.DataFrame:
     if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
-        raise InputError(
-            f"{card.origin}: {section}.path: {path}: its JSON is no list of objects; write one object a row"
-        )
-    there = list(dict.fromkeys(key for one in records for key in one))
-    if records:
-        _check_columns(card, section, wanted, there, path)
+        raise ValueError("a row has to be a JSON object")
     columns = _columns(wanted)
-    return pl.DataFrame(
-        {c: [values.as_text(one.get(c)) for one in records] for c in columns}, schema=dict.fromkeys(columns, pl.String)
-    )  # noqa: E501
+    if records:
+        _check_columns(card, section, wanted, list(dict.fromkeys(key for one in records for key in one)))
+    cells = {c: [values.as_text(one.get(c)) for one in records] for c in columns}
+    return pl.DataFrame(cells, schema=dict.fromkeys(columns, pl.String))
 
 
 READERS = {
@@ -341,15 +361,4 @@ READERS = {
     "parquet": _parquet,
     "jsonl": _jsonl,
     "json": _json,
-}  # noqa: E501
-
-
-def _empty(card: Card, section: str, where: Any) -> str:
-    return f"{card.origin}: {section}.path: {where}: holds no row; give a table with at least one"
-
-
-def _unreadable(card: Card, section: str, path: Path, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
-    if "utf-8" in reason.lower() or "utf8" in reason.lower():
-        return f"{card.origin}: {section}.path: {path}: not UTF-8; add `encoding:` to {section}, such as gb18030 or latin-1"
-    return f"{card.origin}: {section}.path: {path}: not readable as {format_of(getattr(card, section))} ({reason}); correct the file or `format:`"  # fmt: skip
+}

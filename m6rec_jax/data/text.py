@@ -26,11 +26,10 @@ _NAMES = (
     "optgroup|option|p|param|picture|pre|q|s|samp|script|section|select|small|source|span|strike|strong|style|sub|"
     "summary|sup|svg|table|tbody|td|textarea|tfoot|th|thead|time|title|tr|tt|u|ul|var|video|wbr"
 )
-_BARE = "allowfullscreen|async|autoplay|checked|compact|controls|default|defer|disabled|hidden|loop|multiple|muted|nowrap|noshade|open|readonly|required|selected"  # noqa: E501
+_BARE = "allowfullscreen|async|autoplay|checked|compact|controls|default|defer|disabled|hidden|loop|multiple|muted|nowrap|noshade|open|readonly|required|selected"
 _ATTRIBUTE = rf"""\s+(?:[A-Za-z_:@][\w:.-]*\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>=`]+)|(?:{_BARE})(?=[\s/>]))"""
 TAG = re.compile(rf"<(/?)({_NAMES})(?:{_ATTRIBUTE})*\s*/?>|<!--.*?-->|<!doctype[^<>]*>", re.IGNORECASE | re.DOTALL)
-INLINE = frozenset(("a abbr acronym b bdi bdo big cite code del dfn em font i ins kbd label mark q s samp small span "
-                    "strike strong sub sup tt u var wbr").split())  # fmt: skip
+INLINE = frozenset(["a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "del", "dfn", "em", "font", "i", "ins", "kbd", "label", "mark", "q", "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "tt", "u", "var", "wbr"])  # fmt: skip
 UNSEEN = "script,style,noscript,iframe,object,svg"
 ENTITY = re.compile(r"&(?:amp;)*(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 CONTROL = re.compile(
@@ -86,7 +85,7 @@ def clean_lists(series: pl.Series, limit: int, counts: dict[str, int]) -> pl.Ser
         .select(pl.col("x").fill_null(empty))
         .to_series()
         .alias(series.name)
-    )  # noqa: E501
+    )
 
 
 def _clean(text: str, limit: int) -> tuple[str, set[str]]:
@@ -132,7 +131,7 @@ def _entity(match: re.Match) -> str:
     name = match[1]
     if name[0] != "#":
         return html5.get(name + ";", match[0])
-    point = int(name[2:], 16) if name[1] in "xX" else int(name[1:])
+    point = int(name[1:]) if name[1].isdigit() else int(f"0{name[1:]}", 16)
     if point > 0x10FFFF or 0xD800 <= point <= 0xDFFF:
         return ""
     return chr(point)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 NAMELESS = {"attribute", "attributes", "features", "details", "properties", "tags"}  # names that say nothing of a value
@@ -19,18 +20,22 @@ DAY = 86_400
 def as_polars(frame: Any) -> pl.DataFrame:
     """A polars, pandas or Arrow table as a polars DataFrame; columns of mixed Python values become text."""
     if isinstance(frame, pl.LazyFrame):
-        return frame.collect()
-    if isinstance(frame, pl.DataFrame):
-        return frame
-    if not hasattr(frame, "iloc"):
-        return pl.DataFrame(frame)
-    columns = {}
-    for name in frame.columns:
-        if frame[name].dtype == object:
-            columns[str(name)] = pl.Series([as_text(v) for v in frame[name].tolist()], dtype=pl.String)
-        else:
-            columns[str(name)] = pl.from_pandas(frame[name])
-    return pl.DataFrame(columns)
+        frame = frame.collect()
+    if hasattr(frame, "iloc"):
+        return pl.DataFrame({str(name): _of_pandas(frame[name]) for name in frame.columns})
+    frame = pl.DataFrame(frame)
+    mixed = [name for name, kind in frame.schema.items() if kind == pl.Object]
+    return frame.with_columns(pl.Series(c, [as_text(v) for v in frame[c]], dtype=pl.String) for c in mixed)
+
+
+def _of_pandas(column: Any) -> pl.Series:
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iufbM":
+        return pl.Series(column.to_numpy())
+    cells = column.tolist()
+    try:
+        return pl.Series(cells, dtype=pl.String, strict=True)
+    except (TypeError, pl.exceptions.PolarsError):
+        return pl.Series([as_text(cell) for cell in cells], dtype=pl.String)
 
 
 def as_text(value: Any) -> str | None:
@@ -109,7 +114,7 @@ def _epoch(series: pl.Series) -> pl.Series:
         series.dt.epoch("s")
         if isinstance(series.dtype, pl.Datetime)
         else pl.repeat(None, len(series), dtype=pl.Int64, eager=True)
-    )  # noqa: E501
+    )
 
 
 def _iso(text: pl.Series) -> pl.Series:
@@ -176,7 +181,7 @@ def flags(series: pl.Series) -> pl.Series:
         return series > 0
     return _mapped(
         texts(series), lambda t: True if t.lower() in TRUE else False if t.lower() in FALSE else None, pl.Boolean
-    )  # noqa: E501
+    )
 
 
 def lists(series: pl.Series, separator: str) -> pl.Series:
@@ -221,7 +226,7 @@ def joined(columns: list[pl.Series], height: int) -> pl.Series:
     plain = [
         _mapped(c, lambda t: "\n".join(_flat(_parsed(t, ""))) if t[0] == "[" else t, pl.String) if _listlike(c) else c
         for c in columns
-    ]  # noqa: E501
+    ]
     if not plain:
         return pl.repeat(None, height, dtype=pl.String, eager=True)
     if len(plain) == 1:
