@@ -1,0 +1,54 @@
+"""`m6rec train`: pretrain, resume, or start from another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from m6rec_jax.config import Config, dump_config
+from m6rec_jax.errors import InputError
+from m6rec_jax.progress import note
+from m6rec_jax.settings import Parser, add_config_options, config_of
+
+
+def train(argv: list[str]) -> None:
+    """Train into the run folder, or print the merged configuration."""
+    parser = Parser(
+        prog="m6rec train",
+        usage="m6rec train --config CONFIG.yaml [--config MORE.yaml] --dataset DATASET [--dataset ...] --run RUN\n"
+        "                   [--init-from RUN] [--print-config] [--section.key=value ...]",
+        description="Pretrain a model on one dataset or several. The same command again resumes where it stopped.\n\n"
+        "example:\n  m6rec train --config small --dataset data/shop --run runs/shop --train.steps=3000",
+    )
+    add = parser.add_argument
+    add("--dataset", action="append", metavar="DATASET", help="folder that `m6rec prepare` wrote; repeat for several")
+    add("--run", metavar="RUN", help="folder of the run: checkpoints, metrics, configuration; made if missing")
+    add("--init-from", metavar="RUN", help="start from this run's best parameters; items are matched by id")
+    add("--print-config", action="store_true", help="print the merged configuration as YAML and stop")
+    add_config_options(parser)
+    options = parser.parse(argv)
+    config = config_of(options)
+    if options.print_config:
+        print(dump_config(config), end="")
+        return
+    for name in ("dataset", "run"):
+        if not options[name]:
+            raise InputError(f"--{name} is missing; m6rec train --help shows an example")
+    run_training(config, [Path(d) for d in options.dataset], Path(options.run), options.init_from)
+
+
+def run_training(config: Config, datasets: list[Path], run: Path, init_from: str | None = None) -> None:
+    """Say what is resumed, then train."""
+    from m6rec_jax.artifacts.checkpoints import steps
+    from m6rec_jax.training.run import train as pretrain
+
+    saved = steps(run)
+    if saved:
+        note(f"{run}: resuming after step {max(saved):,} of {config.train.steps:,}")
+        if init_from:
+            note(f"--init-from {init_from} counted at the first start only; the checkpoints of {run} go on")
+    else:
+        note(
+            f"{run}: starting, {config.train.steps:,} steps"
+            + (f" from the parameters of {init_from}" if init_from else "")
+        )
+    pretrain(config, datasets, run, init_from=Path(init_from) if init_from else None)
