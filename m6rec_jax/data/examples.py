@@ -1,0 +1,43 @@
+"""What builders hand to objectives, and objectives to packing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Example:
+    """A source, then a target (either may be empty). Arrays are one entry a token.
+
+    `*_rows`: catalogue row on the token that completes a spelling, else -1. `predict`: loss weight of a target
+    token; 0 = context that is read, not predicted. `units`: tokens hidden together by masking; -1 = never hidden.
+    """
+
+    source: np.ndarray
+    source_rows: np.ndarray
+    target: np.ndarray
+    target_rows: np.ndarray
+    predict: np.ndarray
+    units: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One segment of a packed row: `tokens, targets, order, weights, item_rows`, all `[n]` (DESIGN section 4).
+
+    `targets[i]` is what position i must predict, counted with `weights[i]`; `order` never falls.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    order: np.ndarray
+    weights: np.ndarray
+    item_rows: np.ndarray
+
+
+def text_example(source: np.ndarray, target: np.ndarray) -> Example:
+    """An example of text (or bare code) tokens: no item features, every target token predicted and maskable."""
+    none = lambda x: np.full(len(x), -1, np.int32)  # noqa: E731
+    return Example(source, none(source), target, none(target), np.ones(len(target), np.float32), np.arange(len(target)))

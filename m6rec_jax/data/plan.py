@@ -1,0 +1,173 @@
+"""The epoch plan: which examples are trained on, in which order, packed into which rows (DESIGN section 8).
+
+The plan is an endless list of entries (task, record, window), cut into blocks. Everything about it is a pure
+function of the seed, so any process computes any row alone, and a run that stores how many rows it has consumed
+resumes on another mesh or process count with every entry used once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from m6rec_jax.config import DataConfig, MixtureConfig
+from m6rec_jax.data.packing import pack_lengths
+from m6rec_jax.data.records import HISTORY
+from m6rec_jax.data.tasks import Facts, Task, tasks
+from m6rec_jax.errors import InputError
+from m6rec_jax.objectives import Objective, objectives
+from m6rec_jax.progress import note
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All that one task can draw from a split: `records`, `windows` and `tokens` (of the stretch), `[n]` each."""
+
+    task: Task
+    objective: Objective
+    stretch: int
+    records: np.ndarray
+    windows: np.ndarray
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Entries, one element each. `number` counts from the start of training; `length` is in positions."""
+
+    number: np.ndarray
+    task: np.ndarray
+    record: np.ndarray
+    window: np.ndarray
+    draw: np.ndarray
+    length: np.ndarray
+
+
+def make_pool(
+    task: Task, objective: Objective, index: Mapping[str, np.ndarray], split: str, config: DataConfig, facts: Facts
+) -> Pool:
+    """What `task` can use of a split; a record longer than a stretch comes once a window."""
+    sizes = np.arange(1, config.length + 2)
+    fits = objective.length(np.zeros_like(sizes), sizes, config.mask_rate) <= config.length
+    stretch = task.stretch(int(sizes[fits][-1]), facts)
+    kinds, tokens = index[f"{split}_kind"], index[f"{split}_tokens"].astype(np.int64)
+    units = np.where(kinds == HISTORY, index[f"{split}_events"], tokens)
+    records = np.flatnonzero(np.isin(kinds, task.records) & (units >= task.least))
+    tokens = tokens[records]
+    windows = np.zeros(len(records), np.int32)
+    if task.windows and split == "train" and len(records):
+        counts = np.maximum(1, -(-tokens // stretch))
+        windows = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
+        records, tokens = np.repeat(records, counts), np.repeat(tokens, counts)
+    return Pool(task, objective, stretch, records, windows, np.minimum(tokens, stretch))
+
+
+def make_pools(
+    mixture: MixtureConfig, index: Mapping[str, np.ndarray], split: str, config: DataConfig, facts: Facts
+) -> list[Pool]:
+    """One pool a task of the mixture, in its order; a task without records in this split gets an empty one.
+
+    Raises InputError for a task nobody registered, or for one whose objective nobody registered.
+    """
+    known, laid_out = tasks(), objectives()
+    pools = []
+    for name, share in mixture.tasks.items():
+        if name not in known:
+            raise InputError(f"mixture.tasks.{name}: unknown task; known: {', '.join(sorted(known))}")
+        task = known[name]
+        if task.objective not in laid_out:
+            raise InputError(f"task {name}: unknown objective {task.objective!r}; known: {', '.join(sorted(laid_out))}")
+        if share > 0:
+            pools.append(make_pool(task, laid_out[task.objective], index, split, config, facts))
+    return pools
+
+
+class Plan:
+    """An endless order of entries over pools, and the rows they are packed into.
+
+    `shares [pools]`: wanted share of target tokens. Raises InputError when no pool has a record.
+    """
+
+    def __init__(self, pools: list[Pool], shares: np.ndarray, config: DataConfig, facts: Facts, seed: int):
+        self.pools, self.config, self.facts, self.seed = pools, config, facts, seed
+        usable = np.array([len(pool.records) > 0 for pool in pools])
+        if not usable.any():
+            raise InputError("no record of the dataset fits any task of the mixture; add a task or prepare more data")
+        for pool, has in zip(pools, usable, strict=True):
+            if not has:
+                note(f"task {pool.task.name}: no record to make it from; left out")
+        targets = np.array([self._mean_targets(pool) if has else 1.0 for pool, has in zip(pools, usable, strict=True)])
+        rates = np.where(usable, shares, 0) / targets
+        self.rates = rates / rates.sum()  # share of entries
+        self._ends = [0]  # rows up to the end of each block laid out so far
+        self._lock = threading.Lock()
+        self._permutation = lru_cache(maxsize=4 * len(pools))(self._permute)
+        self._block = lru_cache(maxsize=16)(self._lay_out)
+
+    def entries(self, block: int) -> Entries:
+        """The entries of a block, in drawing order."""
+        size, rng = self.config.block, np.random.default_rng([self.seed, 1, block])
+        before, after = self._counts(block * size), self._counts((block + 1) * size)
+        task = np.repeat(np.arange(len(self.pools)), after - before)
+        task = rng.permutation(task)
+        record, window, draw = np.zeros(size, np.int64), np.zeros(size, np.int32), rng.random(size)
+        length = np.zeros(size, np.int64)
+        for t, pool in enumerate(self.pools):
+            mine = np.flatnonzero(task == t)
+            if len(mine):
+                chosen = self._draw(t, int(before[t]), len(mine))
+                record[mine], window[mine] = pool.records[chosen], pool.windows[chosen]
+                sizes = pool.task.sizes(pool.tokens[chosen], draw[mine], self.facts)
+                length[mine] = pool.objective.length(*sizes, self.config.mask_rate)
+        return Entries(np.arange(block * size, (block + 1) * size), task, record, window, draw, length)
+
+    def row(self, number: int) -> Entries:
+        """The entries packed into a row; rows count from the start of training."""
+        with self._lock:
+            while self._ends[-1] <= number:
+                self._ends.append(self._ends[-1] + len(self._block(len(self._ends) - 1)[1]))
+            block = int(np.searchsorted(self._ends, number, side="right")) - 1
+            entries, rows = self._block(block)
+        inside = rows[number - self._ends[block]]
+        return Entries(*(getattr(entries, name)[inside] for name in Entries.__dataclass_fields__))
+
+    def _lay_out(self, block: int) -> tuple[Entries, list[list[int]]]:
+        entries = self.entries(block)
+        rows = pack_lengths(entries.length, self.config.length)
+        order = np.random.default_rng([self.seed, 2, block]).permutation(len(rows))
+        return entries, [rows[i] for i in order]
+
+    def _counts(self, n: int) -> np.ndarray:
+        """How many of the first n entries belong to each pool; the largest takes what rounding leaves."""
+        counts = np.floor(n * self.rates).astype(np.int64)
+        counts[np.argmax(self.rates)] += n - counts.sum()
+        return counts
+
+    def _draw(self, pool: int, first: int, n: int) -> np.ndarray:
+        """Elements `first .. first + n` of the endless concatenation of a pool's shuffles."""
+        size = len(self.pools[pool].records)
+        at = np.arange(first, first + n)
+        chosen = np.empty(n, np.int64)
+        for lap in range(first // size, (first + n - 1) // size + 1):
+            here = at // size == lap
+            chosen[here] = self._permutation(pool, lap)[at[here] % size]
+        return chosen
+
+    def _permute(self, pool: int, lap: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 3, pool, lap]).permutation(len(self.pools[pool].records))
+
+    def _mean_targets(self, pool: Pool) -> float:
+        sizes = pool.task.sizes(pool.tokens, np.full(len(pool.tokens), 0.5), self.facts)
+        return float(np.mean(pool.objective.predicted(*sizes, self.config.mask_rate)))
+
+
+def mixture_shares(mixture: MixtureConfig, pools: list[Pool]) -> np.ndarray:
+    """Shares of target tokens [pools], from the mixture's weights and its temperature."""
+    shares = np.array([share for share in mixture.tasks.values() if share > 0])
+    if mixture.temperature > 0:
+        shares = shares * np.array([max(len(pool.records), 1) for pool in pools]) ** (1 / mixture.temperature)
+    return shares / shares.sum()

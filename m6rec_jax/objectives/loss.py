@@ -1,0 +1,109 @@
+"""Cross-entropy over vocabulary slices, in chunks that never hold `[tokens, vocab]`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from m6rec_jax.model import sharding
+from m6rec_jax.model.attention import NEVER
+from m6rec_jax.model.items import ItemTable
+from m6rec_jax.model.transformer import Transformer
+
+CHUNK = 1024  # positions whose logits exist at one time
+
+
+class TaskLoss(NamedTuple):
+    """Sums a task: weighted negative log-likelihood and weight, both `[tasks]`. The mean is taken once, by the caller."""
+
+    loss: Float[Array, " tasks"]
+    weight: Float[Array, " tasks"]
+
+
+def cross_entropy(
+    model: Transformer,
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    task_ids: Int[Array, "B T"],
+    n_tasks: int,
+    items: ItemTable,
+    key: jax.Array | None = None,
+    chunk: int = CHUNK,
+) -> TaskLoss:
+    """Weighted cross-entropy a task; a target is normalised over its own slice (DESIGN section 5, mode `level`).
+
+    Positions are sorted by slice, so a chunk multiplies by the one or two tables it needs, and positions
+    without a target cost nothing. Atomic items that nobody has used are no negatives.
+    """
+    keys = (None,) * len(model.vocab.slices) if key is None else jax.random.split(key, len(model.vocab.slices))
+    tables = [model.embeddings.table(i, items, keys[i]).astype(hidden.dtype) for i in range(len(model.vocab.slices))]
+    seen_only = model.embeddings.atomic and model.config.content
+
+    def local(hidden, targets, weights, task_ids, tables, seen):
+        hidden, targets, weights, task_ids = (
+            x.reshape(-1, *x.shape[2:]) for x in (hidden, targets, weights, task_ids)
+        )
+        hidden = _vary(hidden, sharding.TENSOR)
+        tables = [_vary(table, sharding.BATCH) for table in tables]
+        slices = model.vocab.slices
+        ends = jnp.array([s.end for s in slices])
+        slice_of = jnp.where(weights > 0, jnp.searchsorted(ends, targets, side="right"), len(slices))
+        size = min(chunk, targets.shape[0])
+        spare = -targets.shape[0] % size
+        by_slice = jnp.argsort(slice_of, stable=True)
+        pad = lambda x, fill: jnp.pad(x, ((0, spare), *((0, 0),) * (x.ndim - 1)), constant_values=fill)  # noqa: E731
+        cut = lambda x, fill: pad(x[by_slice], fill).reshape(-1, size, *x.shape[1:])  # noqa: E731
+        chunks = (cut(hidden, 0), cut(targets, 0), cut(slice_of, len(slices)))
+
+        @jax.checkpoint
+        def nll(_, inputs):
+            h, target, slice_id = inputs
+            total = jnp.zeros_like(target, jnp.float32) * h[:, 0].astype(jnp.float32)
+            total = sharding.pmax(total, sharding.TENSOR)
+            for i, (s, table) in enumerate(zip(slices, tables, strict=True)):
+                legal = seen if seen_only and i == 1 else None
+                value = jax.lax.cond(
+                    jnp.any(slice_id == i),
+                    lambda h, t, table=table, s=s, legal=legal: _slice_nll(h, t - s.offset, table, s.size, legal),
+                    lambda h, t, total=total: total * 0,
+                    h,
+                    target,
+                )
+                total = total + jnp.where(slice_id == i, value, 0)
+            return None, total
+
+        _, losses = jax.lax.scan(nll, None, chunks)
+        losses = losses.reshape(-1)[: targets.shape[0]]
+        of_task = jax.nn.one_hot(task_ids, n_tasks, dtype=jnp.float32)
+        loss = (losses * weights[by_slice]) @ of_task[by_slice]
+        return TaskLoss(*(sharding.psum(x, sharding.BATCH) for x in (loss, weights @ of_task)))
+
+    row, no = ("batch", None), (None,)
+    in_axes = ((*row, None), row, row, row, [("vocab", None)] * len(tables), ("vocab",))
+    run = sharding.per_shard(local, in_axes, TaskLoss(no, no))
+    return run(hidden, targets, weights, task_ids, tables, items.seen)
+
+
+def _slice_nll(
+    h: Float[Array, "c D"], target: Int[Array, " c"], table: Float[Array, "V D"], size: int, legal: Bool[Array, " V"] | None
+) -> Float[Array, " c"]:
+    """Negative log-likelihood of row `target` of a table that may be sharded along tensor."""
+    first = sharding.tensor_index() * table.shape[0]
+    rows = first + jnp.arange(table.shape[0])
+    is_target = rows == target[:, None]
+    allowed = rows < size if legal is None else (rows < size) & (legal[: table.shape[0]] | is_target)
+    scores = jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)
+    scores = jnp.where(allowed, scores, NEVER)
+    top = sharding.pmax(jnp.max(scores, axis=-1), sharding.TENSOR)
+    mass = sharding.psum(jnp.sum(jnp.exp(scores - top[:, None]), axis=-1), sharding.TENSOR)
+    hit = sharding.psum(jnp.sum(jnp.where(is_target, scores, 0), axis=-1), sharding.TENSOR)
+    return top + jnp.log(mass) - hit
+
+
+def _vary(x: Array, axes: str | tuple[str, ...]) -> Array:
+    """Mark a shard as differing along `axes` before the loop, so that its gradient is summed there once, after it."""
+    return jax.lax.pcast(x, axes, to="varying") if sharding.has_mesh() else x
