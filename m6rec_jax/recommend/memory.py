@@ -120,7 +120,9 @@ class Memory:
             indptr = np.cumsum([0, *(len(columns) for columns, _ in rows)])
             columns, values = (np.concatenate(part) for part in zip(*rows, strict=True))
             overflow = sp.csr_array((values, columns, indptr), (len(there), self.catalogue))
-            result = result + sp.csr_array((weights[moved], (owner[moved], slot)), (len(histories), len(there))) @ overflow
+            result = (
+                result + sp.csr_array((weights[moved], (owner[moved], slot)), (len(histories), len(there))) @ overflow
+            )
         return result.tocsr()
 
     def support(self, histories: Sequence[np.ndarray], *, exclude: Sequence[np.ndarray] | None = None,

@@ -5,7 +5,7 @@ import pytest
 
 from m6rec_jax.data.transitions import count_transitions
 from m6rec_jax.errors import InputError
-from m6rec_jax.recommend.memory import Gate, Memory, MemoryConfig, fit_gate, load_gate
+from m6rec_jax.recommend.memory import Memory, MemoryConfig, fit_gate, load_gate
 
 C = 30
 

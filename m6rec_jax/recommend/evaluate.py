@@ -1,0 +1,181 @@
+"""Evaluation of a run: full ranking of held-out events, beside the baselines on the same users (EVALUATION.md)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+
+from m6rec_jax.artifacts.atomic import atomic_path, write_json
+from m6rec_jax.artifacts.run import code_version, read_run
+from m6rec_jax.artifacts.schemas import EVALUATION
+from m6rec_jax.data.dataset import Dataset, open_dataset
+from m6rec_jax.errors import InputError
+from m6rec_jax.progress import note, stage
+from m6rec_jax.recommend import metrics
+from m6rec_jax.recommend.baselines import CountingFloor, ItemKNN, Popularity, Ranker
+from m6rec_jax.recommend.coldstart import SOURCES
+from m6rec_jax.recommend.histories import Histories, held_out, interactions
+from m6rec_jax.recommend.memory import GATE_FILE, Gate, load_gate
+from m6rec_jax.recommend.memory import fit_gate as fit_gate_to
+from m6rec_jax.recommend.recommender import Lists, Recommender
+from m6rec_jax.recommend.wording import CONVENTIONS, protocol, ties, verdict
+
+K = 10
+KS = (5, 10)
+
+
+def evaluate(
+    run: Path | str,
+    split: str = "test",
+    out: Path | str | None = None,
+    dataset: Dataset | Path | str | None = None,
+    *,
+    step: int | str = "best",
+    seed: int = 0,
+    batch: int = 256,
+) -> dict[str, Any]:
+    """Measure a run on the users of `split` and return the report; with `out` write it there as JSON.
+
+    Per-user vectors go to `<out stem>.users.parquet` beside it. `seed` is that of intervals and randomisation.
+    Raises InputError when the split is unknown or holds no user.
+    """
+    if split not in ("test", "valid"):
+        raise InputError(f"split={split}: choose test or valid")
+    data = dataset_of(run, dataset)
+    recommender = with_gate(Recommender.load(run, step, data, batch=batch), data)
+    asked = held_out(data, split)
+    if not len(asked):
+        raise InputError(
+            f"{data.path}: no user has an event in the {split} split; choose another split rule in its card"
+        )
+    count = interactions(data)
+    had = np.bincount(count.indices, minlength=data.catalogue)
+    facts = metrics.Facts(had, int((np.diff(count.indptr) > 0).sum()), categories_of(data.items))
+    popularity = Popularity(recommender.popularity.events)
+
+    lists, seconds = _timed(lambda: recommender.recommend_histories(asked, K, label="recommend"))
+    alone, seconds_alone = _timed(lambda: recommender.recommend_histories(asked, K, memory=False, label="model alone"))
+    ranked = {"model": lists.rows, "model_alone": alone.rows}
+    rankers: dict[str, Callable[[], Ranker]] = {
+        "popularity": lambda: popularity,
+        "item_knn": lambda: ItemKNN(count, popularity),
+        "counting_floor": lambda: CountingFloor.of(data.transitions, popularity),
+    }
+    with stage("baselines", len(rankers)) as bar:
+        for name, make in rankers.items():
+            ranked[name] = make().rank([h[h >= 0] for h in asked.items], K, data.repeat)
+            bar.advance(1)
+
+    vectors = {name: metrics.per_user(rows, asked.targets, KS) for name, rows in ranked.items()}
+    scores = {
+        name: _means(vectors[name]) | metrics.beyond(rows, _known(asked), facts, K) | {"valid_id_rate": metrics.valid_id_rate(rows, _known(asked), data.catalogue, repeat=data.repeat)}
+        for name, rows in ranked.items()
+    }  # fmt: skip
+    intervals = {name: metrics.bootstrap_ci(v, seed=seed) for name, v in vectors.items()}
+    comparison = {
+        other: compare(vectors["model"], vectors[other], seed=seed) for other in ("counting_floor", "model_alone")
+    }
+    report = {
+        "schema": EVALUATION.name,
+        "version": EVALUATION.version,
+        "protocol": protocol(data, split, len(asked)),
+        "ties": ties(data, asked),
+        "split": split,
+        "users": len(asked),
+        "catalogue": data.catalogue,
+        "seed": seed,
+        "run": str(run),
+        "step": recommender.step,
+        "code": code_version(),
+        "dataset": {"name": data.name, "digest": data.digest, "split": data.manifest["split"]},
+        "metrics": scores["model"],
+        "ci95": intervals["model"],
+        "model_alone": scores["model_alone"],
+        "baselines": {name: scores[name] for name in rankers},
+        "intervals": {name: intervals[name] for name in ("model_alone", *rankers)},
+        "comparison": comparison,
+        **verdict(scores, comparison["counting_floor"]),
+        "gate": None if recommender.gate is None else asdict(recommender.gate),
+        "sources": _shares(SOURCES, lists.sources[lists.rows >= 0]),
+        "routes": {route: int(n) for route, n in zip(*np.unique(lists.routes, return_counts=True), strict=True)},
+        "exact": float(lists.exact.mean()),
+        "timing": {
+            "recommend_seconds": round(seconds, 3),
+            "model_alone_seconds": round(seconds_alone, 3),
+            "users_per_second": round(len(asked) / max(seconds, 1e-9), 1),
+        },
+        "conventions": CONVENTIONS,
+    }
+    if out is not None:
+        write_users(Path(out).with_name(f"{Path(out).stem}.users.parquet"), data, asked, ranked, vectors)
+        write_json(out, report)
+    return report
+
+
+def dataset_of(run: Path | str, dataset: Dataset | Path | str | None = None) -> Dataset:
+    """The dataset named, else the one the run was trained on, from where it lay then."""
+    if isinstance(dataset, Dataset):
+        return dataset
+    if dataset is not None:
+        return open_dataset(dataset)
+    trained = read_run(run).datasets[0]
+    if not Path(trained.path).is_dir():
+        raise InputError(f"{trained.path}: the dataset of {run} is no longer there; name it with --dataset")
+    return open_dataset(trained.path)
+
+
+def categories_of(items: pl.DataFrame):
+    """Items x categories of `items.parquet`, as `metrics.Facts` wants them; None without categories."""
+    return metrics.category_matrix(items["categories"].to_list()) if "categories" in items.columns else None
+
+
+def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], metric: str = "ndcg@10", *, seed: int = 0) -> dict[str, Any]:  # fmt: skip
+    """Paired comparison of two systems on the same users: mean difference a - b, its 95 % interval, and p."""
+    difference = a[metric] - b[metric]
+    base = b[metric].mean()
+    return {
+        "metric": metric,
+        "difference": float(difference.mean()),
+        "relative": float(difference.mean() / base) if base > 0 else None,
+        "ci95": metrics.bootstrap_ci({"d": difference}, seed=seed)["d"],
+        "p": metrics.paired_randomisation(a[metric], b[metric], seed=seed),
+    }
+
+
+def write_users(path: Path, dataset: Dataset, asked: Histories, ranked: Mapping[str, np.ndarray],
+                vectors: Mapping[str, Mapping[str, np.ndarray]]) -> None:  # fmt: skip
+    """Per-user vectors as Parquet: user_id, target, history length, and for each system rank and measures."""
+    columns: dict[str, Any] = {
+        "user_id": dataset.users["user_id"].gather(asked.users),
+        "target": dataset.items["item_id"].gather(asked.targets),
+        "history": np.array([int((h >= 0).sum()) for h in asked.items], np.int32),
+    }
+    for name, rows in ranked.items():
+        columns[f"{name}/rank"] = metrics.ranks(rows, asked.targets).astype(np.int32)
+        columns |= {f"{name}/{measure}": vector.astype(np.float32) for measure, vector in vectors[name].items()}
+    with atomic_path(path) as partial:
+        pl.DataFrame(columns).write_parquet(partial)
+
+
+def _means(vectors: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(v.mean()) for name, v in vectors.items()}
+
+
+def _known(asked: Histories) -> list[np.ndarray]:
+    return [h[h >= 0] for h in asked.items]
+
+
+def _shares(names: Sequence[str], codes: np.ndarray) -> dict[str, float]:
+    counts = np.bincount(codes, minlength=len(names))
+    return {name: float(n / max(counts.sum(), 1)) for name, n in zip(names, counts, strict=True) if n}
+
+
+def _timed(call: Callable[[], Lists]) -> tuple[Lists, float]:
+    start = time.perf_counter()
+    return call(), time.perf_counter() - start
