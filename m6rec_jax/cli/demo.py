@@ -38,8 +38,8 @@ class Stages:
             return cls(file)
         try:
             return cls(file, dict(json.loads(file.read_text(encoding="utf-8"))))
-        except ValueError as error:
-            raise InputError(f"{file}: not readable as JSON ({error}); remove it, and the demo starts over") from None
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{file}: damaged ({error}); remove it, and the demo starts over") from None
 
     def complete(self, name: str, of: str, made: Path) -> bool:
         """Whether the stage ended before with the same input `of`, and what it made is still there."""

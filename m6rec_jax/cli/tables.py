@@ -6,31 +6,38 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+NAMES = {
+    "model": "model with memory",
+    "model_alone": "model alone",
+    "popularity": "popularity",
+    "item_knn": "item-kNN",
+    "counting_floor": "counting floor",
+}
 MEASURES = ("ndcg@10", "recall@10", "coverage@10", "novelty@10")
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """A table on standard output: the recommender, the model alone, each baseline; 95 % intervals where known."""
+    """A table on standard output: model with memory, model alone, each baseline, with half 95 % intervals; how measured."""
     from rich.table import Table
 
-    table = Table(title=f"{report['protocol']}, {report['split']} split, {report['users']:,} users")
+    table = Table(title=f"{report['split']} split, {report['users']:,} users", title_justify="left")
     table.add_column("")
     for measure in MEASURES:
         table.add_column(measure, justify="right")
-    rows = {"recommender": report["metrics"], "model alone": report.get("model_alone") or {}}
-    rows |= {name.replace("_", " "): values for name, values in report["baselines"].items()}
-    for name, values in rows.items():
+    intervals = {"model": report.get("ci95", {}), **report.get("intervals", {})}
+    systems = {"model": report["metrics"], "model_alone": report.get("model_alone"), **report["baselines"]}
+    for name, values in systems.items():
         if values:
-            intervals = report.get("ci95", {}) if name == "recommender" else {}
-            table.add_row(name, *(_cell(values.get(m), intervals.get(m)) for m in MEASURES))
-    _print(table)
+            near = intervals.get(name, {})
+            table.add_row(NAMES.get(name, name), *(_cell(values.get(m), near.get(m)) for m in MEASURES))
+    _print(table, *(_plain(report[part]) for part in ("verdict", "protocol", "ties") if report.get(part)))
 
 
 def print_lists(sample: Mapping[str, Any]) -> None:
     """One user: the last titles of the history beside the recommended titles with score and source."""
     from rich.table import Table
 
-    table = Table(title=f"user {sample['user']}", title_justify="left")
+    table = Table(title=_plain(f"user {sample['user']}"), title_justify="left")
     table.add_column("history, latest last", overflow="fold")
     table.add_column("recommended", overflow="fold")
     table.add_column("score", justify="right")
@@ -54,7 +61,11 @@ def _plain(text: str) -> Any:
     return Text(text)  # never markup: titles are the data's, not ours
 
 
-def _print(table: Any) -> None:
+def _print(*parts: Any) -> None:
     from rich.console import Console
 
-    Console(width=None if Console().is_terminal else 110, highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    for part in parts:
+        console.print(part)
