@@ -137,7 +137,7 @@ def _section(section: str, value: Any, origin: str, folder: Path) -> Any:
 def _convert(declared: str, given: Any, where: str, folder: Path) -> Any:
     """`given` as the type that a field declares (by name: annotations are strings here)."""
     if declared == "Table":
-        return given if is_frame(given) else _located(_name(given, where), folder)
+        return given if is_frame(given) else _files(given, where, folder)
     if "Columns" in declared:
         if isinstance(given, list | tuple):
             return tuple(_name(one, where) for one in given)
@@ -151,6 +151,21 @@ def _convert(declared: str, given: Any, where: str, folder: Path) -> Any:
             raise InputError(f"{where}: {short(given)} is not a whole number; write one such as 3")
         return given
     return _name(given, where)
+
+
+def _files(given: Any, where: str, folder: Path) -> Path | tuple[Path, ...]:
+    """One file, or in reading order those of a list or of a pattern with `*`."""
+    if isinstance(given, list | tuple):
+        if not given:
+            raise InputError(f"{where}: an empty list; name at least one file")
+        return tuple(_located(_name(one, where), folder) for one in given)
+    path = _located(_name(given, where), folder)
+    if "*" not in path.name or path.is_file():
+        return path
+    found = tuple(sorted(path.parent.glob(path.name)))
+    if not found:
+        raise InputError(f"{where}: {path}: no file matches; name one that exists")
+    return found
 
 
 def _name(given: Any, where: str) -> str:

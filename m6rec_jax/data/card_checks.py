@@ -42,9 +42,14 @@ def is_frame(value: Any) -> bool:
     return frame or hasattr(value, "__arrow_c_stream__") or hasattr(value, "iloc")
 
 
+def paths_of(table: Any) -> tuple[Path, ...]:
+    """The files of a table, one or several of the same columns, in the order in which they are read."""
+    return tuple(Path(path) for path in (table.path if isinstance(table.path, list | tuple) else (table.path,)))
+
+
 def format_of(table: Any) -> str:
     """The format of a file table: declared, or guessed from its ending; "" when neither says."""
-    return table.format or guess_format(table.path)
+    return table.format or guess_format(paths_of(table)[0])
 
 
 def guess_format(path: Path | str) -> str:
@@ -61,8 +66,13 @@ def known(given: Any, choices: tuple[str, ...] | list[str], what: str) -> str:
 
 def short(value: Any) -> str:
     """A value as a message shows it."""
-    text = "<table>" if is_frame(value) else str(value) if isinstance(value, Path) else repr(value)
+    text = "<table>" if is_frame(value) else str(value) if isinstance(value, Path) else _listed(value)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _listed(value: Any) -> str:
+    paths = isinstance(value, tuple) and all(isinstance(one, Path) for one in value)
+    return ", ".join(map(str, value)) if paths else repr(value)
 
 
 def example(section: str, key: str) -> str:
@@ -116,11 +126,12 @@ def _check_table(card: Card, section: str, table: Any) -> None:
     if table.format:
         _choice(card, f"{section}.format", table.format, FORMATS)
     if not is_frame(table.path):
-        path = Path(table.path)
-        if not path.is_file():
-            _refuse(card, f"{section}.path", path, f"no such file; {_files_beside(path)}")
+        for path in paths_of(table):
+            if not path.is_file():
+                _refuse(card, f"{section}.path", path, f"no such file; {_files_beside(path)}")
         if not format_of(table):
-            _refuse(card, f"{section}.path", path, f"its ending says no format; add format: {', '.join(FORMATS)}")
+            what = f"the ending says no format; add {section}.format: {', '.join(FORMATS)}"
+            _refuse(card, f"{section}.path", paths_of(table)[0], what)
     if section in ("events", "impressions") and table.time_unit:
         _choice(card, f"{section}.time_unit", table.time_unit, TIME_UNITS)
     if table.format == "sequences":

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from m6rec_jax.data.card_checks import check_card, is_frame
 
-Table: TypeAlias = Any  # a path, or a polars or pandas DataFrame
+Table: TypeAlias = Any  # a path, several of them in a tuple, or a polars or pandas DataFrame
 Columns: TypeAlias = tuple[str, ...]
 
 
@@ -17,7 +17,7 @@ class Events:
     """Who did what to which item when. With a list of `item` columns a row is a whole history, in their order.
 
     Args:
-        path: a file beside the card, or a DataFrame.
+        path: a file beside the card, a pattern (log-*.csv) or a list of files with the same columns, or a DataFrame.
         format: guessed from the file's ending when left out.
         user, item, time: column names; with time_unit order, time may be left out (the rows' own order counts).
         time_unit: s, ms, iso, or order (any number that sorts).
@@ -232,8 +232,8 @@ def _plain(value: Any) -> Any:
         return "<table>"
     if isinstance(value, Path):
         return value.name
-    if isinstance(value, tuple):
-        return list(value)
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
     if isinstance(value, Privacy):
         return {"ids": value.ids}  # where the key lies is nobody's business
     if hasattr(value, "__dataclass_fields__"):

@@ -1,22 +1,16 @@
-"""Raw tables of any accepted format, as polars frames with canonical columns.
-
-A text file is read as text throughout, so an id `007` stays `007` and a column that mixes numbers with words
-reads the same whichever comes first.
-"""
+"""Raw tables, whatever their format, as polars frames with canonical columns; user ids hidden if the card says so."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from m6rec_jax.data import values
 from m6rec_jax.data.card import Card
-from m6rec_jax.data.card_checks import format_of, is_frame, known, short
+from m6rec_jax.data.card_checks import format_of, is_frame
+from m6rec_jax.data.formats import read_raw, read_sequences
 from m6rec_jax.data.privacy import hide_ids, read_key
 from m6rec_jax.errors import InputError
 
@@ -100,7 +94,7 @@ def _read_events(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.D
     """Canonical events, and those whose time could not be understood (user_id, item_id, time, row)."""
     table = card.events
     if not is_frame(table.path) and format_of(table) == "sequences":
-        return _histories(_read_sequences(card)), _no_bad_times()
+        return _histories(read_sequences(card)), _no_bad_times()
     raw = read_raw(card, "events")
     if isinstance(table.item, tuple):
         return _histories(_joined_lists(raw, table.user, table.item)), _no_bad_times()
@@ -137,19 +131,6 @@ def _no_bad_times() -> pl.DataFrame:
     return pl.DataFrame(schema={"user_id": pl.String, "item_id": pl.String, "time": pl.String, "row": pl.Int64})
 
 
-def _read_sequences(card: Card) -> pl.DataFrame:
-    """user, items (list) of each line `user item item ...`."""
-    path = Path(card.events.path)
-    options = {"has_header": False, "separator": "\n", "quote_char": None, "infer_schema": False}
-    lines = _guarded(
-        card, "events", lambda: pl.read_csv(_utf8(path, card.events.encoding), new_columns=["line"], **options)
-    )
-    words = lines.select(pl.col("line").str.extract_all(r"\S+").alias("words")).filter(pl.col("words").list.len() > 0)
-    return _filled(card, "events", words).select(
-        pl.col("words").list.first().alias("user"), pl.col("words").list.slice(1).alias("items")
-    )
-
-
 def _joined_lists(raw: pl.DataFrame, user: str, columns: tuple[str, ...]) -> pl.DataFrame:
     """user, items (list): the lists or single ids of `columns`, end to end."""
     none = pl.Series([[]], dtype=pl.List(pl.String))
@@ -158,14 +139,32 @@ def _joined_lists(raw: pl.DataFrame, user: str, columns: tuple[str, ...]) -> pl.
 
 
 def _histories(frame: pl.DataFrame) -> pl.DataFrame:
-    """Events of whole histories: time is the position in the user's history, over all of the user's rows."""
+    """Events of whole histories (user, items): time is the position in the history.
+
+    Rows of one user continue each other; where a row begins with what the one before ended with (windows that
+    slide over a history), the common part counts once.
+    """
+    frame = frame.with_columns(values.ids(frame["user"]).alias("user"))
+    if frame["user"].is_duplicated().any():
+        joined = frame.group_by("user", maintain_order=True).agg("items")
+        rows = [windows[0] if len(windows) == 1 else _continued(windows) for windows in joined["items"].to_list()]
+        frame = pl.DataFrame({"user": joined["user"], "items": pl.Series(rows, dtype=pl.List(pl.String))})
     flat = frame.explode("items").with_row_index("row")
     made = flat.select(
-        values.ids(flat["user"]).alias("user_id"),
+        pl.col("user").alias("user_id"),
         values.ids(flat["items"]).alias("item_id"),
         pl.col("row").cast(pl.Int64),
     ).with_columns(pl.int_range(pl.len()).over("user_id").alias("time"))
     return _canonical(made)
+
+
+def _continued(windows: list[list[str]]) -> list[str]:
+    whole: list[str] = []
+    for window in windows:
+        longest = min(len(whole), len(window))
+        common = next((n for n in range(longest, 0, -1) if whole[-n:] == window[:n]), 0)
+        whole += window[common:]
+    return whole
 
 
 def _read_items(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -222,143 +221,3 @@ def _read_impressions(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame,
 
 def _numbered(columns: list[pl.Series]) -> pl.DataFrame:
     return pl.DataFrame(columns).with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("row"))
-
-
-def read_raw(card: Card, section: str) -> pl.DataFrame:
-    """The columns of one table that its card names, unchanged; text formats give strings (nested values as JSON)."""
-    table = getattr(card, section)
-    wanted = _wanted(table)
-    if is_frame(table.path):
-        frame = values.as_polars(table.path)
-        _check_columns(card, section, wanted, frame.columns)
-        return _filled(card, section, frame.select(_columns(wanted)))
-    reader = READERS[format_of(table)]
-    return _filled(card, section, _guarded(card, section, lambda: reader(card, section, Path(table.path), wanted)))
-
-
-def _guarded(card: Card, section: str, read: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-    """Run a reader; what it raises about the file becomes an InputError."""
-    table = getattr(card, section)
-    where = f"{card.origin}: {section}.path: {table.path}"
-    try:
-        return read()
-    except pl.exceptions.NoDataError:
-        raise InputError(f"{where}: holds no row; give a table with at least one") from None
-    except LookupError:
-        why = f"{card.origin}: {section}.encoding: {table.encoding!r}: no such encoding"
-        raise InputError(f"{why}; name one such as utf-8, gb18030 or latin-1") from None
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        if "utf-8" in reason.lower() or "utf8" in reason.lower():
-            raise InputError(f"{where}: not UTF-8; add `encoding:`, such as gb18030 or latin-1, to {section}") from None
-        raise InputError(
-            f"{where}: not readable as {format_of(table)} ({reason}); correct the file or `format:`"
-        ) from None
-
-
-def _filled(card: Card, section: str, frame: pl.DataFrame) -> pl.DataFrame:
-    if frame.height == 0:
-        what = short(getattr(card, section).path)
-        raise InputError(f"{card.origin}: {section}.path: {what}: holds no row; give a table with at least one")
-    return frame
-
-
-def _utf8(path: Path, encoding: str) -> Path | bytes:
-    """The file itself when it is UTF-8, else its bytes converted."""
-    if encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig"):
-        return path
-    return path.read_bytes().decode(encoding).encode("utf-8")
-
-
-def _wanted(table: Any) -> dict[str, str]:
-    """key of the card -> column, for every column that a table section names."""
-    wanted: dict[str, str] = {}
-    for key in table.__dataclass_fields__:
-        value = getattr(table, key)
-        if key in ("path", "format", "time_unit", "encoding", "list_separator") or not value:
-            continue
-        for i, column in enumerate((value,) if isinstance(value, str) else value):
-            wanted[key if isinstance(value, str) else f"{key}[{i}]"] = column
-    return wanted
-
-
-def _check_columns(card: Card, section: str, wanted: dict[str, str], there: list[str]) -> None:
-    where = short(getattr(card, section).path)
-    for key, column in wanted.items():
-        if column not in there:
-            raise InputError(f"{card.origin}: {section}.{key}: {column!r}: no such column in {where}; {known(column, list(there), 'its columns')}")  # fmt: skip
-
-
-def _columns(wanted: dict[str, str]) -> list[str]:
-    return list(dict.fromkeys(wanted.values()))
-
-
-def _delimited(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.DataFrame:
-    table = getattr(card, section)
-    kind, source = format_of(table), _utf8(path, table.encoding)
-    quote = None if kind == "recbole" else '"'  # atomic files have no quoting
-    options: dict[str, Any] = {"separator": "," if kind == "csv" else "\t", "infer_schema": False, "quote_char": quote}
-    header = pl.read_csv(source, n_rows=0, **options).columns
-    names = {name.split(":")[0] if kind == "recbole" else name.strip(): name for name in header}
-    _check_columns(card, section, wanted, list(names))
-    columns = _columns(wanted)
-    frame = pl.read_csv(source, columns=[names[c] for c in columns], **options)
-    return frame.rename({names[c]: c for c in columns}).select(columns)
-
-
-def _parquet(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.DataFrame:
-    scan = pl.scan_parquet(path)
-    _check_columns(card, section, wanted, scan.collect_schema().names())
-    return scan.select(_columns(wanted)).collect()
-
-
-def _jsonl(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.DataFrame:
-    columns, source = _columns(wanted), _utf8(path, getattr(card, section).encoding)
-    try:
-        frame = pl.read_ndjson(source, schema=dict.fromkeys(columns, pl.String))
-    except pl.exceptions.ComputeError:
-        return _slow_jsonl(card, section, source, wanted)  # names the line; and takes NaN, which Python writes
-    if any(frame[c].null_count() == frame.height for c in columns):
-        there = pl.read_ndjson(source, infer_schema_length=None).columns
-        _check_columns(card, section, wanted, there)
-    return frame.select(columns)
-
-
-def _slow_jsonl(card: Card, section: str, source: Path | bytes, wanted: dict[str, str]) -> pl.DataFrame:
-    lines = (source if isinstance(source, bytes) else source.read_bytes()).decode("utf-8-sig").split("\n")
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                records.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from None
-    return _of_records(card, section, wanted, records)
-
-
-def _json(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.DataFrame:
-    source = _utf8(path, getattr(card, section).encoding)
-    data = json.loads((source if isinstance(source, bytes) else source.read_bytes()).decode("utf-8-sig"))
-    if isinstance(data, dict):  # id -> record
-        data = [{"id": key, **value} for key, value in data.items() if isinstance(value, dict)]
-    return _of_records(card, section, wanted, data)
-
-
-def _of_records(card: Card, section: str, wanted: dict[str, str], records: Any) -> pl.DataFrame:
-    if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
-        raise ValueError("a row has to be a JSON object")
-    columns = _columns(wanted)
-    if records:
-        _check_columns(card, section, wanted, list(dict.fromkeys(key for one in records for key in one)))
-    cells = {c: [values.as_text(one.get(c)) for one in records] for c in columns}
-    return pl.DataFrame(cells, schema=dict.fromkeys(columns, pl.String))
-
-
-READERS = {
-    "csv": _delimited,
-    "tsv": _delimited,
-    "recbole": _delimited,
-    "parquet": _parquet,
-    "jsonl": _jsonl,
-    "json": _json,
-}
