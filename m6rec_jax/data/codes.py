@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.utils.extmath import randomized_svd, svd_flip
 
+from m6rec_jax.data.spectral import leading, unit
 from m6rec_jax.data.transitions import Transitions
 from m6rec_jax.errors import InputError
 
 COLLABORATIVE_WIDTH = 64
 COLLABORATIVE_WEIGHT = 1.0  # length of the collaborative part beside content's unit length
 RIDGE = 1.0
-FIT_ITEMS = 1 << 16  # k-means is fitted on at most this many items
+FIT_ITEMS = 1 << 15  # k-means is fitted on at most this many items
 ITERATIONS = 12
 _BLOCK = 1 << 14
 
@@ -37,7 +37,7 @@ class Codebooks:
         """Content [n, Dc] joined with the collaborative vector that it predicts: what k-means sees, old item or new."""
         if self.ridge is None or not self.ridge.shape[1]:
             return content
-        return np.hstack([content, COLLABORATIVE_WEIGHT * _unit(content @ self.ridge)]).astype(np.float32)
+        return np.hstack([content, COLLABORATIVE_WEIGHT * unit(content @ self.ridge)]).astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Plain arrays for an npz."""
@@ -86,40 +86,41 @@ def assign_codes(content: np.ndarray, books: Codebooks, used: np.ndarray | None 
         return (len(used) + np.arange(len(content), dtype=np.int32))[:, None]
     if len(used) + len(content) > books.size**books.levels:
         raise InputError(f"codebook={books.size}: {len(used) + len(content)} items do not fit {books.levels} levels; raise it or add a level")  # fmt: skip
-    features = books.features(content)
+    distinct, same = np.unique(books.features(content), axis=0, return_inverse=True)
+    same = same.ravel()
     codes = np.zeros((len(content), books.levels), np.int32)
-    taken: dict[int, np.ndarray] = {}  # cell -> last-level codes in use
-    for cell, last in _by_cell(_cell(used[:, :-1], books.size), used[:, -1]):
-        taken[cell] = last
+    cells, taken = np.unique(_cell(used[:, :-1], books.size), return_counts=True)
     waiting = np.arange(len(content))
     for choice in range(books.size ** (books.levels - 1)):
         if not len(waiting):
-            break
-        paths = _path(features[waiting], books, choice)
-        possible = paths[:, 0] >= 0
-        placed = np.zeros(len(waiting), bool)
-        for cell, places in _by_cell(_cell(paths[possible], books.size), np.flatnonzero(possible)):
-            busy = taken.get(cell, np.zeros(0, np.int32))
-            free = np.setdiff1d(np.arange(books.size, dtype=np.int32), busy)[: len(places)]
-            places = places[: len(free)]
-            rows = waiting[places]
-            codes[rows, :-1], codes[rows, -1] = paths[places], free
-            taken[cell] = np.concatenate([busy, free])
-            placed[places] = True
-        waiting = waiting[~placed]
+            return codes
+        asking, whose = np.unique(same[waiting], return_inverse=True)
+        paths = _path(distinct[asking], books, choice)
+        if paths is None:
+            continue
+        wanted, where = np.unique(_cell(paths, books.size)[whose], return_inverse=True)
+        every = np.union1d(cells, wanted)
+        busy = np.zeros(len(every), np.int64)
+        busy[np.searchsorted(every, cells)] = taken
+        at = np.searchsorted(every, wanted)
+        last = busy[at][where] + _rank(where)
+        fits = last < books.size
+        codes[waiting[fits], :-1], codes[waiting[fits], -1] = paths[whose[fits]], last[fits]
+        busy[at] += np.bincount(where[fits], minlength=len(wanted))
+        cells, taken, waiting = every, busy, waiting[~fits]
     if len(waiting):
         raise InputError(f"codebook={books.size}: {len(waiting)} items found no free code; raise it or add a level")
     return codes
 
 
-def _path(features: np.ndarray, books: Codebooks, choice: int) -> np.ndarray:
+def _path(features: np.ndarray, books: Codebooks, choice: int) -> np.ndarray | None:
     """The `choice`-th cell of each item `[n, L - 1]`: its digits in base `size` say how far from the nearest each level
-    goes, last level first. -1 where a level has fewer centroids than that."""
+    goes, the last level first. None where a level has fewer centroids than that."""
     n_levels = books.levels - 1
     digits = [choice // books.size ** (n_levels - 1 - i) % books.size for i in range(n_levels)]
-    path = np.full((len(features), n_levels), -1, np.int32)
     if any(digit >= len(c) for digit, c in zip(digits, books.centroids, strict=True)):
-        return path
+        return None
+    path = np.empty((len(features), n_levels), np.int32)
     rest = features
     for level, (digit, centroids) in enumerate(zip(digits, books.centroids, strict=True)):
         path[:, level] = _nearest(rest, centroids, digit)
@@ -127,14 +128,13 @@ def _path(features: np.ndarray, books: Codebooks, choice: int) -> np.ndarray:
     return path
 
 
-def _by_cell(cells: np.ndarray, values: np.ndarray):
-    """(cell, its values in order) for each distinct cell."""
-    if not len(cells):
-        return
-    order = np.argsort(cells, kind="stable")
-    starts = np.flatnonzero(np.diff(cells[order], prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(cells)], strict=True):
-        yield int(cells[order[start]]), values[order[start:end]]
+def _rank(groups: np.ndarray) -> np.ndarray:
+    """How many earlier places hold the same number: [3, 5, 3] -> [0, 0, 1]."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    rank = np.empty(len(groups), np.int64)
+    rank[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(np.append(starts, len(groups))))
+    return rank
 
 
 def _cell(path: np.ndarray, size: int) -> np.ndarray:
@@ -178,25 +178,17 @@ def _kmeans(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
 
 def _predict_collaborative(content: np.ndarray, transitions: Transitions, seed: int) -> np.ndarray:
     """Ridge regression [Dc, Dk] from content to the leading directions of the normalised training transitions."""
-    forward = transitions.forward.to_scipy() + transitions.backward.to_scipy()
+    forward = transitions.forward.to_scipy()
     matrix = sp.csr_array(forward + forward.T)
-    seen = np.flatnonzero(np.asarray(matrix.sum(1)).ravel() > 0)
+    degree = np.asarray(matrix.sum(1)).ravel()
+    seen = np.flatnonzero(degree > 0)
     width = min(COLLABORATIVE_WIDTH, len(seen) // 2)
     if not width:
         return np.zeros((content.shape[1], 0), np.float32)
-    matrix = sp.csr_array(matrix[seen][:, seen])
-    scale = sp.diags_array(1 / np.sqrt(np.asarray(matrix.sum(1)).ravel()))
-    matrix = sp.csr_array(scale @ matrix @ scale)
-    if len(seen) <= 4 * width:
-        u, s, vt = np.linalg.svd(matrix.toarray())
-        u, _ = svd_flip(u, vt)
-    else:
-        u, s, _ = randomized_svd(matrix, width, n_oversamples=16, n_iter=3, random_state=seed)
-    target = _unit(u[:, :width] * np.sqrt(s[:width]))
+    scale = np.zeros(len(degree), np.float32)
+    scale[seen] = 1 / np.sqrt(degree[seen])
+    matrix.data *= np.repeat(scale, np.diff(matrix.indptr)) * scale[matrix.indices]
+    values, vectors = leading(lambda v: matrix @ v, len(degree), width, seed)
+    target = unit(vectors * np.sqrt(np.maximum(values, 0)).astype(np.float32))[seen]
     x = content[seen].astype(np.float64)
     return np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ target).astype(np.float32)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.where(norms > 1e-6, vectors / np.maximum(norms, 1e-6), 0).astype(np.float32)

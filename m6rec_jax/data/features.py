@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
-from sklearn.utils.extmath import randomized_svd, svd_flip
+
+from m6rec_jax.data.spectral import right_vectors, unit
 
 NUMBER_PREFIX = "num_"
 WIDTH = 128
@@ -42,7 +43,7 @@ class TfidfEncoder:
     components: np.ndarray
 
     def encode(self, texts: list[str]) -> np.ndarray:
-        return _unit(
+        return unit(
             (_tfidf(_count_terms(texts), len(texts), self.terms, self.idf) @ self.components).astype(np.float32)
         )
 
@@ -76,7 +77,7 @@ def fit_encoder(texts: list[str], width: int = WIDTH) -> TfidfEncoder:
         return TfidfEncoder([], np.zeros(0, np.float32), np.zeros((0, 1), np.float32))
     idf = (np.log((1 + len(texts)) / (1 + ranked["df"].to_numpy())) + 1).astype(np.float32)
     matrix = _tfidf(counted, len(texts), terms, idf)
-    return TfidfEncoder(terms, idf, _right_vectors(matrix, width))
+    return TfidfEncoder(terms, idf, right_vectors(matrix, width))
 
 
 @dataclass(frozen=True)
@@ -204,19 +205,3 @@ def _tfidf(counted: pl.DataFrame, rows: int, terms: list[str], idf: np.ndarray) 
     matrix = sp.csr_array((weights, (found["row"].to_numpy(), columns)), shape=(rows, len(terms)), dtype=np.float32)
     norms = np.sqrt(matrix.multiply(matrix).sum(axis=1))
     return sp.csr_array(sp.diags_array(1 / np.maximum(norms, 1e-12), dtype=np.float32) @ matrix)
-
-
-def _right_vectors(matrix: sp.csr_array, width: int) -> np.ndarray:
-    """The `width` leading right singular vectors `[columns, width]`, the same at every run."""
-    least = min(matrix.shape)
-    if least <= 2 * width:
-        u, _, vt = np.linalg.svd(matrix.toarray(), full_matrices=False)
-        _, vt = svd_flip(u, vt)
-    else:
-        _, _, vt = randomized_svd(matrix, width, n_oversamples=16, n_iter=4, random_state=0)
-    return np.ascontiguousarray(vt[:width].T, np.float32)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.where(norms > 1e-6, vectors / np.maximum(norms, 1e-6), 0).astype(np.float32)
