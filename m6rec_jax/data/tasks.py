@@ -18,7 +18,7 @@ from m6rec_jax.data.records import DOCUMENT, HISTORY, ITEM, Record
 from m6rec_jax.plugins import load_points
 from m6rec_jax.vocab import BOS, EOS, ITEM as OPEN_ITEM, NEXT, SAY, SPELL, USER, Vocab
 
-ATTRIBUTE_ROOM = 16  # tokens kept for what is known of a user, where anything is
+ATTRIBUTE_ROOM = 24  # tokens kept for what is known of a user, where anything is
 SAID_ROOM = 64  # text tokens of an item that translation tasks read or write
 
 
@@ -191,8 +191,8 @@ def _said_stretch(room: int, facts: Facts) -> int:
 
 
 def _read_length(tokens: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """How much of an item's text is read: 40 to 100 % of it from the front, all of it in half of the draws."""
-    return np.ceil(tokens * np.minimum(0.4 + 1.2 * draws, 1.0)).astype(np.int64)
+    """How much of an item's text is read: from its first fifth (the title, mostly) to all of it."""
+    return np.ceil(tokens * (0.2 + 0.8 * draws)).astype(np.int64)
 
 
 def _text_to_codes(record: Record, piece: Piece, facts: Facts) -> Example:

@@ -47,7 +47,7 @@ class Embeddings(nnx.Module):
     def __init__(self, config: ModelConfig, vocab: Vocab, content_width: int, *, rngs: nnx.Rngs):
         self.config, self.vocab = config, vocab
         std = config.width**-0.5
-        self.tables = nnx.List([weight(rngs, (s.padded, config.width), ("vocab", "embed"), std) for s in vocab.slices])
+        self.tables = nnx.Dict({s.name: weight(rngs, (s.padded, config.width), ("vocab", "embed"), std) for s in vocab.slices})
         self.content = weight(rngs, (content_width, config.width), (None, "embed"), std) if config.content else None
 
     @property
@@ -78,12 +78,12 @@ class Embeddings(nnx.Module):
         row = ("batch", *rest)
         axes = ([("vocab", None)] * len(self.tables), (None, None) if self.config.content else None, ITEM_AXES)
         return sharding.per_shard(look_up, (*axes, row, row, row), (*row, None))(
-            [t[...] for t in self.tables], self._content(), items, tokens, item_rows, id_kept
+            [self.tables[s.name][...] for s in self.vocab.slices], self._content(), items, tokens, item_rows, id_kept
         )
 
     def table(self, slice_index: int, items: ItemTable, key: jax.Array | None = None) -> Float[Array, "V D"]:
         """The output table of a slice: its rows, and for atomic items their content as well."""
-        table = sharding.gather_weight(self.tables[slice_index][...], "vocab", "embed")
+        table = sharding.gather_weight(self.tables[self.vocab.slices[slice_index].name][...], "vocab", "embed")
         if not (self.atomic and slice_index == 1 and self.config.content):
             return table
         kept = _rows_like(items.seen, table)
