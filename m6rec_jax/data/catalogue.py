@@ -33,13 +33,6 @@ def lay_out(items: pl.DataFrame, before: pl.DataFrame | None = None) -> pl.DataF
     return pl.concat([known, fresh.filter(~shared)], how="diagonal_relaxed")
 
 
-def rows_of(ids: pl.Series, known: pl.Series) -> np.ndarray:
-    """Place of each id in `known` `[n]` int32; -1 for null."""
-    index = known.to_frame("id").with_row_index("row")
-    found = ids.to_frame("id").join(index, on="id", how="left", maintain_order="left")
-    return found["row"].cast(pl.Int32).fill_null(-1).to_numpy()
-
-
 def held_out(keys: list[str], eligible: np.ndarray) -> np.ndarray:
     """[n] bool: about 2 % of the eligible texts, chosen by the hash of their key alone; none of a handful."""
     if eligible.sum() < LEAST_TEXTS:

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +24,33 @@ from m6rec_jax.artifacts.atomic import atomic_path
 from m6rec_jax.artifacts.manifest import MANIFEST, file_digest, read_manifest, write_manifest
 from m6rec_jax.artifacts.schemas import DATASET
 from m6rec_jax.data import catalogue
+from m6rec_jax.data.borrow import LENT, Borrowed, borrow, check_append, code_items, joined_tables
 from m6rec_jax.data.card import Card, load_card
-from m6rec_jax.data.card_checks import is_frame
+from m6rec_jax.data.card_checks import is_frame, paths_of
 from m6rec_jax.data.clean import Cleaned, clean
-from m6rec_jax.data.codes import Codebooks, assign_codes, fit_codebooks
 from m6rec_jax.data.dataset import Dataset, open_dataset
-from m6rec_jax.data.features import Encoder, Fields, TfidfEncoder, fit_encoder, fit_fields, item_texts
+from m6rec_jax.data.events import Events, event_arrays, user_table
+from m6rec_jax.data.features import fit_encoder, fit_fields, item_texts
 from m6rec_jax.data.history import history_lengths
+from m6rec_jax.data.privacy import check_key_place
 from m6rec_jax.data.records import DOCUMENT, HISTORY, ITEM, Record, RecordWriter, encode_histories
 from m6rec_jax.data.sources import read_tables
-from m6rec_jax.data.splits import LEAST_EVENTS, SPLITS, TRAIN, VALID, records_of, split_events
+from m6rec_jax.data.splits import LEAST_EVENTS, SPLITS, TRAIN, records_of, split_events
 from m6rec_jax.data.tokenizer import Tokenizer, train_tokenizer
-from m6rec_jax.data.transitions import Transitions, count_transitions
+from m6rec_jax.data.transitions import count_transitions
 from m6rec_jax.errors import InputError
 from m6rec_jax.vocab import Vocab
 
+STAGES = ("read", "clean", "split", "features", "transitions", "codes", "tokenizer", "records", "tables")
+
 
 @dataclass(frozen=True)
-class Events:
-    """Cleaned events as arrays `[n]`, by user, then time: rows of user and item (-1 = query), and the rest."""
+class Options:
+    """What a caller of `prepare` may choose."""
 
-    users: np.ndarray
-    items: np.ndarray
-    times: np.ndarray
-    kinds: np.ndarray
-    values: pl.Series
-    texts: pl.Series
-    kind_names: list[str]
-    weights: np.ndarray  # [n] float32: weight of each event as a target
-
-    @property
-    def is_target(self) -> np.ndarray:
-        return (self.items >= 0) & (self.weights > 0)
+    levels: int = 1
+    codebook: int = 256
+    vocab_size: int = 4096
 
 
 def prepare(
@@ -74,89 +69,85 @@ def prepare(
     events to the dataset in `out`. Raises InputError on bad input, and rather than overwrite anything else in `out`.
     """
     card, out = load_card(card), Path(out)
-    options = {"levels": levels, "codebook": codebook, "vocab_size": vocab_size}
+    check_key_place(card, out)
+    options = Options(levels, codebook, vocab_size)
     inputs = _inputs_digest(card, options, like)
-    if (done := _already(out, inputs, append)) is not None:
-        return done
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "read"):
-        tables = read_tables(card)
-    with _timed(seconds, "clean"):
-        cleaned = clean(tables, card)
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        body = _write(card, cleaned, folder, Path(like) if like else None, options, seconds)
-        body |= {"inputs": inputs, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
-        files = [p for p in folder.iterdir() if p.name != MANIFEST]
-        write_manifest(folder, DATASET.name, DATASET.version, body, files)
+    before = _before(out, inputs, append)
+    if before is not None and inputs in before.manifest["inputs"]:
+        progress.note(f"{out}: prepared before from the same input")
+        return before
+    with progress.stage(f"prepare {card.name}", total=len(STAGES), unit="steps") as bar:
+        clock = _Clock(bar)
+        with clock("read"):
+            if before is not None:
+                check_append(before, card)
+            tables = read_tables(card)
+        with clock("clean"):
+            if before is not None:
+                tables = joined_tables(before, tables, card)
+            cleaned = clean(tables, card)
+        lent = borrow(Path(like)) if like else borrow(out) if before is not None else None
+        with atomic_path(out) as folder:
+            folder.mkdir()
+            body = _write(card, cleaned, folder, lent, options, clock)
+            body["inputs"] = [*(before.manifest["inputs"] if before is not None else ()), inputs]
+            body["seconds"] = {name: round(value, 3) for name, value in clock.seconds.items()}
+            write_manifest(
+                folder, DATASET.name, DATASET.version, body, [p for p in folder.iterdir() if p.name != MANIFEST]
+            )
     return open_dataset(out)
 
 
-def _write(card: Card, cleaned: Cleaned, folder: Path, like: Path | None, options: dict[str, int],
-           seconds: dict[str, float]) -> dict[str, Any]:  # fmt: skip
+def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, options: Options, clock: _Clock) -> dict:
     """Everything but the manifest, whose body is returned."""
-    borrowed = _borrow(like) if like else None
-    items = catalogue.lay_out(cleaned.tables.items, borrowed["items"] if borrowed else None)
-    users = _user_table(cleaned.tables)
-    events = _event_arrays(cleaned.tables.events, users["user_id"], items["item_id"], card)
-    timed, n_kinds = card.events.time_unit != "order", len(events.kind_names)
-    with _timed(seconds, "split"):
+    tables = cleaned.tables
+    timed = card.events.time_unit != "order"
+    with clock("split"):
+        items = catalogue.lay_out(tables.items, lent.items if lent else None)
+        users = user_table(tables)
+        events = event_arrays(tables.events, users["user_id"], items["item_id"], card, lent.kinds if lent else ())
         label = split_events(events.users, events.times, events.is_target, card.split)
         train = (label == TRAIN) & (events.items >= 0)
-        item_counts = np.bincount(events.items[train], minlength=items.height)
-        items = items.with_columns(events=item_counts, seen=item_counts > 0)
+        counts = np.bincount(events.items[train], minlength=items.height)
+        items = items.with_columns(events=counts, seen=counts > 0)
         users = users.with_columns(events=np.bincount(events.users[train], minlength=users.height))
-    with _timed(seconds, "features"):
-        fields = borrowed["fields"] if borrowed else fit_fields(items)
+    with clock("features"):
+        fields = lent.fields if lent else fit_fields(items)
         items = fields.apply(items)
         texts = item_texts(items)
-        encoder = borrowed["encoder"] if borrowed else fit_encoder(texts)
+        encoder = lent.encoder if lent else fit_encoder(texts)
         content = encoder.encode(texts)
-    with _timed(seconds, "transitions"):
+    with clock("transitions"):
         transitions = count_transitions(events.users[train], events.items[train], events.times[train],
                                         events.weights[train], catalogue=items.height)  # fmt: skip
         transitions.save(folder / "transitions.npz")
-    with _timed(seconds, "codes"):
-        codes, books = _codes(content, transitions, items, options, borrowed)
+    with clock("codes"):
+        codes, books = code_items(content, transitions, items["item_id"], options.levels, options.codebook, lent)
         np.savez(
             folder / "codes.npz", codes=codes, content=content, **books.arrays(), **encoder.arrays(), **fields.arrays()
         )
-    spoken = catalogue.item_fields(items)
-    has_text = np.array([any(parts) for parts in zip(*spoken, strict=True)], bool)
-    documents = cleaned.tables.corpus["text"].to_list() if cleaned.tables.corpus is not None else []
-    quiet_items = catalogue.held_out(items["item_id"].to_list(), has_text)
-    quiet_documents = catalogue.held_out(documents, np.ones(len(documents), bool))
-    with _timed(seconds, "tokenizer"):
-        if borrowed:
-            tokenizer = borrowed["tokenizer"]
+    said = _Said.of(items, tables.corpus)
+    with clock("tokenizer"):
+        if lent:
+            tokenizer = lent.tokenizer
             tokenizer.save(folder / "tokenizer.model")
         else:
-            heard = _training_texts(spoken, quiet_items, documents, quiet_documents, users, events, label)
-            tokenizer = train_tokenizer(heard, folder / "tokenizer.model", options["vocab_size"])
-            if tokenizer.size < options["vocab_size"]:
-                progress.note(
-                    f"tokenizer: {tokenizer.size} pieces, the text supports no more (vocab_size {options['vocab_size']})"
-                )
-    vocab = Vocab(tokenizer.size, (books.size,) * books.levels if books.levels > 1 else (items.height,))
-    with _timed(seconds, "records"):
-        tokens = catalogue.item_tokens(spoken, tokenizer)
-        coded = [np.array(t, np.int32) for t in tokenizer.encode_batch(documents)]
-        texts_of = {
-            split: [
-                *(Record(ITEM, r, tokens=tokens[r]) for r in np.flatnonzero(has_text & (quiet_items == held)).tolist()),
-                *(Record(DOCUMENT, r, tokens=coded[r]) for r in np.flatnonzero(quiet_documents == held).tolist()),
-            ]
-            for split, held in (("train", False), ("valid", True))
-        }
-        index, sizes = _write_records(folder, events, label, texts_of, tokenizer, books.levels, timed, n_kinds)
+            queries = events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0)))
+            tokenizer = train_tokenizer(said.heard(users, queries), folder / "tokenizer.model", options.vocab_size)
+            if tokenizer.size < options.vocab_size:
+                progress.note(f"tokenizer: {tokenizer.size} pieces; the texts support no more of vocab_size {options.vocab_size}")  # fmt: skip
+    with clock("records"):
+        index, sizes = _write_records(folder, events, label, said, tokenizer, books.levels, timed)
         np.savez(folder / "index.npz", **index)
-    with _timed(seconds, "tables"):
+    with clock("tables"):
         items.write_parquet(folder / "items.parquet")
         users.write_parquet(folder / "users.parquet")
+        events.table(label).write_parquet(folder / "events.parquet")
         cleaned.rejected.write_parquet(folder / "rejected.parquet")
-        _event_table(events, label).write_parquet(folder / "events.parquet")
-        if cleaned.tables.impressions is not None:
-            cleaned.tables.impressions.write_parquet(folder / "impressions.parquet")
+        if tables.impressions is not None:
+            tables.impressions.write_parquet(folder / "impressions.parquet")
+    targets = np.bincount(events.users[events.is_target], minlength=users.height)
+    vocab = Vocab(tokenizer.size, (books.size,) * books.levels)
     return {
         "name": card.name,
         "card": card.to_dict(),
@@ -164,14 +155,12 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, like: Path | None, option
         "split": {"rule": card.split.rule, "valid": card.split.valid, "test": card.split.test},
         "sizes": {
             "items": items.height,
-            "seen_items": int((item_counts > 0).sum()),
+            "seen_items": int((counts > 0).sum()),
             "users": users.height,
-            "short_users": int(
-                (np.bincount(events.users[events.is_target], minlength=users.height) < LEAST_EVENTS).sum()
-            ),
+            "short_users": int((targets < LEAST_EVENTS).sum()),
             "events": len(events.users),
             **{f"{name}_events": int((label == i).sum()) for i, name in enumerate(SPLITS)},
-            "documents": len(documents),
+            "documents": len(said.documents),
             "transitions": len(transitions.forward.weights),
             **sizes,
         },
@@ -181,153 +170,97 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, like: Path | None, option
         "timed": timed,
         "repeat": card.repeat,
         "kinds": events.kind_names,
-        "kind_weights": [float(card.kinds.get(k, 1.0)) for k in events.kind_names],
+        "kind_weights": events.kind_weights,
         "made_by": f"m6rec_jax {m6rec_jax.__version__}",
     }
 
 
-def _user_table(tables: Any) -> pl.DataFrame:
-    """Users in the order of their first event, then those known from the users table alone."""
-    users = tables.events.select(pl.col("user_id").unique(maintain_order=True))
-    if tables.users is None:
-        return users.with_columns(attributes=pl.lit([], dtype=pl.List(pl.String)))
-    known = tables.users.select("user_id", "attributes")
-    silent = known.filter(~pl.col("user_id").is_in(users["user_id"].implode())).select("user_id")
-    return (
-        pl.concat([users, silent])
-        .join(known, on="user_id", how="left", maintain_order="left")
-        .with_columns(pl.col("attributes").fill_null(pl.lit([], dtype=pl.List(pl.String))))
-    )
+@dataclass(frozen=True)
+class _Said:
+    """All text of items and documents, and which of it language training does not hear."""
+
+    fields: list[list[str]]
+    has_text: np.ndarray
+    quiet_items: np.ndarray
+    documents: list[str]
+    quiet_documents: np.ndarray
+
+    @classmethod
+    def of(cls, items: pl.DataFrame, corpus: pl.DataFrame | None) -> _Said:
+        fields = catalogue.item_fields(items)
+        has_text = np.array([any(parts) for parts in zip(*fields, strict=True)], bool)
+        documents = corpus["text"].to_list() if corpus is not None else []
+        quiet_documents = catalogue.held_out(documents, np.ones(len(documents), bool))
+        return cls(
+            fields, has_text, catalogue.held_out(items["item_id"].to_list(), has_text), documents, quiet_documents
+        )
+
+    def heard(self, users: pl.DataFrame, queries: pl.Series) -> Iterator[str]:
+        """What the tokenizer may learn from: training items, documents and queries, and what is known of users."""
+        for parts in self.fields:
+            yield from (part for part, quiet in zip(parts, self.quiet_items, strict=True) if part and not quiet)
+        yield from (text for text, quiet in zip(self.documents, self.quiet_documents, strict=True) if not quiet)
+        yield from users["attributes"].list.join("; ").to_list()
+        yield from queries.drop_nulls().to_list()
+
+    def records(self, tokenizer: Tokenizer) -> dict[str, list[Record]]:
+        """ITEM and DOCUMENT records of train and valid, by row."""
+        items = catalogue.item_tokens(self.fields, tokenizer)
+        documents = [np.array(t, np.int32) for t in tokenizer.encode_batch(self.documents)]
+        return {
+            split: [
+                *(Record(ITEM, r, tokens=items[r]) for r in np.flatnonzero(self.has_text & (self.quiet_items == quiet)).tolist()),
+                *(Record(DOCUMENT, r, tokens=documents[r]) for r in np.flatnonzero(self.quiet_documents == quiet).tolist()),
+            ]
+            for split, quiet in (("train", False), ("valid", True))
+        }  # fmt: skip
 
 
-def _event_arrays(events: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series, card: Card) -> Events:
-    kinds = np.zeros(events.height, np.uint8)
-    names: list[str] = []
-    if card.events.kind:
-        spelled = events["kind"].fill_null("")
-        names = list(card.kinds) or spelled.unique().sort().to_list()
-        kinds = rows_of_kinds(spelled, names)
-    weights = np.array([card.kinds.get(k, 1.0) for k in names] or [1.0], np.float32)
-    return Events(
-        users=catalogue.rows_of(events["user_id"], user_ids),
-        items=catalogue.rows_of(events["item_id"], item_ids),
-        times=events["time"].to_numpy(),
-        kinds=kinds,
-        values=events["value"],
-        texts=events["text"],
-        kind_names=names,
-        weights=weights[kinds],
-    )
-
-
-def rows_of_kinds(spelled: pl.Series, names: list[str]) -> np.ndarray:
-    """Number of each kind `[n]` uint8."""
-    return spelled.replace_strict(names, range(len(names)), return_dtype=pl.UInt8).to_numpy()
-
-
-def _event_table(events: Events, label: np.ndarray) -> pl.DataFrame:
-    """What `append` and evaluation need of the events: rows, time, kind, value, text, split (0 train, 1, 2)."""
-    return pl.DataFrame(
-        {
-            "user": events.users,
-            "item": events.items,
-            "time": events.times,
-            "kind": events.kinds,
-            "value": events.values,
-            "text": events.texts,
-            "split": label,
-        }
-    )
-
-
-def _codes(content: np.ndarray, transitions: Transitions, items: pl.DataFrame, options: dict[str, int],
-           borrowed: dict[str, Any] | None) -> tuple[np.ndarray, Codebooks]:  # fmt: skip
-    if borrowed is None:
-        books = fit_codebooks(content, transitions, options["levels"], options["codebook"])
-        return assign_codes(content, books), books
-    books, old = borrowed["books"], borrowed["items"]["item_id"]
-    kept = borrowed["codes"] if items.height >= len(old) and (items["item_id"][: len(old)] == old).all() else None
-    n_kept = 0 if kept is None else len(kept)
-    added = assign_codes(content[n_kept:], books, kept)
-    codes = added if kept is None else np.concatenate([kept, added])
-    return codes, books if books.levels > 1 else Codebooks(1, len(codes))
-
-
-def _training_texts(spoken, quiet_items, documents, quiet_documents, users, events, label) -> Iterator[str]:
-    """All that the tokenizer may learn from: training items, documents and queries, and what users say of themselves."""
-    for parts in spoken:
-        yield from (part for part, quiet in zip(parts, quiet_items, strict=True) if part and not quiet)
-    yield from (text for text, quiet in zip(documents, quiet_documents, strict=True) if not quiet)
-    yield from users["attributes"].list.join("; ").to_list()
-    yield from events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0))).drop_nulls().to_list()
-
-
-def _write_records(folder: Path, events: Events, label: np.ndarray, texts: dict[str, list[Record]],
-                   tokenizer: Tokenizer, levels: int, timed: bool, n_kinds: int) -> tuple[dict, dict]:  # fmt: skip
+def _write_records(folder: Path, events: Events, label: np.ndarray, said: _Said, tokenizer: Tokenizer, levels: int,
+                   timed: bool) -> tuple[dict[str, np.ndarray], dict[str, int]]:  # fmt: skip
     """Records of every split: histories by user row, then items and documents. Returns (index arrays, sizes)."""
+    is_target, n_kinds = events.is_target, len(events.kind_names)
     queries = np.flatnonzero(events.items < 0)
     coded = dict(zip(queries.tolist(), tokenizer.encode_batch(events.texts[queries].to_list()), strict=True))
-    lengths = np.full(len(events.items), -1, np.int64)
-    lengths[queries] = [len(coded[i]) for i in queries.tolist()]
+    query_lengths = np.full(len(events.items), -1, np.int64)
+    query_lengths[queries] = [len(coded[i]) for i in queries.tolist()]
+    texts = said.records(tokenizer)
     index: dict[str, np.ndarray] = {}
     sizes: dict[str, int] = {}
     for number, split in enumerate(SPLITS):
-        held = records_of(label, events.users, events.is_target, number)
-        at, starts = held.events, held.starts
-        users, n = events.users[at], np.diff(held.starts)
-        added = history_lengths(levels, users, events.times[at], timed, n_kinds, lengths[at])
-        n_tokens = np.add.reduceat(added, starts[:-1]) if len(n) else n
-        asked = {
-            place: np.array(coded[int(at[place])], np.int32) for place in np.flatnonzero(events.items[at] < 0).tolist()
-        }
-        said = texts.get(split, [])
+        held = records_of(label, events.users, is_target, number)
+        at, starts, n = held.events, held.starts, np.diff(held.starts)
+        users, others = events.users[at], texts.get(split, [])
+        tokens = history_lengths(levels, users, events.times[at], timed, n_kinds, query_lengths[at])
+        asked = {i: np.array(coded[int(at[i])], np.int32) for i in np.flatnonzero(events.items[at] < 0).tolist()}
         with RecordWriter(folder, split) as writer:
             for blob in encode_histories(users[starts[:-1]], starts, events.items[at], events.times[at],
                                          events.kinds[at], held.targets, asked):  # fmt: skip
                 writer.write(blob)
-            for record in said:
+            for record in others:
                 writer.write(record)
-        index[f"{split}_kind"] = np.array([HISTORY] * len(n) + [r.kind for r in said], np.uint8)
-        index[f"{split}_tokens"] = np.concatenate([n_tokens, [len(r.tokens) for r in said]]).astype(np.int32)
-        index[f"{split}_events"] = np.concatenate([n, np.zeros(len(said))]).astype(np.int32)
-        sizes[f"{split}_histories"], sizes[f"{split}_records"] = len(n), len(n) + len(said)
-        if number >= VALID:
+        n_tokens = np.add.reduceat(tokens, starts[:-1]) if len(n) else n
+        index[f"{split}_kind"] = np.array([HISTORY] * len(n) + [r.kind for r in others], np.uint8)
+        index[f"{split}_tokens"] = np.concatenate([n_tokens, [len(r.tokens) for r in others]]).astype(np.int32)
+        index[f"{split}_events"] = np.concatenate([n, np.zeros(len(others))]).astype(np.int32)
+        sizes[f"{split}_histories"], sizes[f"{split}_records"] = len(n), len(n) + len(others)
+        if number != TRAIN:
             sizes[f"{split}_targets"] = int(held.targets.sum())
     return index, sizes
 
 
-def _borrow(like: Path) -> dict[str, Any]:
-    """What another dataset or run lends: tokenizer, items, features, codes."""
-    try:
-        with np.load(like / "codes.npz", allow_pickle=False) as data:
-            arrays = dict(data)
-        items = pl.read_parquet(like / "items.parquet")
-        encoder: Encoder = TfidfEncoder.from_arrays(arrays)
-        return {
-            "tokenizer": Tokenizer.load(like / "tokenizer.model"),
-            "items": items,
-            "codes": arrays["codes"],
-            "books": Codebooks.from_arrays(arrays),
-            "encoder": encoder,
-            "fields": Fields.from_arrays(arrays),
-        }
-    except (OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
-        raise InputError(
-            f"--like {like}: neither a dataset nor a run ({error}); name a folder that prepare or train wrote"
-        ) from None
-
-
-def _inputs_digest(card: Card, options: dict[str, Any], like: Path | str | None) -> str:
+def _inputs_digest(card: Card, options: Options, like: Path | str | None) -> str:
     """Digest of all that decides the result: the card, its tables, the options, what is borrowed, the code's version."""
-    found: dict[str, Any] = {"card": card.to_dict(), "options": options, "version": m6rec_jax.__version__}
+    found: dict[str, Any] = {"card": card.to_dict(), "options": vars(options), "version": m6rec_jax.__version__}
     for name in ("events", "items", "users", "corpus", "impressions"):
         if (table := getattr(card, name)) is not None:
-            found[name] = _frame_digest(table.path) if is_frame(table.path) else file_digest(table.path)
+            found[name] = (
+                [_frame_digest(table.path)] if is_frame(table.path) else [file_digest(p) for p in paths_of(table)]
+            )
     if card.privacy.key:
         found["key"] = hashlib.sha256(Path(card.privacy.key).read_bytes()).hexdigest()
     if like:
-        names = ("codes.npz", "items.parquet", "tokenizer.model")
-        found["like"] = {n: file_digest(Path(like) / n) for n in names if (Path(like) / n).is_file()}
+        found["like"] = {n: file_digest(Path(like) / n) for n in LENT if (Path(like) / n).is_file()}
     return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -338,26 +271,33 @@ def _frame_digest(frame: Any) -> str:
     return digest.hexdigest()
 
 
-def _already(out: Path, inputs: str, append: bool) -> Dataset | None:
-    """The dataset in `out` when it is the one asked for; None when `out` is free."""
-    if not out.exists():
-        return None
-    if not out.is_dir():
+def _before(out: Path, inputs: str, append: bool) -> Dataset | None:
+    """The dataset that lies in `out`; None when the place is free. InputError when it may not be touched."""
+    if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file, not a folder; name another --out")
-    if not any(out.iterdir()):
+    if not out.exists() or not any(out.iterdir()):
+        if append:
+            raise InputError(f"{out}: no dataset there to append to; prepare one first, without --append")
         return None
     if not (out / MANIFEST).is_file():
         raise InputError(f"{out}: not empty and not a dataset; name another --out")
-    if read_manifest(out, DATASET.name, DATASET.version).get("inputs") == inputs:
-        progress.note(f"{out}: prepared before from the same input")
-        return open_dataset(out)
-    raise InputError(
-        f"{out}: holds a dataset made from other input; name another --out, remove it, or add to it with --append"
-    )
+    known = read_manifest(out, DATASET.name, DATASET.version)["inputs"]
+    if not append and known != [inputs]:
+        raise InputError(f"{out}: holds a dataset made from other input; name another --out, remove it, or add to it with --append")  # fmt: skip
+    return open_dataset(out)
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+@dataclass
+class _Clock:
+    """Seconds of each stage, shown on one bar."""
+
+    bar: progress.Stage
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        self.bar.advance(0, at=name)
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self.bar.advance(1)

@@ -26,6 +26,8 @@ LEAST_SIZE = len(SPECIALS) + BYTES + 64
 SENTENCES = 400_000  # the tokenizer is trained on at most this many, chosen by hash
 SENTENCE_CHARS = 1_000  # longer text is cut into pieces of this many characters for training
 COVERAGE = 0.9995  # share of character occurrences that get a piece of their own; the rest are spelled in bytes
+RECURS = 3  # times that a word occurs before it is worth a piece
+WORD_CHARS = 15
 _QUIET = 2
 
 
@@ -110,6 +112,7 @@ def train_tokenizer(texts: Iterable[str], path: Path | str, size: int) -> Tokeni
         sentences = [s.translate(blank) for s in sentences]
     # A data set without any text still needs specials and bytes.
     sentences = [s for s in sentences if not s.isspace()] or ["a b"]
+    sentences += _again(sentences)
     model = io.BytesIO()
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
@@ -145,6 +148,18 @@ def _sample(texts: Iterable[str]) -> list[str]:
                 yield xxhash.xxh3_64_intdigest(piece.encode("utf-8")), piece
 
     return sorted(piece for _, piece in heapq.nsmallest(SENTENCES, hashed()))
+
+
+def _again(sentences: list[str]) -> list[str]:
+    """Each word that recurs, written twice without a space.
+
+    SentencePiece takes as candidates what occurs in two *distinct* words, so a word always written alone would never
+    become a piece, however frequent.
+    """
+    counts: Counter[str] = Counter()
+    for sentence in sentences:
+        counts.update(sentence.split())
+    return sorted(word + word for word, n in counts.items() if n >= RECURS and 2 <= len(word) <= WORD_CHARS)
 
 
 def _rare(sentences: list[str], limit: int) -> list[str]:

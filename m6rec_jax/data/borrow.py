@@ -1,0 +1,154 @@
+"""Growing what is there: `--like` borrows what another dataset or run was fitted with, `--append` adds to a dataset."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from m6rec_jax.artifacts.manifest import MANIFEST
+from m6rec_jax.artifacts.run import RUN_FILE
+from m6rec_jax.data.card import Card
+from m6rec_jax.data.codes import Codebooks, assign_codes, fit_codebooks
+from m6rec_jax.data.dataset import Dataset
+from m6rec_jax.data.features import Fields, TfidfEncoder
+from m6rec_jax.data.records import DOCUMENT
+from m6rec_jax.data.sources import EVENT_SCHEMA, Tables
+from m6rec_jax.data.tokenizer import Tokenizer
+from m6rec_jax.data.transitions import Transitions
+from m6rec_jax.errors import InputError
+
+LENT = ("codes.npz", "items.parquet", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """What an earlier dataset was fitted with; every dataset that a model is to read shares it with the model's own."""
+
+    items: pl.DataFrame
+    codes: np.ndarray
+    books: Codebooks
+    encoder: TfidfEncoder
+    fields: Fields
+    tokenizer: Tokenizer
+    kinds: list[str]
+
+
+def borrow(folder: Path) -> Borrowed:
+    """Read it from a dataset or a run folder. Raises InputError when the folder is neither."""
+    try:
+        with np.load(folder / "codes.npz", allow_pickle=False) as data:
+            arrays = dict(data)
+        return Borrowed(
+            items=pl.read_parquet(folder / "items.parquet"),
+            codes=arrays["codes"],
+            books=Codebooks.from_arrays(arrays),
+            encoder=TfidfEncoder.from_arrays(arrays),
+            fields=Fields.from_arrays(arrays),
+            tokenizer=Tokenizer.load(folder / "tokenizer.model"),
+            kinds=_kinds(folder),
+        )
+    except (OSError, KeyError, ValueError, IndexError, pl.exceptions.PolarsError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{folder}: neither a dataset nor a run ({reason}); name a folder that prepare or train wrote"
+        ) from None
+
+
+def _kinds(folder: Path) -> list[str]:
+    if (folder / MANIFEST).is_file():
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kinds"]
+    return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["datasets"][0]["summary"]["kinds"]
+
+
+def code_items(content: np.ndarray, transitions: Transitions, item_ids: pl.Series, levels: int, size: int,
+               borrowed: Borrowed | None) -> tuple[np.ndarray, Codebooks]:  # fmt: skip
+    """(codes [C, L], codebooks): fitted afresh, or the borrowed ones, with codes for the items that have none yet."""
+    if borrowed is None:
+        books = fit_codebooks(content, transitions, levels, size)
+        return assign_codes(content, books), books
+    old = borrowed.items["item_id"]
+    kept = borrowed.codes if item_ids[: len(old)].equals(old) else borrowed.codes[:0]
+    codes = np.concatenate([kept, assign_codes(content[len(kept) :], borrowed.books, kept)])
+    return codes, borrowed.books if borrowed.books.levels > 1 else Codebooks(1, len(codes))
+
+
+def joined_tables(dataset: Dataset, new: Tables, card: Card) -> Tables:
+    """The tables of a dataset with new ones behind them, still to be cleaned; what is new of an item or user counts.
+
+    Without an items table in the card the catalogue there is stays the catalogue. Events that have only an order come
+    after all that their user did before.
+    """
+    old_events = _events(dataset)
+    events = new.events
+    if not dataset.timed:
+        last = old_events.group_by("user_id").agg(shift=pl.col("time").max() + 1)
+        shifted = events.join(last, on="user_id", how="left", maintain_order="left")
+        events = shifted.with_columns(pl.col("time") + pl.col("shift").fill_null(0)).drop("shift")
+    old_items = dataset.items.drop("row", strict=False)
+    items = old_items if new.items is None else _new_first(new.items, old_items, "item_id")
+    if new.items is None and "items" not in dataset.manifest["card"]:
+        items = None  # the catalogue was, and is, whatever events name
+    users = dataset.users.select("user_id", "attributes")
+    shown, path = new.impressions, dataset.path / "impressions.parquet"
+    if path.is_file():
+        shown = _numbered(pl.concat([pl.read_parquet(path), *([shown] if shown is not None else [])], how="diagonal"))
+    documents = pl.DataFrame({"text": _documents(dataset)}, schema={"text": pl.String})
+    corpus = documents if new.corpus is None else pl.concat([documents, new.corpus.select("text")])
+    return replace(
+        new,
+        events=_numbered(pl.concat([old_events, events.select(EVENT_SCHEMA)])),
+        items=None if items is None else _numbered(items),
+        users=_numbered(users if new.users is None else _new_first(new.users, users, "user_id")),
+        corpus=_numbered(corpus) if corpus.height else None,
+        impressions=shown,
+    )
+
+
+def check_append(dataset: Dataset, card: Card) -> None:
+    """Refuse events that do not fit those there: another clock."""
+    if dataset.timed != (card.events.time_unit != "order"):
+        there = "seconds" if dataset.timed else "an order"
+        raise InputError(f"{card.origin}: events.time_unit: {card.events.time_unit}: the dataset {dataset.path} holds {there}; append events of the same clock")  # fmt: skip
+
+
+def _events(dataset: Dataset) -> pl.DataFrame:
+    events = pl.read_parquet(dataset.path / "events.parquet")
+    names = pl.Series(dataset.kinds or [""], dtype=pl.String)
+    known = events["item"] >= 0
+    return pl.DataFrame(
+        {
+            "user_id": dataset.users["user_id"].gather(events["user"]),
+            "item_id": dataset.items["item_id"].gather(events["item"].clip(0)).to_frame("x").select(pl.when(known).then("x")).to_series(),
+            "time": events["time"],
+            "kind": names.gather(events["kind"]).replace("", None),
+            "value": events["value"],
+            "text": events["text"],
+            "row": pl.int_range(events.height, eager=True),
+        },
+        schema=EVENT_SCHEMA,
+    )  # fmt: skip
+
+
+def _documents(dataset: Dataset) -> list[str]:
+    """The documents of a dataset, from the tokens in its records (normalised text round-trips exactly)."""
+    found: dict[int, str] = {}
+    for split in ("train", "valid"):
+        for at in np.flatnonzero(dataset.index[f"{split}_kind"] == DOCUMENT).tolist():
+            record = dataset.records(split)[at]
+            found[record.row] = dataset.tokenizer.decode(record.tokens)
+    return [found[row] for row in sorted(found)]
+
+
+def _new_first(new: pl.DataFrame, old: pl.DataFrame, key: str) -> pl.DataFrame:
+    """All of `new`, then the rows of `old` whose key is not in it."""
+    rest = old.filter(~pl.col(key).is_in(new[key].implode())).select([c for c in old.columns if c in new.columns])
+    return pl.concat([new, rest], how="diagonal_relaxed")
+
+
+def _numbered(frame: Any) -> pl.DataFrame:
+    return frame.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("row"))
