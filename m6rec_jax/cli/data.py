@@ -47,7 +47,7 @@ def card(argv: list[str]) -> None:
     from m6rec_jax.artifacts.atomic import write_text
     from m6rec_jax.data.draft import draft_card
 
-    text = draft_card(Path(options.folder))
+    text = draft_card(Path(options.folder), Path(options.out).parent if options.out else None)
     if options.out:
         write_text(options.out, text)
         note(f"wrote {options.out}; read it, then: m6rec prepare --card {options.out} --out DATASET")

@@ -169,7 +169,7 @@ def _samples(dataset: Path, recommendations: Path) -> list[dict[str, Any]]:
                         "item_id": row["item_id"],
                         "score": row["score"],
                         "source": row["source"],
-                        "because": [],
+                        "because": [row["reason"].removeprefix("because of ")] if row["reason"] else [],
                     }
                     for row in rows
                 ],
