@@ -17,7 +17,7 @@ from m6rec_jax.data.text import clean_column, clean_lists
 from m6rec_jax.errors import InputError
 from m6rec_jax.vocab import N_KINDS
 
-# Rule -> what it says of the rows it counts. The first group rejects rows, the second changes or reports them.
+# Rule -> what it says of the rows it counts: rejected, repaired, or noted and left as they are.
 REJECTING = {
     "missing_user": "no user id",
     "missing_item": "neither an item id nor a text",
@@ -35,7 +35,7 @@ REJECTING = {
     "empty_document": "a document without text",
     "duplicate_document": "a document that was there before",
 }
-REPORTING = {
+REPAIRING = {
     "bad_value": "values that are no number, set to none",
     "bad_number": "item numbers that are no number, set to none",
     "html": "texts with HTML tags, removed",
@@ -45,12 +45,14 @@ REPORTING = {
     "nfkc": "texts with compatibility characters, normalised",
     "white_space": "texts with superfluous white space, collapsed",
     "overlong": "texts longer than clean.max_title or max_text, cut",
-    "empty_title": "items without a title, kept",
-    "empty_text": "items without any text, kept",
-    "added_item": "items known from events alone, added without text",
-    "near_duplicate_item": "items whose title has the words of an earlier one, kept",
 }
-RULES = {**REJECTING, **REPORTING}
+NOTING = {
+    "empty_title": "items without a title",
+    "empty_text": "items without any text",
+    "added_item": "items known from events alone, added without text",
+    "near_duplicate_item": "items whose title has the words of an earlier one",
+}
+RULES = {**REJECTING, **REPAIRING, **NOTING}
 HINTS = {
     "future_time": "look at events.time_unit (seconds, or ms?)",
     "bad_time": "look at events.time and events.time_unit (s, ms, iso or order)",
