@@ -9,17 +9,17 @@ import numpy as np
 
 from m6rec_jax.data.examples import Sequence
 from m6rec_jax.data.packing import pack_row
-from m6rec_jax.data.plan import Entries, Plan
+from m6rec_jax.data.plan import Entries, Plan, Pool
 from m6rec_jax.data.records import RecordReader
 from m6rec_jax.data.tasks import Piece
 
 
-def build_row(plan: Plan, records: RecordReader, entries: Entries) -> dict[str, np.ndarray]:
-    """The packed arrays `[T]` of one row's entries: a pure function of (seed, entries)."""
+def build_row(plan: Plan, records: RecordReader, entries: Entries, pools: list[Pool]) -> dict[str, np.ndarray]:
+    """The packed arrays `[T]` of one row's entries, drawn from `pools`: a pure function of (seed, entries)."""
     sequences: list[tuple[Sequence, int]] = []
     for i, record in enumerate(records.take(entries.record)):
         task = int(entries.task[i])
-        pool = plan.pools[task]
+        pool = pools[task]
         rng = np.random.default_rng([plan.seed, 4, int(entries.number[i])])
         piece = Piece(pool.stretch, int(entries.window[i]), float(entries.draw[i]))
         example = pool.task.build(record, piece, plan.facts)
@@ -43,7 +43,7 @@ class PlanRows(grain.sources.RandomAccessDataSource):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         batch, row = divmod(int(index), self.mine)
         number = self.first + batch * self.rows + self.offset + row
-        return build_row(self.plan, self.records, self.plan.row(number))
+        return build_row(self.plan, self.records, self.plan.row(number), self.plan.pools)
 
 
 def batches(source: PlanRows, threads: int) -> Iterator[dict[str, np.ndarray]]:

@@ -46,6 +46,10 @@ class Entries:
     draw: np.ndarray
     length: np.ndarray
 
+    def take(self, chosen: np.ndarray | list[int]) -> Entries:
+        """Some of the entries, in the order asked for."""
+        return Entries(*(getattr(self, name)[chosen] for name in Entries.__dataclass_fields__))
+
 
 def make_pool(
     task: Task, objective: Objective, index: Mapping[str, np.ndarray], split: str, config: DataConfig, facts: Facts
@@ -132,8 +136,7 @@ class Plan:
                 self._ends.append(self._ends[-1] + len(self._block(len(self._ends) - 1)[1]))
             block = int(np.searchsorted(self._ends, number, side="right")) - 1
             entries, rows = self._block(block)
-        inside = rows[number - self._ends[block]]
-        return Entries(*(getattr(entries, name)[inside] for name in Entries.__dataclass_fields__))
+        return entries.take(rows[number - self._ends[block]])
 
     def _lay_out(self, block: int) -> tuple[Entries, list[list[int]]]:
         entries = self.entries(block)

@@ -1,0 +1,1 @@
+"""Training: mesh, state, step, loop, checkpoints. `run.train` is the way in."""

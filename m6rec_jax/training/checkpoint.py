@@ -1,0 +1,128 @@
+"""Writing checkpoints, and taking a run up again.
+
+A step is saved by Orbax in the background, digested, and only then gets its manifest, by rename: from that moment
+it is good. A crash at any point leaves the last good step as it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from m6rec_jax.artifacts.atomic import remove
+from m6rec_jax.artifacts.checkpoints import FOLDER, best_step, check_shapes, check_step, step_folder, steps, tree_shapes
+from m6rec_jax.artifacts.manifest import MANIFEST, write_manifest
+from m6rec_jax.artifacts.schemas import CHECKPOINT
+from m6rec_jax.config import CheckpointConfig
+from m6rec_jax.errors import InputError
+from m6rec_jax.progress import note
+from m6rec_jax.training.state import TrainState
+
+
+class CheckpointWriter:
+    """Saves states of a run, one at a time in the background, and keeps the newest and the best."""
+
+    def __init__(self, run: Path, config: CheckpointConfig):
+        self.run, self.config = run, config
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        if jax.process_index() == 0:
+            sweep(run)
+
+    def save(self, state: TrainState, rows: int, metrics: dict[str, float]) -> int:
+        """Start saving; returns the step. The arrays are copied off before this returns, so the state may be donated.
+
+        Raises InputError when this or the save before it failed, a full disk for one.
+        """
+        self.wait()
+        step = int(state.step)
+        folder = step_folder(self.run, step)
+        if (folder / MANIFEST).is_file():
+            return step
+        if jax.process_index() == 0:
+            remove(folder)
+        parts = {
+            "params": state.params,
+            "optimizer": {"moments": state.optimizer, "step": state.step, "skipped": state.skipped},
+            "data": {"rows": rows},
+        }
+        shapes = {name: tree_shapes(parts[name]) for name in ("params", "optimizer")}
+        body = {"step": step, "rows": rows, "metrics": metrics, "shapes": shapes}
+        try:
+            response = ocp.save_checkpointables_async(folder, parts)
+        except Exception as error:
+            raise self._failed(error) from error
+        self._thread = threading.Thread(target=self._finish, args=(response, folder, body), daemon=True)
+        self._thread.start()
+        return step
+
+    def wait(self) -> None:
+        """Return once the save under way is good. Raises InputError when it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise self._failed(error) from error
+
+    def _finish(self, response: Any, folder: Path, body: dict[str, Any]) -> None:
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                files = [p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST]
+                write_manifest(folder, *CHECKPOINT, body, files)
+                self._drop_old()
+        except BaseException as error:
+            self._error = error
+
+    def _drop_old(self) -> None:
+        known = steps(self.run)
+        for step in set(known[: -self.config.keep]) - {best_step(self.run)}:
+            (step_folder(self.run, step) / MANIFEST).unlink()  # from here on it is no checkpoint any more
+            shutil.rmtree(step_folder(self.run, step))
+
+    def _failed(self, error: BaseException) -> InputError:
+        good = steps(self.run)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return InputError(
+            f"{self.run / FOLDER}: saving failed ({reason}); free disk space or check the folder, then run the same "
+            f"command again: it resumes from {f'step {good[-1]}' if good else 'the start'}"
+        )
+
+
+def sweep(run: Path) -> None:
+    """Remove what a crash left half-written: step folders without a manifest."""
+    folder = run / FOLDER
+    for path in folder.iterdir() if folder.is_dir() else []:
+        if path.is_dir() and not (path / MANIFEST).is_file():
+            note(f"{path}: half-written by an earlier run; removed")
+            shutil.rmtree(path)
+
+
+def restore(run: Path, abstract: TrainState) -> tuple[TrainState, int] | None:
+    """`(state, rows consumed)` of the newest good step, placed like `abstract`; None when there is no checkpoint.
+
+    A damaged step is passed over with a line that says why. Raises InputError when a shape differs or all are damaged.
+    """
+    known = steps(run)
+    for step in reversed(known):
+        if problems := check_step(run, step):
+            note(f"checkpoint {step} is damaged and passed over: {problems[0]}")
+            continue
+        check_shapes(run, step, abstract.params)
+        optimizer = {"moments": abstract.optimizer, "step": abstract.step, "skipped": abstract.skipped}
+        check_shapes(run, step, optimizer, "optimizer")
+        loaded = ocp.load_checkpointables(
+            step_folder(run, step), {"params": abstract.params, "optimizer": optimizer, "data": None}
+        )
+        saved = loaded["optimizer"]
+        state = TrainState(loaded["params"], saved["moments"], saved["step"], saved["skipped"])
+        return state, int(loaded["data"]["rows"])
+    if known:
+        raise InputError(f"{run / FOLDER}: every checkpoint is damaged; restore one from a copy or use another --run")
+    return None

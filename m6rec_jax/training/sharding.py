@@ -1,0 +1,88 @@
+"""Meshes, and where the arrays of a run live on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from m6rec_jax.config import MeshConfig
+from m6rec_jax.errors import InputError
+from m6rec_jax.model.items import ITEM_AXES, ItemTable
+from m6rec_jax.model.sharding import AXES, BATCH, spec
+
+BATCH_AXES = (None, "batch", None)  # [accumulation slice, row, position]
+
+
+def make_mesh(config: MeshConfig, devices: int | None = None) -> jax.sharding.Mesh:
+    """The mesh of a configuration over all devices, or over the first `devices` of them.
+
+    Raises InputError when the axes do not multiply to the number of devices, before anything is compiled.
+    """
+    count = devices or jax.device_count()
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    shown = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+    if bad := [f"mesh.{axis}={size}" for axis, size in sizes.items() if size < 1 and size != -1]:
+        raise InputError(f"{bad[0]}: an axis has at least 1 device, or -1 for all that are left")
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise InputError(f"mesh {shown}: only one axis may be -1 (all devices that are left)")
+    fixed = int(np.prod([size for size in sizes.values() if size > 0]))
+    if open_axes:
+        if count % fixed:
+            raise InputError(f"mesh {shown}: {fixed} does not divide the {count} devices; change an axis")
+        sizes[open_axes[0]] = count // fixed
+    elif fixed != count:
+        raise InputError(f"mesh {shown} needs {fixed} devices and there are {count}; set one axis to -1 or change them")
+    return jax.make_mesh(tuple(sizes.values()), AXES, devices=jax.devices()[:count])
+
+
+def check_fit(mesh: jax.sharding.Mesh, rows: int, accumulate: int, heads: int, kv_heads: int) -> None:
+    """Raise InputError, before compiling, when rows or heads do not divide over the mesh."""
+    over = int(np.prod([mesh.shape[axis] for axis in BATCH]))
+    if rows % (over * accumulate):
+        raise InputError(
+            f"data.rows={rows} does not divide over {over} row shards (mesh {' x '.join(BATCH)}) times "
+            f"train.accumulate={accumulate}; make it a multiple of {over * accumulate}"
+        )
+    if kv_heads % mesh.shape["tensor"]:
+        raise InputError(
+            f"mesh.tensor={mesh.shape['tensor']} does not divide the {kv_heads} kv heads of model.heads={heads}; "
+            "lower mesh.tensor or raise model.kv_heads"
+        )
+
+
+def state_shardings(mesh: jax.sharding.Mesh, state: Any) -> Any:
+    """NamedSharding of every parameter of an (abstract) nnx state, from its logical axes."""
+    return jax.tree.map(
+        lambda variable: jax.NamedSharding(mesh, spec(*variable.axes)), state, is_leaf=lambda x: isinstance(x, nnx.Variable)
+    )
+
+
+def replicated(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
+    """One whole copy a device."""
+    return jax.NamedSharding(mesh, jax.P())
+
+
+def place_items(mesh: jax.sharding.Mesh, items: ItemTable) -> ItemTable:
+    """The catalogue's frozen facts on the mesh; every process holds them whole and gives its shards."""
+    return ItemTable(*(_shard(mesh, x, axes) for x, axes in zip(items, ITEM_AXES, strict=True)))
+
+
+def place_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray], accumulate: int) -> dict[str, jax.Array]:
+    """A process's rows `[B_local, T]` as its part of global arrays `[accumulate, B / accumulate, T]`.
+
+    A global batch is dealt to processes in runs of rows, so which rows share a slice depends on the process
+    count; their sum does not.
+    """
+    sharding = jax.NamedSharding(mesh, spec(*BATCH_AXES))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, x.reshape(accumulate, -1, x.shape[-1]))
+        for name, x in batch.items()
+    }
+
+
+def _shard(mesh: jax.sharding.Mesh, x: np.ndarray, axes: tuple[str | None, ...]) -> jax.Array:
+    return jax.make_array_from_callback(x.shape, jax.NamedSharding(mesh, spec(*axes)), lambda index: x[index])

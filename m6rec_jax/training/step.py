@@ -1,0 +1,91 @@
+"""One optimiser step and one evaluation of the losses: pure functions of (state, batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from m6rec_jax.model.items import ItemTable
+from m6rec_jax.model.load import Blueprint
+from m6rec_jax.model.transformer import View
+from m6rec_jax.objectives.loss import TaskLoss, cross_entropy
+from m6rec_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+class StepMetrics(NamedTuple):
+    """What a step measured: loss sums and weights a task, gradient norm before clipping, real tokens, skips so far."""
+
+    losses: TaskLoss
+    grad_norm: jax.Array
+    tokens: jax.Array
+    skipped: jax.Array
+
+
+def slice_losses(blueprint: Blueprint, n_tasks: int, params: Any, batch: Batch, items: ItemTable, key: jax.Array | None) -> TaskLoss:  # fmt: skip
+    """Loss sums of one `[B, T]` slice of a batch; `key` turns dropout on."""
+    key_model, key_loss = (None, None) if key is None else jax.random.split(key)
+    model = blueprint.bind(params)
+    view = View(batch["positions"], batch["k_start"], batch["k_end"])
+    hidden = model.hidden(batch["tokens"], batch["item_rows"], view, items, key_model)
+    of = (batch["targets"], batch["loss_weights"], batch["task_ids"])
+    return cross_entropy(model, hidden, *of, n_tasks, items, key_loss)
+
+
+def make_train_step(
+    blueprint: Blueprint, optimizer: optax.GradientTransformation, n_tasks: int, seed: int
+) -> Callable[[TrainState, Batch, ItemTable], tuple[TrainState, StepMetrics]]:
+    """The jitted step over a batch `[accumulate, B, T]`; the state is donated.
+
+    The mean over target tokens is taken once, over all slices. A step whose gradient is not finite changes nothing
+    but the counters.
+    """
+
+    def step(state: TrainState, batch: Batch, items: ItemTable) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
+
+        def slice_loss(params: Any, part: Batch, index: jax.Array) -> tuple[jax.Array, TaskLoss]:
+            losses = slice_losses(blueprint, n_tasks, params, part, items, jax.random.fold_in(key, index))
+            return jnp.sum(losses.loss) / total, losses
+
+        def add(carry: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            new = jax.grad(slice_loss, has_aux=True)(state.params, *part)
+            return jax.tree.map(jnp.add, carry, new), None
+
+        slices = batch["tokens"].shape[0]
+        numbered = (batch, jnp.arange(slices))
+        carry = jax.grad(slice_loss, has_aux=True)(state.params, *jax.tree.map(lambda x: x[0], numbered))
+        if slices > 1:
+            carry, _ = jax.lax.scan(add, carry, jax.tree.map(lambda x: x[1:], numbered))
+        grads, losses = carry
+
+        norm = optax.global_norm(grads)
+        good = jnp.isfinite(norm)
+        updates, moments = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
+        skipped = state.skipped + (1 - good.astype(jnp.int32))
+        new = TrainState(
+            jax.tree.map(keep, params, state.params),
+            jax.tree.map(keep, moments, state.optimizer),
+            state.step + 1,
+            skipped,
+        )
+        return new, StepMetrics(losses, norm, jnp.sum(batch["segment_ids"] > 0), skipped)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_eval_step(blueprint: Blueprint, n_tasks: int) -> Callable[[Any, Batch, ItemTable], TaskLoss]:
+    """Jitted loss sums of a batch `[1, B, T]`, without dropout."""
+
+    def losses(params: Any, batch: Batch, items: ItemTable) -> TaskLoss:
+        return slice_losses(blueprint, n_tasks, params, {name: x[0] for name, x in batch.items()}, items, None)
+
+    return jax.jit(losses)

@@ -1,0 +1,87 @@
+"""Losses of every task on held-out records, beside the unigram loss that a task must get under to have learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from m6rec_jax.data.loader import build_row
+from m6rec_jax.data.packing import ROW_ARRAYS, pack_lengths
+from m6rec_jax.data.plan import Entries, Plan, Pool
+from m6rec_jax.data.records import RecordReader
+from m6rec_jax.model.items import ItemTable
+from m6rec_jax.training.sharding import place_batch
+
+SAMPLE = 512  # held-out examples a task
+UNIGRAM_ROWS = 256  # training rows whose targets are counted
+
+
+def validation_rows(plan: Plan, pools: list[Pool], records: RecordReader, seed: int) -> list[dict[str, np.ndarray]]:
+    """Packed rows of up to `SAMPLE` held-out examples a task, the same at every validation. `plan`: the training plan."""
+    parts = []
+    for task, pool in enumerate(pools):
+        rng = np.random.default_rng([seed, 5, task])
+        chosen = np.sort(rng.permutation(len(pool.records))[:SAMPLE])
+        draw = rng.random(len(chosen))
+        length = pool.objective.length(
+            *pool.task.sizes(pool.tokens[chosen], draw, plan.facts), plan.config.mask_rate
+        ).astype(np.int64)
+        parts.append((np.full(len(chosen), task), pool.records[chosen], pool.windows[chosen], draw, length))
+    task, record, window, draw, length = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    entries = Entries(np.arange(len(task)), task, record, window, draw, length)
+    rows = pack_lengths(length, plan.config.length)
+    return [build_row(plan, records, entries.take(row), pools) for row in rows]
+
+
+def unigram_losses(plan: Plan, records: RecordReader, held_out: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Loss a task on `held_out` rows of guessing by how often a token was a target of that task in training.
+
+    Counts (plus one) of `UNIGRAM_ROWS` training rows, normalised over a target's slice.
+    """
+    slices = plan.facts.vocab.slices
+    counts = np.ones((len(plan.pools), plan.facts.vocab.size))
+    for number in range(UNIGRAM_ROWS):
+        row = build_row(plan, records, plan.row(number), plan.pools)
+        np.add.at(counts, (row["task_ids"], row["targets"]), row["loss_weights"])
+    for s in slices:
+        inside = slice(s.offset, s.offset + s.size)
+        counts[:, inside] /= counts[:, inside].sum(axis=1, keepdims=True)
+    loss, weight = np.zeros(len(plan.pools)), np.zeros(len(plan.pools))
+    for row in held_out:
+        nll = -np.log(counts[row["task_ids"], row["targets"]])
+        np.add.at(loss, row["task_ids"], nll * row["loss_weights"])
+        np.add.at(weight, row["task_ids"], row["loss_weights"])
+    return {p.task.name: float(loss[i] / weight[i]) for i, p in enumerate(plan.pools) if weight[i] > 0}
+
+
+class ValidationLoss:
+    """Mean loss a task over fixed held-out rows: `evaluator(params) -> {task: loss}`."""
+
+    def __init__(
+        self,
+        eval_step: Callable[..., Any],
+        rows: list[dict[str, np.ndarray]],
+        names: list[str],
+        batch: int,
+        mesh: jax.sharding.Mesh,
+        items: ItemTable,
+    ):
+        self.eval_step, self.names, self.mesh, self.items = eval_step, names, mesh, items
+        empty = {name: np.zeros_like(rows[0][name]) for name in ROW_ARRAYS} if rows else {}
+        padded = rows + [empty] * (-len(rows) % batch)
+        mine = batch // jax.process_count()
+        first = jax.process_index() * mine
+        self.batches = [
+            {name: np.stack([row[name] for row in padded[at + first : at + first + mine]]) for name in ROW_ARRAYS}
+            for at in range(0, len(padded), batch)
+        ]
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        loss, weight = np.zeros(len(self.names)), np.zeros(len(self.names))
+        for batch in self.batches:
+            sums = self.eval_step(params, place_batch(self.mesh, batch, 1), self.items)
+            loss, weight = loss + np.asarray(sums.loss), weight + np.asarray(sums.weight)
+        return {name: float(loss[i] / weight[i]) for i, name in enumerate(self.names) if weight[i] > 0}
