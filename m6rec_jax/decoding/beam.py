@@ -1,0 +1,215 @@
+"""Beam search over a trie, exact in its scores and honest about what it pruned.
+
+A beam is a trie node with the model's log-probability of its spelling and the memory's mass below it (DESIGN section
+6). Both only fall along a spelling, so a beam's score bounds every item under it: once the k-th item scores no less
+than the best beam ever pruned, no other item can. Equal scores keep their order: earlier beam, then lower code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from m6rec_jax.decoding.cache import Prefix
+from m6rec_jax.decoding.trie import NO_NODE, Trie
+from m6rec_jax.model.items import ItemTable
+from m6rec_jax.model.transformer import Transformer
+
+GATE_MOST = 1 - 1e-6  # some of the model always stays, so that a list never ends with the memory's support
+ROUNDING = 1e-6  # relative; a certificate must hold by more than float32 sums are off
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What may be recommended to B users, and what their memories say about it, all in ranks of the trie.
+
+    `under [S]` allowed items below each node; `excluded [B, H]` and `support [B, J]` ranks, N where there is none;
+    `mass [B, J]` sums to 1 or is 0; `gate [B]` the share of the memory, 0 without mass.
+    """
+
+    under: Int[Array, " S"]
+    excluded: Int[Array, "B H"]
+    support: Int[Array, "B J"]
+    mass: Float[Array, "B J"]
+    gate: Float[Array, " B"]
+
+
+@dataclass(frozen=True)
+class Beams:
+    """M partial spellings a user, best first; a missing one has node -1 and score -inf.
+
+    `logp`, `logmass [B, M]` of the spelling so far under model and memory; `tokens [B, M, t]` its codes; `bound [B]`
+    the best score pruned so far. `excluded_at [B, H]`, `support_at [B, J]`: which beam each excluded or supported item
+    lies under, -1 = none.
+    """
+
+    node: Int[Array, "B M"]
+    logp: Float[Array, "B M"]
+    logmass: Float[Array, "B M"]
+    score: Float[Array, "B M"]
+    tokens: Int[Array, "B M t"]
+    bound: Float[Array, " B"]
+    excluded_at: Int[Array, "B H"]
+    support_at: Int[Array, "B J"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The k best items of B users: catalogue rows (-1 = none left), scores, their two parts, and the certificate."""
+
+    rows: Int[Array, "B k"]
+    scores: Float[Array, "B k"]
+    model_logp: Float[Array, "B k"]
+    memory_logp: Float[Array, "B k"]
+    exact: Bool[Array, " B"]
+
+
+for _kind in (Shown, Beams, Found):
+    jax.tree_util.register_dataclass(_kind)
+
+
+def show(
+    trie: Trie,
+    under: Int[Array, " S"],
+    exclude: Int[Array, "B H"],
+    support: Int[Array, "B J"],
+    mass: Float[Array, "B J"],
+    gate: Float[Array, " B"],
+) -> Shown:
+    """Bring catalogue rows (-1 = none, in any order, repeats allowed) to ranks, and memory to what may be shown.
+
+    Exclusions that the filter forbids anyway are dropped, as `under` counts them out already. Mass is renormalised
+    over what is left (DESIGN section 6); a user without any has gate 0.
+    """
+    N = trie.row.shape[0]
+    ranks = jnp.sort(_allowed_ranks(trie, under, exclude), axis=-1)
+    again = jnp.pad(ranks[:, 1:] == ranks[:, :-1], ((0, 0), (1, 0)))
+    excluded = jnp.sort(jnp.where(again, N, ranks), axis=-1)
+    support = _allowed_ranks(trie, under, support)
+    at = jax.vmap(jnp.searchsorted)(excluded, support)
+    gone = jnp.take_along_axis(excluded, jnp.minimum(at, excluded.shape[1] - 1), axis=1) == support
+    mass = jnp.where(gone | (support == N), 0.0, mass)
+    total = mass.sum(-1)
+    mass = mass / jnp.where(total > 0, total, 1.0)[:, None]
+    return Shown(under, excluded, support, mass, jnp.where(total > 0, jnp.clip(gate, 0.0, GATE_MOST), 0.0))
+
+
+def _allowed_ranks(trie: Trie, under: Array, rows: Array) -> Array:
+    """Ranks of catalogue rows; N for a row of -1 and for one that the filter forbids."""
+    ranks = trie.rank[jnp.maximum(rows, 0)]
+    return jnp.where((rows >= 0) & (under[trie.leaf0 + ranks] > 0), ranks, trie.row.shape[0])
+
+
+def mix(logp: Array, logmass: Array, gate: Array) -> Array:
+    """log((1 - g) p + g m) from the logs of p and m."""
+    return jnp.logaddexp(jnp.log1p(-gate) + logp, jnp.log(gate) + logmass)
+
+
+def root(shown: Shown) -> Beams:
+    """One beam a user: the empty spelling, under which every item lies."""
+    B = shown.gate.shape[0]
+    zero = jnp.zeros((B, 1), jnp.float32)
+    return Beams(
+        node=jnp.zeros((B, 1), jnp.int32), logp=zero, logmass=zero, score=zero, tokens=jnp.zeros((B, 1, 0), jnp.int32),
+        bound=jnp.full(B, -jnp.inf), excluded_at=jnp.zeros_like(shown.excluded), support_at=jnp.zeros_like(shown.support),
+    )  # fmt: skip
+
+
+def step(
+    trie: Trie, shown: Shown, beams: Beams, logp: Float[Array, "B M V"], level: int, width: int
+) -> tuple[Beams, Int[Array, "B W"]]:
+    """Spell one more code: the `width` best of all children with an item left under them, and the beam each grew from.
+
+    `logp` is the model's log-probability of each code of this level after each beam. `level` (0 first) and `width`
+    are static.
+    """
+    B, M = beams.node.shape
+    K = trie.width[level]
+    # At the root all users look at the same children, so these arrays are [1, 1, K] there.
+    node = jnp.zeros((1, 1), jnp.int32) if level == 0 else jnp.maximum(beams.node, 0)
+    first, children = trie.base[node], trie.base[node + 1] - trie.base[node]
+    child = first[..., None] + jnp.arange(K)
+    real = (jnp.arange(K) < children[..., None]) & (beams.node >= 0)[..., None]
+
+    excluded_slot = _slots(trie, shown.excluded, beams.excluded_at, level, M)
+    support_slot = _slots(trie, shown.support, beams.support_at, level, M)
+    rows = jnp.arange(B)[:, None]
+    gone = jnp.zeros((B, M * K), jnp.int32).at[rows, excluded_slot].add(1, mode="drop")
+    mass = jnp.zeros((B, M * K), jnp.float32).at[rows, support_slot].add(shown.mass, mode="drop")
+
+    alive = real & (shown.under[child] > gone.reshape(B, M, K))
+    child_logp = beams.logp[..., None] + jnp.take_along_axis(logp, trie.tok[child], axis=-1, mode="clip")
+    child_mass = jnp.log(mass).reshape(B, M, K)
+    score = jnp.where(alive, mix(child_logp, child_mass, shown.gate[:, None, None]), -jnp.inf).reshape(B, M * K)
+    spare = max(0, width + 1 - M * K)
+    best, slot = jax.lax.top_k(jnp.pad(score, ((0, 0), (0, spare)), constant_values=-jnp.inf), width + 1)
+    best, pruned, chosen = best[:, :width], best[:, width], slot[:, :width]
+    slot = jnp.minimum(chosen, M * K - 1)
+
+    parent, offset = slot // K, slot % K
+    pick = lambda x: jnp.take_along_axis(x.reshape(B, M * K), slot, axis=1)  # noqa: E731
+    grown = jnp.take_along_axis(jnp.broadcast_to(first, (B, M)), parent, axis=1) + offset
+    lives = best > -jnp.inf
+    code = trie.tok[grown]
+    history = jnp.take_along_axis(beams.tokens, parent[..., None], axis=1)
+    kept = jnp.full((B, M * K), -1, jnp.int32)  # which new beam a child became
+    kept = kept.at[rows, chosen].set(jnp.where(lives, jnp.arange(width), -1), mode="drop")
+    beams = Beams(
+        node=jnp.where(lives, grown, NO_NODE),
+        logp=jnp.where(lives, pick(child_logp), -jnp.inf),
+        logmass=jnp.where(lives, pick(child_mass), -jnp.inf),
+        score=best,
+        tokens=jnp.concatenate([history, code[..., None]], axis=-1),
+        bound=jnp.maximum(beams.bound, pruned),
+        excluded_at=jnp.take_along_axis(kept, excluded_slot, axis=1, mode="fill", fill_value=-1),
+        support_at=jnp.take_along_axis(kept, support_slot, axis=1, mode="fill", fill_value=-1),
+    )
+    return beams, parent
+
+
+def _slots(trie: Trie, ranks: Int[Array, "B J"], at: Int[Array, "B J"], level: int, beams: int) -> Int[Array, "B J"]:
+    """Where in `[M * K]` children the item of each rank lies, given the beam it lies under; M * K if nowhere."""
+    K, N = trie.width[level], trie.row.shape[0]
+    known = jnp.minimum(ranks, N - 1)
+    offset = trie.ancestor[level + 1][known] - trie.base[trie.ancestor[level][known]]
+    return jnp.where((ranks < N) & (at >= 0), at * K + offset, beams * K)
+
+
+def search(
+    model: Transformer, items: ItemTable, trie: Trie, prefix: Prefix, shown: Shown, *, beams: int, k: int
+) -> Found:
+    """The k best items after each prefix: one step a code level, `beams` kept in between.
+
+    Codes of a level are normalised over the whole slice of that level (mode `level`), so a filter never changes the
+    model's order. At least k beams are kept, which fills a list whenever k items may be shown.
+    """
+    L, B = trie.levels, prefix.lengths.shape[0]
+    lanes = min(max(beams, k), max(trie.size[1:-1], default=1))
+    k_, v_ = prefix.kv
+    suffix = tuple(jnp.zeros((x.shape[0], B, max(L - 1, 1), lanes, *x.shape[3:]), x.dtype) for x in (k_, v_))
+    ancestors = jnp.zeros((B, lanes, max(L - 1, 1)), jnp.int32)
+    own = jnp.arange(lanes)
+    now, hidden = root(shown), prefix.hidden[:, None]
+    for level in range(L):
+        codes = model.vocab.levels[level]
+        logp = jax.nn.log_softmax(model.logits(hidden, level + 1, items), axis=-1)
+        bound = now.bound  # what the last step prunes is below its own k-th by construction
+        now, parent = step(trie, shown, now, logp, level, k if level == L - 1 else lanes)
+        if level == L - 1:
+            break
+        if level:
+            ancestors = jnp.take_along_axis(ancestors, parent[..., None], axis=1)
+        ancestors = ancestors.at[:, :, level].set(own)
+        tokens = (codes.offset + now.tokens[..., -1])[..., None]
+        positions = jnp.broadcast_to((prefix.lengths + level)[:, None, None], tokens.shape)
+        hidden, suffix = model.extend(
+            tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, suffix, ancestors, level
+        )
+        hidden = hidden[:, :, 0]
+    rows = jnp.where(now.node >= 0, trie.row[jnp.maximum(now.node - trie.leaf0, 0)], -1)
+    slack = ROUNDING * jnp.maximum(1.0, jnp.abs(bound))
+    exact = (bound == -jnp.inf) | (now.score[:, -1] >= bound + slack)
+    return Found(rows, now.score, now.logp, now.logmass, exact)

@@ -1,0 +1,122 @@
+"""A prefix: what was read of a user, with the keys and values that later tokens attend to.
+
+A causal prefix grows by appending; nothing in it changes when an event arrives. These functions are pure and meant to
+run inside a jitted program; `extend` also checks what can only be checked outside of one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from m6rec_jax.model.items import ItemTable
+from m6rec_jax.model.transformer import KeyValues, Transformer
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """B right-padded prefixes with room for P tokens each.
+
+    `hidden [B, D]` is the state of the last token, the one that predicts what comes next. `causal`: no token sees a
+    later one, so that the prefix may be appended to.
+    """
+
+    tokens: Int[Array, "B P"]
+    item_rows: Int[Array, "B P"]
+    lengths: Int[Array, " B"]
+    kv: KeyValues
+    hidden: Float[Array, "B D"]
+    causal: bool = field(default=True, metadata={"static": True})
+
+    @property
+    def room(self) -> int:
+        """Tokens that fit (P)."""
+        return self.tokens.shape[1]
+
+
+jax.tree_util.register_dataclass(Prefix)
+
+
+def prefill(
+    model: Transformer,
+    items: ItemTable,
+    tokens: Int[Array, "B T"],
+    item_rows: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    *,
+    room: int = 0,
+) -> Prefix:
+    """Read right-padded histories (each at least one token) once; `room` leaves space for that many more tokens."""
+    hidden, kv = model.prefill(tokens, item_rows, lengths, items)
+    spare = ((0, 0), (0, room))
+    return Prefix(
+        tokens=jnp.pad(tokens, spare),
+        item_rows=jnp.pad(item_rows, spare, constant_values=-1),
+        lengths=lengths,
+        kv=tuple(jnp.pad(x, ((0, 0), *spare, (0, 0), (0, 0))) for x in kv),
+        hidden=jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0],
+    )
+
+
+def append(
+    model: Transformer,
+    items: ItemTable,
+    prefix: Prefix,
+    tokens: Int[Array, "B T"],
+    item_rows: Int[Array, "B T"],
+    counts: Int[Array, " B"],
+) -> Prefix:
+    """The prefix with `counts [B]` of the T new tokens of each row at its end (0 leaves a row as it was).
+
+    Tokens that do not fit the room are lost, so callers check it; `extend` does.
+    """
+    B, T = tokens.shape
+    place = prefix.lengths[:, None] + jnp.arange(T)
+    k, v = prefix.kv
+    lanes = jnp.zeros((k.shape[0], B, T, 1, *k.shape[3:]), k.dtype)
+    hidden, (new_k, new_v) = model.extend(
+        tokens[:, None], item_rows[:, None], place[:, None], items, prefix.kv, prefix.lengths,
+        (lanes, lanes), jnp.zeros((B, 1, T), jnp.int32), 0,
+    )  # fmt: skip
+    rows = jnp.arange(B)[:, None]
+    place = jnp.where(jnp.arange(T) < counts[:, None], place, prefix.room)  # past the end: dropped
+    last = jnp.take_along_axis(hidden[:, 0], jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
+    return replace(
+        prefix,
+        tokens=prefix.tokens.at[rows, place].set(tokens, mode="drop"),
+        item_rows=prefix.item_rows.at[rows, place].set(item_rows, mode="drop"),
+        lengths=prefix.lengths + counts,
+        kv=(k.at[:, rows, place].set(new_k[:, :, :, 0], mode="drop"), v.at[:, rows, place].set(new_v[:, :, :, 0], mode="drop")),
+        hidden=jnp.where((counts > 0)[:, None], last, prefix.hidden),
+    )  # fmt: skip
+
+
+def check_extension(prefix: Prefix, counts: np.ndarray) -> None:
+    """Raise ValueError unless `counts [B]` more tokens may be appended to the prefix."""
+    if not prefix.causal:
+        raise ValueError("this prefix is not causal: its tokens see later ones, so a new event means a new prefill")
+    needed = int((np.asarray(prefix.lengths) + np.asarray(counts)).max(initial=0))
+    if needed > prefix.room:
+        raise ValueError(
+            f"the prefix has room for {prefix.room} tokens and {needed} are needed: "
+            "prefill again from the newest events, for dropping the oldest in place is not a recompute"
+        )
+
+
+def extend(
+    model: Transformer,
+    items: ItemTable,
+    prefix: Prefix,
+    tokens: np.ndarray,
+    item_rows: np.ndarray,
+    counts: np.ndarray | None = None,
+) -> Prefix:
+    """`append` after `check_extension`; equals a prefill of the longer history. `counts` None: all T tokens."""
+    tokens = np.asarray(tokens)
+    counts = np.full(len(tokens), tokens.shape[1], np.int32) if counts is None else np.asarray(counts, np.int32)
+    check_extension(prefix, counts)
+    return append(model, items, prefix, jnp.asarray(tokens), jnp.asarray(item_rows), jnp.asarray(counts))

@@ -1,0 +1,312 @@
+"""The engine: histories in, lists of real items out; prompts in, text out. Batches by length, one program a shape.
+
+Parameters are arguments of every program, so a new checkpoint (`engine.params = ...`) compiles nothing again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from m6rec_jax.data.history import spell_history
+from m6rec_jax.decoding.beam import Found, search, show
+from m6rec_jax.decoding.cache import prefill
+from m6rec_jax.decoding.sampling import Sampling, write
+from m6rec_jax.decoding.trie import allowed_under, build_trie
+from m6rec_jax.errors import InputError
+from m6rec_jax.model.items import ItemTable, item_table
+from m6rec_jax.model.transformer import Transformer
+from m6rec_jax.vocab import BOS, GAPS, SPECIALS, Vocab
+
+BEAMS = 20
+BATCH_TOKENS = 16_384  # padded tokens read by one program
+BATCH_CHILDREN = 1 << 25  # candidate children weighed by one step of one program
+GAP_TOKENS = np.array([SPECIALS[name] for name, _ in GAPS])
+
+Queries = Mapping[int, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Ranked lists of U users: `rows` int32 `[U, k]`, -1 where nothing is left to show.
+
+    `scores` are log-probabilities, falling along a list; `model_logp` and `memory_logp` their two parts before the
+    gate. `exact [U]`: nothing that was pruned could have been in the list.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    model_logp: np.ndarray
+    memory_logp: np.ndarray
+    exact: np.ndarray
+
+
+class Engine:
+    """A model with its catalogue, ready to decode.
+
+    `codes [C, L]`, `content [C, Dc]`, `seen [C]` are the dataset's; `timed` and `n_kinds` say how its histories are
+    spelled; `length` is the longest prefix read, <s> included. Raises InputError when codes and model disagree.
+    """
+
+    def __init__(self, model: Transformer, codes: np.ndarray, content: np.ndarray, seen: np.ndarray, *,
+                 timed: bool = False, n_kinds: int = 0, length: int = 256) -> None:  # fmt: skip
+        self.vocab: Vocab = model.vocab
+        self.codes = np.asarray(codes)
+        self.timed, self.n_kinds, self.length = timed, n_kinds, length
+        _check_codes(self.codes, self.vocab)
+        self._define, self.params = nnx.split(model)
+        self._trie_host = build_trie(self.codes)
+        self.trie = jax.device_put(self._trie_host)
+        self.items: ItemTable = jax.device_put(item_table(content, seen))
+
+    @property
+    def catalogue(self) -> int:
+        return len(self.codes)
+
+    def recommend(
+        self,
+        histories: Sequence[np.ndarray],
+        *,
+        times: Sequence[np.ndarray] | None = None,
+        kinds: Sequence[np.ndarray] | None = None,
+        queries: Sequence[Queries] | None = None,
+        memory: tuple[np.ndarray, np.ndarray] | None = None,
+        gate: np.ndarray | None = None,
+        exclude: Sequence[np.ndarray] | None = None,
+        allowed: np.ndarray | None = None,
+        k: int = 10,
+        beams: int | None = None,
+    ) -> Lists:
+        """The k best items after each history of catalogue rows, oldest first (-1 = an event without an item).
+
+        `times`, `kinds`, `queries`: as `spell_history` takes them, one a user. `memory`: rows and mass `[U, J]` of
+        each user's support (-1 pads), mixed in with weight `gate [U]`. `exclude`: rows a user shall not get;
+        `allowed` bool `[C]` filters for all. `beams` below k count as k. Histories are cut to the newest whole events
+        that fit. Raises ValueError when arrays disagree in shape or a row is outside the catalogue.
+        """
+        users, n = len(histories), min(k, self.catalogue)
+        if k < 1:
+            raise ValueError(f"k={k}: must be at least 1")
+        rows, mass = memory if memory is not None else (np.full((users, 1), -1, np.int32), np.zeros((users, 1)))
+        gate = np.zeros(users, np.float32) if gate is None else np.asarray(gate, np.float32)
+        exclude = [np.zeros(0, np.int32)] * users if exclude is None else exclude
+        if not len(rows) == len(mass) == len(gate) == len(exclude) == users:
+            raise ValueError(f"{users} histories, {len(exclude)} exclusions, {len(rows)} memories, {len(gate)} gates")
+        for name, given in (("exclude", exclude), ("memory", rows)):
+            if max((int(np.max(r, initial=-1)) for r in given), default=-1) >= self.catalogue:
+                raise ValueError(f"{name}: a row outside the catalogue of {self.catalogue} items")
+        under = jax.device_put(allowed_under(self._trie_host, allowed))
+        prompts = self._prompts(histories, times, kinds, queries)
+        width = max(beams or BEAMS, k)
+        children = max(m * w for m, w in zip((1, *(width,) * (self.trie.levels - 1)), self.trie.width, strict=True))
+        waiting: list[tuple[np.ndarray, Found]] = []
+        for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts], BATCH_CHILDREN // children):
+            tokens, item_rows, lengths = _pad([prompts[u] for u in chosen], B, T)
+            excluded = [exclude[u] for u in chosen]
+            excluded_width = _bucket(max(map(len, excluded)), 32, 4)
+            support_width = _bucket(int((mass[chosen] > 0).sum(1).max(initial=0)), 64, 8)
+            support = [_supported(rows[u], mass[u]) for u in chosen]
+            found = _recommend(
+                self._define, n, width, self.params, self.items, self.trie, under, tokens, item_rows, lengths,
+                _rectangle(excluded, B, excluded_width, -1, np.int32),
+                _rectangle([r for r, _ in support], B, support_width, -1, np.int32),
+                _rectangle([m for _, m in support], B, support_width, 0, np.float32),
+                np.pad(gate[chosen], (0, B - len(chosen))),
+            )  # fmt: skip
+            waiting.append((chosen, found))
+        return _lists(waiting, users, k)
+
+    def score(
+        self,
+        histories: Sequence[np.ndarray],
+        targets: np.ndarray,
+        *,
+        times: Sequence[np.ndarray] | None = None,
+        kinds: Sequence[np.ndarray] | None = None,
+        queries: Sequence[Queries] | None = None,
+    ) -> np.ndarray:
+        """The model's log-probability of one target row a user after its history: float32 `[U]`, by a full forward."""
+        targets = np.asarray(targets)
+        if targets.shape != (len(histories),) or targets.min(initial=0) < 0 or targets.max(initial=0) >= self.catalogue:
+            raise ValueError(f"targets {list(targets.shape)}: one row of 0..{self.catalogue - 1} a history is needed")
+        prompts = self._prompts(histories, times, kinds, queries)
+        result = np.zeros(len(histories), np.float32)
+        for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts]):
+            tokens, item_rows, lengths = _pad([prompts[u] for u in chosen], B, T)
+            codes = np.pad(self.codes[targets[chosen]], ((0, B - len(chosen)), (0, 0)))
+            logp = _score(self._define, self.params, self.items, tokens, item_rows, lengths, codes)
+            result[chosen] = np.asarray(logp)[: len(chosen)]
+        return result
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int] | np.ndarray],
+        *,
+        item_rows: Sequence[np.ndarray] | None = None,
+        most: int = 64,
+        temperature: float | Sequence[float] = 1.0,
+        top_k: int | Sequence[int] = 0,
+        top_p: float | Sequence[float] = 1.0,
+        seeds: int | Sequence[int] = 0,
+    ) -> list[list[int]]:
+        """Continue each prompt of token ids by text: at most `most` ids, ending before </s>.
+
+        Settings are one for all or one a prompt (see `Sampling`). `item_rows`: where a prompt completes a spelling
+        whose features shall be read. Raises ValueError on an empty prompt or a setting out of range.
+        """
+        count = len(prompts)
+        each = lambda value, kind: np.broadcast_to(np.asarray(value, kind), (count,))  # noqa: E731
+        heat, kept, mass, seed = each(temperature, np.float32), each(top_k, np.int32), each(top_p, np.float32), each(seeds, np.uint32)  # fmt: skip
+        if (heat < 0).any() or (kept < 0).any() or (mass <= 0).any() or most < 1:
+            raise ValueError("temperature and top_k must not be negative, top_p and most must be above 0")
+        if any(len(p) == 0 for p in prompts):
+            raise ValueError("an empty prompt: begin with <s>")
+        rows = [np.full(len(p), -1) for p in prompts] if item_rows is None else item_rows
+        pairs = [(np.asarray(p, np.int32), np.asarray(r, np.int32)) for p, r in zip(prompts, rows, strict=True)]
+        result: list[list[int]] = [[] for _ in range(count)]
+        for chosen, T, B in self._batches([len(p) for p in prompts]):
+            fill = lambda x, chosen=chosen, B=B: np.pad(x[chosen], (0, B - len(chosen)))  # noqa: E731
+            sampling = Sampling(fill(heat), fill(kept), fill(mass), fill(seed), fill(np.full(count, most, np.int32)))
+            inputs = _pad([pairs[i] for i in chosen], B, T)
+            out, written = _write(self._define, _bucket(most, 16), self.params, self.items, *inputs, sampling)
+            for i, ids, n in zip(chosen, np.asarray(out), np.asarray(written), strict=False):
+                result[i] = ids[:n].tolist()
+        return result
+
+    # -- shapes ------------------------------------------------------------------------------------------------
+
+    def _prompts(self, histories: Sequence[np.ndarray], times: Any, kinds: Any, queries: Any) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+        """(tokens, item_rows) of each prefix: <s>, then the newest events that fit, spelled."""
+        made = []
+        for u, history in enumerate(histories):
+            at = lambda part, u=u: None if part is None else np.asarray(part[u])  # noqa: E731
+            tokens, rows = self._spell(np.asarray(history), at(times), at(kinds), queries[u] if queries else {})
+            made.append((np.insert(tokens, 0, BOS), np.insert(rows, 0, -1)))
+        return made
+
+    def _spell(self, items: np.ndarray, times: np.ndarray | None, kinds: np.ndarray | None, queries: Queries):
+        if items.max(initial=-1) >= self.catalogue:
+            raise ValueError(f"history: row {items.max()} is outside the catalogue of {self.catalogue} items")
+        room = self.length - 1
+        told = items >= 0  # neither an item nor a query: nothing to spell
+        told[[p for p in queries if p < len(items)]] = True
+        events = np.flatnonzero(told)[-room:] if room else np.zeros(0, np.int64)
+
+        def spelled(events: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            pick = lambda part: None if part is None else part[events]  # noqa: E731
+            asked = {i: queries[e] for i, e in enumerate(events.tolist()) if e in queries} if queries else {}
+            return spell_history(
+                self.vocab, self.codes, items[events], pick(times), pick(kinds), self.timed, self.n_kinds, asked
+            )
+
+        tokens, rows, event = spelled(events)
+        if len(tokens) > room:
+            start = np.minimum(np.searchsorted(event, np.arange(len(events))), len(tokens) - 1)
+            left = len(tokens) - start - np.isin(tokens[start], GAP_TOKENS)  # the first event has no pause before it
+            tokens, rows, _ = spelled(events[left <= room])
+        return tokens, rows
+
+    def _batches(self, lengths: Sequence[int], most: int = 1 << 30) -> Iterator[tuple[np.ndarray, int, int]]:
+        """(who, padded tokens T, padded rows B) of batches of similar length, longest first; each shape one of few."""
+        order = np.argsort(-np.asarray(lengths), kind="stable")
+        start = 0
+        while start < len(order):
+            T = _bucket(lengths[order[start]], 64)
+            full = 1 << (max(1, min(BATCH_TOKENS // T, most)).bit_length() - 1)
+            chosen = order[start : start + full]
+            yield chosen, T, min(full, 1 << (len(chosen) - 1).bit_length())
+            start += full
+
+
+# -- programs ------------------------------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _recommend(define, k, beams, params, items, trie, under, tokens, item_rows, lengths, exclude, support, mass, gate):
+    model = nnx.merge(define, params)
+    prefix = prefill(model, items, tokens, item_rows, lengths)
+    return search(model, items, trie, prefix, show(trie, under, exclude, support, mass, gate), beams=beams, k=k)
+
+
+@partial(jax.jit, static_argnums=0)
+def _score(define, params, items, tokens, item_rows, lengths, codes):
+    model = nnx.merge(define, params)
+    B, L = codes.shape
+    rows, level = jnp.arange(B)[:, None], jnp.arange(L)
+    offsets = jnp.array([s.offset for s in model.vocab.levels])
+    grown = ((0, 0), (0, L))
+    tokens = jnp.pad(tokens, grown).at[rows, lengths[:, None] + level].set(codes + offsets)
+    hidden, _ = model.prefill(tokens, jnp.pad(item_rows, grown, constant_values=-1), lengths + L, items)
+    asks = hidden[rows, lengths[:, None] - 1 + level]
+    logp = jnp.zeros(B)
+    for t in range(L):
+        every = jax.nn.log_softmax(model.logits(asks[:, t], t + 1, items), axis=-1)
+        logp += jnp.take_along_axis(every, codes[:, t : t + 1], axis=1)[:, 0]
+    return logp
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _write(define, room, params, items, tokens, item_rows, lengths, sampling):
+    model = nnx.merge(define, params)
+    return write(model, items, prefill(model, items, tokens, item_rows, lengths, room=room), sampling, room)
+
+
+# -- arrays --------------------------------------------------------------------------------------------------------
+
+
+def _check_codes(codes: np.ndarray, vocab: Vocab) -> None:
+    sizes = [s.size for s in vocab.levels]
+    if codes.ndim != 2 or codes.shape[1] != len(sizes) or (codes >= sizes).any():
+        raise InputError(
+            f"codes {list(codes.shape)} do not fit the model's code levels {sizes}; "
+            "take the catalogue it was trained on, or one made with `prepare --like RUN`"
+        )
+
+
+def _bucket(n: int, least: int, factor: int = 2) -> int:
+    """The smallest of least, least x factor, ... that holds n; between powers of two, also the middle."""
+    size = least
+    while size < n:
+        size *= factor
+    return size * 3 // 4 if factor == 2 and size > least and n <= size * 3 // 4 else size
+
+
+def _pad(pairs: Sequence[tuple[np.ndarray, np.ndarray]], B: int, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Right-padded tokens and item rows `[B, T]`, and lengths `[B]`; spare rows hold <s> alone."""
+    tokens = _rectangle([t for t, _ in pairs], B, T, 0, np.int32)
+    tokens[len(pairs) :, 0] = BOS
+    lengths = np.ones(B, np.int32)
+    lengths[: len(pairs)] = [len(t) for t, _ in pairs]
+    return tokens, _rectangle([r for _, r in pairs], B, T, -1, np.int32), lengths
+
+
+def _rectangle(parts: Sequence[np.ndarray], rows: int, width: int, fill: float, dtype: type) -> np.ndarray:
+    made = np.full((rows, width), fill, dtype)
+    for i, part in enumerate(parts):
+        made[i, : len(part)] = part
+    return made
+
+
+def _supported(rows: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    some = mass > 0
+    return rows[some], mass[some]
+
+
+def _lists(waiting: Sequence[tuple[np.ndarray, Found]], users: int, k: int) -> Lists:
+    """Results of all batches in the users' order; places past the catalogue stay empty."""
+    rows = np.full((users, k), -1, np.int32)
+    scores, model_logp, memory_logp = (np.full((users, k), -np.inf, np.float32) for _ in range(3))
+    exact = np.zeros(users, bool)
+    for chosen, found in waiting:
+        n, width = len(chosen), found.rows.shape[1]
+        for whole, part in ((rows, found.rows), (scores, found.scores), (model_logp, found.model_logp), (memory_logp, found.memory_logp)):  # fmt: skip
+            whole[chosen, :width] = np.asarray(part)[:n]
+        exact[chosen] = np.asarray(found.exact)[:n]
+    return Lists(rows, scores, model_logp, memory_logp, exact)
