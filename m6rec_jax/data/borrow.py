@@ -12,6 +12,7 @@ import polars as pl
 
 from m6rec_jax.artifacts.manifest import MANIFEST
 from m6rec_jax.artifacts.run import RUN_FILE
+from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.data.card import Card
 from m6rec_jax.data.codes import Codebooks, assign_codes, fit_codebooks
 from m6rec_jax.data.dataset import Dataset
@@ -40,9 +41,11 @@ class Borrowed:
 
 def borrow(folder: Path) -> Borrowed:
     """Read it from a dataset or a run folder. Raises InputError when the folder is neither."""
+    missing = [name for name in LENT if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder}: neither a dataset nor a run ({missing[0]} is missing); name a folder that prepare or train wrote")  # fmt: skip
+    arrays = read_arrays(folder / "codes.npz")
     try:
-        with np.load(folder / "codes.npz", allow_pickle=False) as data:
-            arrays = dict(data)
         return Borrowed(
             items=pl.read_parquet(folder / "items.parquet"),
             codes=arrays["codes"],
@@ -54,9 +57,7 @@ def borrow(folder: Path) -> Borrowed:
         )
     except (OSError, KeyError, ValueError, IndexError, pl.exceptions.PolarsError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(
-            f"{folder}: neither a dataset nor a run ({reason}); name a folder that prepare or train wrote"
-        ) from None
+        raise InputError(f"{folder}: damaged ({reason}); prepare or train it again") from None
 
 
 def _kinds(folder: Path) -> list[str]:
@@ -101,7 +102,7 @@ def joined_tables(dataset: Dataset, new: Tables, card: Card) -> Tables:
     corpus = documents if new.corpus is None else pl.concat([documents, new.corpus.select("text")])
     return replace(
         new,
-        events=_numbered(pl.concat([old_events, events.select(EVENT_SCHEMA)])),
+        events=_numbered(pl.concat([old_events, events.select(list(EVENT_SCHEMA))])),
         items=None if items is None else _numbered(items),
         users=_numbered(users if new.users is None else _new_first(new.users, users, "user_id")),
         corpus=_numbered(corpus) if corpus.height else None,

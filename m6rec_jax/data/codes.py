@@ -21,6 +21,7 @@ COLLABORATIVE_WEIGHT = 1.0  # length of the collaborative part beside content's 
 RIDGE = 1.0
 FIT_ITEMS = 1 << 15  # k-means is fitted on at most this many items
 ITERATIONS = 12
+FAR = 8.0  # length of a spare centroid; content and collaborative parts have length 1
 _BLOCK = 1 << 14
 
 
@@ -93,11 +94,9 @@ def assign_codes(content: np.ndarray, books: Codebooks, used: np.ndarray | None 
     waiting = np.arange(len(content))
     for choice in range(books.size ** (books.levels - 1)):
         if not len(waiting):
-            return codes
+            break
         asking, whose = np.unique(same[waiting], return_inverse=True)
         paths = _path(distinct[asking], books, choice)
-        if paths is None:
-            continue
         wanted, where = np.unique(_cell(paths, books.size)[whose], return_inverse=True)
         every = np.union1d(cells, wanted)
         busy = np.zeros(len(every), np.int64)
@@ -108,18 +107,14 @@ def assign_codes(content: np.ndarray, books: Codebooks, used: np.ndarray | None 
         codes[waiting[fits], :-1], codes[waiting[fits], -1] = paths[whose[fits]], last[fits]
         busy[at] += np.bincount(where[fits], minlength=len(wanted))
         cells, taken, waiting = every, busy, waiting[~fits]
-    if len(waiting):
-        raise InputError(f"codebook={books.size}: {len(waiting)} items found no free code; raise it or add a level")
     return codes
 
 
-def _path(features: np.ndarray, books: Codebooks, choice: int) -> np.ndarray | None:
+def _path(features: np.ndarray, books: Codebooks, choice: int) -> np.ndarray:
     """The `choice`-th cell of each item `[n, L - 1]`: its digits in base `size` say how far from the nearest each level
-    goes, the last level first. None where a level has fewer centroids than that."""
+    goes, the last level first."""
     n_levels = books.levels - 1
     digits = [choice // books.size ** (n_levels - 1 - i) % books.size for i in range(n_levels)]
-    if any(digit >= len(c) for digit, c in zip(digits, books.centroids, strict=True)):
-        return None
     path = np.empty((len(features), n_levels), np.int32)
     rest = features
     for level, (digit, centroids) in enumerate(zip(digits, books.centroids, strict=True)):
@@ -157,13 +152,18 @@ def _nearest(x: np.ndarray, centroids: np.ndarray, rank: int = 0) -> np.ndarray:
     return chosen
 
 
-def _kmeans(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Lloyd's algorithm from k distinct rows (fewer centroids when there are fewer); an empty cell takes the worst row."""
+def _kmeans(x: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """`size` centroids by Lloyd's algorithm from distinct rows; an empty cell takes the worst row.
+
+    Where there are fewer distinct rows the rest lie far away from them all: room for what overflows.
+    """
     distinct = np.unique(x, axis=0)
-    k = min(k, len(distinct))
-    if k == len(distinct):
-        return distinct
+    k = min(size, len(distinct))
+    spare = rng.standard_normal((size - k, x.shape[1]))
+    spare *= FAR / np.maximum(np.linalg.norm(spare, axis=1, keepdims=True), 1e-6)
     centroids = distinct[np.sort(rng.choice(len(distinct), k, replace=False))]
+    if k == len(distinct):
+        return np.concatenate([distinct, spare]).astype(np.float32)
     for _ in range(ITERATIONS):
         owner = _nearest(x, centroids)
         sizes = np.bincount(owner, minlength=k)

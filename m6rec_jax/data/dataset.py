@@ -14,6 +14,7 @@ import xxhash
 
 from m6rec_jax.artifacts.manifest import read_manifest
 from m6rec_jax.artifacts.schemas import DATASET
+from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.data.records import SUFFIX, RecordReader
 from m6rec_jax.data.splits import SPLITS
 from m6rec_jax.data.tokenizer import Tokenizer
@@ -77,8 +78,7 @@ class Dataset:
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
         """`{split}_kind`, `{split}_tokens`, `{split}_events` [records]: what a plan needs without reading records."""
-        with np.load(self._file("index.npz"), allow_pickle=False) as data:
-            return dict(data)
+        return read_arrays(self._file("index.npz"))
 
     @cached_property
     def transitions(self) -> Transitions:
@@ -129,10 +129,10 @@ def open_dataset(path: Path | str) -> Dataset:
             raise InputError(f"{path / name}: missing; prepare the dataset again")
     try:
         items, users = pl.read_parquet(path / "items.parquet"), pl.read_parquet(path / "users.parquet")
-        with np.load(path / "codes.npz", allow_pickle=False) as data:
-            codes, content = data["codes"], data["content"]
-    except (OSError, KeyError, ValueError, EOFError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{path}: not readable as a dataset ({error}); prepare it again") from None
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: its items or users are not readable ({reason}); prepare the dataset again") from None
+    arrays = read_arrays(path / "codes.npz", "codes", "content")
     return Dataset(
         path=path,
         manifest=manifest,
@@ -140,6 +140,6 @@ def open_dataset(path: Path | str) -> Dataset:
         tokenizer=Tokenizer.load(path / "tokenizer.model"),
         items=items,
         users=users,
-        codes=codes,
-        content=content,
+        codes=arrays["codes"],
+        content=arrays["content"],
     )

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from m6rec_jax.artifacts.atomic import atomic_path
+from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.errors import InputError
 
 CHUNK_EVENTS = 1 << 18
@@ -61,12 +62,12 @@ _SIDES = ("forward", "backward")
 
 def load_transitions(path: Path | str) -> Transitions:
     """What `Transitions.save` wrote. Raises InputError when the file is missing or damaged."""
+    data = read_arrays(path)
     try:
-        with np.load(path, allow_pickle=False) as data:
-            sides = [Matrix(*(data[f"{side}_{name}"] for name in _ARRAYS)) for side in _SIDES]
-            return Transitions(*sides, degree=data["degree"], window=int(data["window"]))
-    except (OSError, KeyError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not readable as transitions ({error}); prepare the dataset again") from None
+        sides = [Matrix(*(data[f"{side}_{name}"] for name in _ARRAYS)) for side in _SIDES]
+        return Transitions(*sides, degree=data["degree"], window=int(data["window"]))
+    except KeyError as error:
+        raise InputError(f"{path}: no transitions in it ({error} is missing); prepare the dataset again") from None
 
 
 def count_transitions(

@@ -1,0 +1,130 @@
+"""How fast `prepare` is: 100,000 users, a million events, 50,000 titled items, on this machine.
+
+    python benchmarks/prepare.py [--users 100000 --events 1000000 --items 50000 --levels 1] [--out FILE]
+
+Writes benchmarks/results/prepare.json: seconds a stage, events a second with and without tokenizer training, peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from m6rec_jax.artifacts.atomic import write_json
+from m6rec_jax.artifacts.schemas import BENCHMARK
+from m6rec_jax.data.prepare import prepare
+
+RESULTS = Path(__file__).parent / "results" / "prepare.json"
+SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "el", "or")]
+
+
+def make_tables(folder: Path, users: int, events: int, items: int, seed: int = 0) -> Path:
+    """A synthetic shop with a long tail of items, as csv and jsonl; returns its card."""
+    rng = np.random.default_rng(seed)
+    words = np.array(sorted({"".join(rng.choice(SYLLABLES, rng.integers(1, 4))) for _ in range(20_000)}))
+    shares = 1 / np.arange(1, len(words) + 1)
+    picked = rng.choice(len(words), (items, 8), p=shares / shares.sum())
+    popularity = 1 / (10 + rng.permutation(items)) ** 0.8
+    lengths = np.maximum(rng.multinomial(events - 3 * users, rng.dirichlet(np.ones(users))) + 3, 3)
+    user = np.repeat(np.arange(users), lengths)[:events]
+    shuffled = rng.permutation(len(user))
+    table = pl.DataFrame(
+        {
+            "user": user[shuffled],
+            "item": rng.choice(items, len(user), p=popularity / popularity.sum()),
+            "time": 1_500_000_000 + rng.integers(0, 200_000_000, len(user)),
+        }
+    )
+    table.write_csv(folder / "events.csv")
+    with open(folder / "items.jsonl", "w", encoding="utf-8") as file:
+        for row in range(items):
+            title = " ".join(words[picked[row]])
+            brand, group = words[picked[row][0] % 500], words[picked[row][1] % 40]
+            file.write(
+                json.dumps({"id": row, "title": title, "brand": brand, "group": ["all", group], "price": row % 997})
+                + "\n"
+            )
+    card = folder / "card.yaml"
+    card.write_text(
+        "name: synthetic\n"
+        "events: {path: events.csv, user: user, item: item, time: time}\n"
+        "items: {path: items.jsonl, id: id, title: title, categories: group, attributes: [brand], numbers: [price]}\n"
+        "split: leave-one-out\n"
+    )
+    return card
+
+
+def machine() -> dict[str, object]:
+    """What the numbers were measured on."""
+    return {
+        "cpus": os.cpu_count(),
+        "arch": platform.machine(),
+        "python": platform.python_version(),
+        "polars": pl.__version__,
+    }
+
+
+def commit() -> str:
+    """The commit that was measured; "" outside a git checkout."""
+    done = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    return done.stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--items", type=int, default=50_000)
+    parser.add_argument("--levels", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        card = make_tables(folder, asked.users, asked.events, asked.items)
+        for levels in asked.levels:
+            start = time.perf_counter()
+            data = prepare(card, folder / f"dataset-{levels}", levels=levels)
+            whole = time.perf_counter() - start
+            stages = data.manifest["seconds"]
+            timed = whole - stages["tokenizer"]
+            rows.append(
+                {
+                    "levels": levels,
+                    "users": data.users.height,
+                    "items": data.catalogue,
+                    "events": data.manifest["sizes"]["events"],
+                    "seconds": round(whole, 2),
+                    "events_per_second": round(data.manifest["sizes"]["events"] / whole),
+                    "events_per_second_without_tokenizer": round(data.manifest["sizes"]["events"] / timed),
+                    "seconds_by_stage": stages,
+                    "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                }
+            )
+            print(json.dumps(rows[-1]))
+    write_json(
+        asked.out,
+        {
+            "schema": BENCHMARK.name,
+            "version": BENCHMARK.version,
+            "commit": commit(),
+            "machine": machine(),
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

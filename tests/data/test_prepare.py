@@ -1,0 +1,252 @@
+"""From tables to a dataset: nothing held out leaks, nothing half-written stays, what is there can grow."""
+
+import filecmp
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from m6rec_jax.artifacts.manifest import read_manifest
+from m6rec_jax.data import prepare as module
+from m6rec_jax.data.dataset import open_dataset
+from m6rec_jax.data.prepare import prepare
+from m6rec_jax.data.records import HISTORY, ITEM
+from m6rec_jax.errors import InputError
+from tests.fixtures import ITEMS, tiny_card, tiny_tables
+
+SMALL = {"vocab_size": 640, "codebook": 8}
+LEARNT = ("train-00000.arrayrecord", "transitions.npz", "tokenizer.model", "codes.npz")
+
+
+def histories(data, split="test") -> dict[str, list[tuple[str, int]]]:
+    """user id -> [(item id, time)]."""
+    names, found = data.users["user_id"], {}
+    for record in data.records(split):
+        if record.kind == HISTORY:
+            items = [data.item_ids[i] if i >= 0 else "" for i in record.items]
+            found[names[record.row]] = list(zip(items, record.times.tolist(), strict=True))
+    return found
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("split", ["leave-one-out", {"rule": "ratio", "valid": 0.2, "test": 0.2}, "global-time"])
+def test_held_out_events_reach_nothing_that_is_learnt(tmp_path, levels, split):
+    """Other items in the held-out events: every byte that training, memory, codes and tokenizer see stays the same."""
+    tables = tiny_tables(kinds=True)
+    first = prepare(tiny_card(tables, split=split), tmp_path / "first", levels=levels, **SMALL)
+    kept = pl.read_parquet(first.path / "events.parquet")
+    users, held = first.users["user_id"], kept.filter(pl.col("split") > 0)
+    keys = {(users[u], t) for u, t in zip(held["user"], held["time"], strict=True)}
+    moved = tables["events"].with_columns(
+        i=pl.Series(
+            [f"item-{(int(i[5:]) * 7 + 11) % ITEMS}" if i and (u, t) in keys else i for u, i, t in tables["events"].select("u", "i", "t").rows()]
+        ),
+        q=pl.Series(["something else entirely" if q and (u, t) in keys else q for u, q, t in tables["events"].select("u", "q", "t").rows()]),
+    )  # fmt: skip
+    second = prepare(tiny_card(tables | {"events": moved}, split=split), tmp_path / "second", levels=levels, **SMALL)
+    assert second.manifest["sizes"] == first.manifest["sizes"]
+    assert histories(second) != histories(first)
+    for name in LEARNT:
+        assert filecmp.cmp(first.path / name, second.path / name, shallow=False), name
+    for name in ("events", "seen"):
+        assert second.items[name].equals(first.items[name])
+        assert name == "seen" or second.users[name].equals(first.users[name])
+
+
+def test_held_out_texts_do_not_reach_the_tokenizer(tmp_path, tiny):
+    quiet = [r.row for r in tiny.records("valid") if r.kind == ITEM]
+    tables = tiny_tables()
+    title = [f"zzqq xkcd {row} " * 9 if row in quiet else t for row, t in enumerate(tables["items"]["title"])]
+    changed = tables | {"items": tables["items"].with_columns(title=pl.Series(title))}
+    made = prepare(tiny_card(changed), tmp_path / "changed", vocab_size=640)
+    assert quiet and made.tokenizer.model == tiny.tokenizer.model
+    for name in ("train-00000.arrayrecord", "transitions.npz"):
+        assert filecmp.cmp(made.path / name, tiny.path / name, shallow=False)
+
+
+def test_the_same_input_gives_the_same_bytes_and_costs_nothing_the_second_time(tmp_path, tiny, monkeypatch):
+    made = prepare(tiny_card(), tmp_path / "again", codebook=16, vocab_size=640)
+    assert made.digest == tiny.digest and made.manifest["files"] == tiny.manifest["files"]
+    stamp = os.stat(made.path / "manifest.json").st_mtime_ns
+    monkeypatch.setattr(module, "read_tables", None)  # not even read
+    assert prepare(tiny_card(), tmp_path / "again", codebook=16, vocab_size=640).digest == tiny.digest
+    assert os.stat(made.path / "manifest.json").st_mtime_ns == stamp
+
+
+def test_pandas_and_polars_and_files_give_the_same_dataset(tmp_path, tiny):
+    tables = tiny_tables()
+    as_pandas = {name: pd.DataFrame(t.to_dicts(), columns=t.columns) for name, t in tables.items()}
+    assert prepare(tiny_card(as_pandas), tmp_path / "pandas", vocab_size=640).digest == tiny.digest
+    for name, table in tables.items():
+        table.write_parquet(tmp_path / f"{name}.parquet")
+    card = tiny_card({name: tmp_path / f"{name}.parquet" for name in tables} | {"events": tables["events"]})
+    assert prepare(card, tmp_path / "files", vocab_size=640).digest == tiny.digest
+
+
+def test_other_input_or_another_folder_is_never_overwritten(tmp_path):
+    out = tmp_path / "out"
+    prepare(tiny_card(), out, **SMALL)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with pytest.raises(InputError, match="other input.*--append"):
+        prepare(tiny_card(name="another"), out, **SMALL)
+    with pytest.raises(InputError, match="other input"):
+        prepare(tiny_card(), out, levels=3, **SMALL)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="full: not empty and not a dataset"):
+        prepare(tiny_card(), tmp_path / "full", **SMALL)
+    with pytest.raises(InputError, match="a file, not a folder"):
+        prepare(tiny_card(), tmp_path / "full" / "thesis.txt", **SMALL)
+    with pytest.raises(InputError, match="append"):
+        prepare(tiny_card(), tmp_path / "nothing", append=True, **SMALL)
+    (tmp_path / "empty").mkdir()
+    assert prepare(tiny_card(), tmp_path / "empty", **SMALL).catalogue == ITEMS
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_manifest", fail)
+    with pytest.raises(OSError, match="No space"):
+        prepare(tiny_card(), tmp_path / "out", **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_like_keeps_old_codes_and_gives_new_items_codes_from_their_text(tmp_path, levels):
+    tables = tiny_tables()
+    first = prepare(tiny_card(tables), tmp_path / "first", levels=levels, **SMALL)
+    new = pl.DataFrame({"id": ["new-1", "new-2"], "title": ["classic red shoes 99", "unheard of"], "group": ["clothing", "?"],
+                        "brand": ["brand 0", "x"], "price": [3.0, None], "about": ["", ""]})  # fmt: skip
+    items = pl.concat([new[:1], tables["items"][::-1], new[1:]])  # another order, one retired
+    items = items.filter(pl.col("id") != "item-5")
+    events = tables["events"].filter(pl.col("i") != "item-5").with_columns(i=pl.col("i").replace("item-9", "new-1"))
+    card = tiny_card(tables | {"items": items, "events": events})
+    second = prepare(card, tmp_path / "second", like=first.path, levels=1, vocab_size=4000)
+    assert second.item_ids[:ITEMS] == first.item_ids and second.item_ids[ITEMS:] == ["new-1", "new-2"]
+    assert (second.codes[:ITEMS] == first.codes).all() and len(np.unique(second.codes, axis=0)) == ITEMS + 2
+    assert second.tokenizer.model == first.tokenizer.model and second.levels == levels
+    assert [s.offset for s in second.vocab.slices] == [s.offset for s in first.vocab.slices]
+    assert second.vocab.size == first.vocab.size  # the new rows were spare
+    np.testing.assert_allclose(second.content[:ITEMS], first.content, atol=1e-6)
+    assert np.argmax(first.content @ second.content[ITEMS]) == first.row_of("item-0")
+    assert second.items.filter(~pl.col("listed"))["item_id"].to_list() == ["item-5"] and not second.seen[5]
+    if levels == 3:
+        twin = first.items["title"].to_list().index("classic red shoes 0")
+        assert second.codes[ITEMS, 0] == first.codes[twin, 0]
+    assert second.seen[second.row_of("new-1")] and not second.seen[second.row_of("new-2")]
+
+
+def test_like_another_domain_shares_text_and_has_its_own_items(tmp_path, tiny):
+    tables = tiny_tables()
+    events = tables["events"].with_columns(i="b-" + pl.col("i"))
+    items = tables["items"].with_columns(id="b-" + pl.col("id"))[:50]
+    card = tiny_card(tables | {"events": events, "items": items})
+    other = prepare(card, tmp_path / "other", like=tiny.path)
+    assert other.catalogue == 50 and other.codes[:, 0].tolist() == list(range(50))
+    assert other.tokenizer.model == tiny.tokenizer.model
+
+
+def test_like_something_else_is_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="folder: neither a dataset nor a run"):
+        prepare(tiny_card(), tmp_path / "out", like=tmp_path / "folder")
+
+
+@pytest.mark.parametrize("kinds", [False, True])
+def test_appending_gives_the_histories_of_preparing_all_at_once(tmp_path, kinds):
+    tables = tiny_tables(kinds=kinds)
+    events = tables["events"].sort("t", maintain_order=True)
+    cut = int(events["t"].quantile(0.7))
+    early, late = events.filter(pl.col("t") <= cut), events.filter(pl.col("t") > cut)
+    whole = prepare(tiny_card(tables), tmp_path / "whole", **SMALL)
+    out = tmp_path / "grown"
+    before = prepare(tiny_card(tables | {"events": early}), out, levels=3, **SMALL)
+    new = pl.DataFrame(
+        {"id": ["new"], "title": ["new hat"], "group": ["music"], "brand": ["b"], "price": [1.0], "about": [""]}
+    )
+    extra = late[-1:].with_columns(t=pl.col("t") + 60, i=pl.lit("new"))
+    if kinds:
+        extra = extra.with_columns(k=pl.lit("buy"), q=pl.lit(None, pl.String))
+    late_with_new = pl.concat([late, extra])
+    card = tiny_card(tables | {"events": late_with_new, "items": new})
+    del card["corpus"], card["users"]
+    grown = prepare(card, out, append=True)
+    found = histories(grown)
+    last_user = late["u"][-1]
+    assert found[last_user][-1][0] == "new"
+    for user, history in histories(whole).items():
+        if user != last_user:
+            assert sorted(found[user]) == sorted(history)
+            assert [t for _, t in found[user]] == sorted(t for _, t in found[user])
+    assert (grown.codes[:ITEMS] == before.codes).all() and grown.item_ids == [*before.item_ids, "new"]
+    assert grown.manifest["sizes"]["documents"] == before.manifest["sizes"]["documents"] == 24
+    assert grown.users.filter(pl.col("user_id") == "u5")["attributes"].to_list() == [["age: 25"]]
+    digest = grown.digest
+    assert prepare(card, out, append=True).digest == digest  # the same events again change nothing
+    assert len(read_manifest(out, "dataset", 1)["inputs"]) == 2
+
+
+def test_appending_to_an_order_puts_new_events_behind_the_old(tmp_path):
+    first = {"name": "s", "events": {"path": tmp_path / "a.txt", "format": "sequences"}}
+    (tmp_path / "a.txt").write_text("u1 a b c d\nu2 b c d\n")
+    prepare(first, tmp_path / "out", **SMALL)
+    (tmp_path / "b.txt").write_text("u1 e a\nu3 a b c\n")
+    grown = prepare(
+        {"name": "s", "events": {"path": tmp_path / "b.txt", "format": "sequences"}}, tmp_path / "out", append=True
+    )
+    assert {u: [i for i, _ in h] for u, h in histories(grown).items()} == {
+        "u1": list("abcdea"),
+        "u2": list("bcd"),
+        "u3": list("abc"),
+    }
+    with pytest.raises(InputError, match="same clock"):
+        prepare(tiny_card(), tmp_path / "out", append=True)
+
+
+def one_table(rows) -> dict:
+    return {"name": "odd", "events": {"path": pl.DataFrame(rows, schema=["u", "i", "t"], orient="row"), "user": "u", "item": "i", "time": "t"}}  # fmt: skip
+
+
+def test_a_catalogue_of_one_item(tmp_path):
+    card = one_table([("a", "x", 1), ("b", "x", 2)]) | {"split": "leave-one-out"}
+    for levels in (1, 3):
+        data = prepare(card, tmp_path / str(levels), levels=levels)
+        assert data.catalogue == 1 and len(data.records("train")) == 2 and len(data.records("test")) == 0
+        assert data.content.shape[0] == 1 and data.manifest["sizes"]["short_users"] == 2
+
+
+def test_no_text_anywhere_still_makes_a_dataset(tmp_path):
+    rows = [(f"u{n % 9}", f"i{n * n % 23}", n) for n in range(120)]
+    for levels in (1, 3):
+        data = prepare(one_table(rows) | {"split": "leave-one-out"}, tmp_path / str(levels), levels=levels, codebook=4)
+        assert len(np.unique(data.codes, axis=0)) == data.catalogue
+        assert not data.content.any() and data.tokenizer.decode(data.tokenizer.encode("小米 x")) == "小米 x"
+        assert (data.index["train_kind"] == HISTORY).all()
+
+
+def test_all_events_at_one_instant(tmp_path):
+    card = one_table([(f"u{n % 5}", f"i{n}", 77) for n in range(25)])
+    with pytest.raises(InputError, match=r"split\.rule: global-time.*leave-one-out"):
+        prepare(card, tmp_path / "global")
+    data = prepare(card | {"split": "leave-one-out"}, tmp_path / "loo")
+    assert [i for i, _ in histories(data)["u0"]] == ["i0", "i5", "i10", "i15", "i20"]  # source order
+    assert not (tmp_path / "global").exists()
+
+
+def test_users_under_three_events_train_only_and_are_counted(tiny):
+    short = {f"u{n}" for n in range(4)}
+    assert tiny.manifest["sizes"]["short_users"] == 4
+    assert short <= set(histories(tiny, "train")) and not short & set(histories(tiny, "test"))
+
+
+def test_the_manifest_is_plain_json_and_names_no_path(tiny, tmp_path):
+    text = (tiny.path / "manifest.json").read_text()
+    assert json.loads(text)["counts"]["near_duplicate_item"] >= 0
+    assert str(tiny.path.parent) not in text and "/tmp" not in text
+    assert open_dataset(tiny.path).manifest["split"]["rule"] == "leave-one-out"
