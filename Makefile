@@ -1,0 +1,62 @@
+# Everything a checkout can do. `make` alone lists it.
+#
+#   PY=python3.11 make install    with this interpreter (else: the newest that works)
+#   VENV=.venv311 make test       in another folder
+#
+# Each target first brings $(VENV) up to date, which costs a few hundredths of a second when it is.
+
+VENV ?= .venv
+PY ?=
+export VENV PY
+
+BIN := $(VENV)/bin
+LOCKS := requirements/core.lock requirements/all.lock requirements/serve.lock
+# Universal: one lock for every interpreter from 3.11 and every platform. Wheels only. No index host in the lock.
+# A local find-links folder or index of this machine's must not decide what others get.
+UV ?= $(BIN)/uv
+COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compile --quiet --no-config \
+	--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-emit-index-url --no-header
+
+.PHONY: help install install-all demo test check check-locks lock clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+install:  ## $(VENV) with what the demo needs; then .venv/bin/m6rec is the command
+	@sh requirements/install.sh core
+
+install-all:  ## and everything else: dev tools, extras, compilers for TPU and GPU
+	@sh requirements/install.sh all
+
+demo: install  ## MovieLens-100K from fetch to report, in demo/; run again to continue
+	$(BIN)/m6rec demo
+
+# Eight fake devices are a property of a process, hence two runs.
+test: install-all  ## the whole suite
+	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest tests/multidevice
+
+check: install-all check-locks  ## lint, format, types, import contracts, dependencies, locks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --summary=none
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+# A lock names packages and hashes, never where they come from: that is the reader's own index.
+check-locks:
+	@if grep -nE '[a-z+]+://| @ |^ *-[^-]|^ *--[^h]' $(LOCKS); then \
+		echo 'a lock names a place or an option: make lock' >&2; exit 1; fi
+
+# all.lock first: the others take its versions, so that install-all only ever adds to install.
+lock:  ## resolve again; ARGS=--upgrade moves to newer releases
+	@command -v $(UV) >/dev/null || $(MAKE) --no-print-directory install-all
+	$(COMPILE) pyproject.toml --all-extras --group build -o requirements/all.lock $(ARGS)
+	$(COMPILE) pyproject.toml --group build -c requirements/all.lock -o requirements/core.lock
+	$(COMPILE) --group serving -c requirements/all.lock -o requirements/serve.lock
+	@$(MAKE) --no-print-directory check-locks
+
+clean:  ## remove what was made: environments, demo, caches
+	rm -rf .venv* demo build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,44 @@
+#!/bin/sh
+# install.sh core|all: makes $VENV hold what requirements/core.lock or all.lock says, and this checkout.
+#
+# $VENV/locks notes what is installed, written once all of it is there. A second call only compares the note; a folder
+# without a note was left half-made and is made again from nothing. Without PY a good .venv keeps its interpreter; with
+# PY, another interpreter means another .venv.
+set -eu
+cd "$(dirname "$0")/.."
+what=$1 VENV=${VENV:-.venv} PY=${PY:-}
+python=$VENV/bin/python
+
+identity() { "$1" -I -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null || echo none; }
+locks() { echo "$PWD $(identity "$python")" && for name in "$@"; do cksum "requirements/$name.lock"; done; }
+holds() { [ -f "$VENV/locks" ] && [ "$(cat "$VENV/locks")" = "$(locks "$@")" ]; }
+note() { cat >"$VENV/.partial" && mv "$VENV/.partial" "$1"; }
+pip_install() { "$python" -I -m pip install --quiet --disable-pip-version-check --no-deps "$@"; }
+
+case ${VENV##*/} in
+.venv*) ;;
+*) echo "VENV=$VENV: this folder may be removed, so its name must begin with .venv" >&2 && exit 2 ;;
+esac
+if [ -n "$PY" ]; then
+    PY=$(sh requirements/find-python.sh)
+    [ "$(identity "$PY")" = "$(identity "$python")" ] || rm -rf "$VENV"
+fi
+
+if ! holds core all && ! { [ "$what" = core ] && holds core; }; then
+    if ! holds core; then
+        PY=${PY:-$(sh requirements/find-python.sh)}
+        rm -rf "$VENV"
+        "$PY" -I -m venv "$VENV"
+    fi
+    rm -f "$VENV/locks"
+    echo "$VENV: $("$python" --version), installing requirements/$what.lock"
+    # --no-deps: the lock is complete. --only-binary: nothing is built here, so no code of a package runs.
+    pip_install --only-binary :all: --require-hashes --requirement "requirements/$what.lock"
+    if [ "$what" = all ]; then locks core all; else locks core; fi | note "$VENV/locks"
+fi
+
+# The checkout, linked in: again when its metadata changes. The build backend comes from the lock.
+if [ "$(cat "$VENV/checkout" 2>/dev/null)" != "$(cksum pyproject.toml)" ]; then
+    pip_install --no-build-isolation --editable .
+    cksum pyproject.toml | note "$VENV/checkout"
+fi

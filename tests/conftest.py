@@ -1,0 +1,48 @@
+"""What must be settled before jax is imported: CPU only, and how many devices it shows.
+
+tests/multidevice needs eight fake devices and every other test one. That is a property of a process, so
+`pytest tests/multidevice` is a run of its own and other runs leave that folder out.
+"""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+APART = Path(__file__).parent / "multidevice"
+MARKED = ("multidevice", "multiprocess")
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; pools of threads in each only get in the way
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ.setdefault(name, "1")
+
+# No deadline: a busy machine is not a failure. In CI, hypothesis takes the same examples every time.
+hypothesis.settings.register_profile("no-deadline", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("no-deadline")
+
+
+def _apart(config: pytest.Config) -> bool:
+    paths = [Path(arg.partition("::")[0]).resolve() for arg in config.args]
+    return all(path.is_relative_to(APART) for path in paths)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if _apart(config):
+        os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return "eight fake devices" if _apart(config) else "one device; not in this run: tests/multidevice"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path == APART and not _apart(config) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in MARKED:
+            if name in item.path.parts:
+                item.add_marker(name)

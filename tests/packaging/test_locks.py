@@ -1,0 +1,82 @@
+"""The locks: complete, hashed, free of places, and in step with pyproject.toml on every machine they are for."""
+
+import shutil
+import subprocess
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.packaging.locks import MACHINES, ROOT, installed_on, read_lock
+
+LOCKS = ("core", "all", "serve")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+GROUPS = PROJECT["dependency-groups"]
+ASKED = {
+    "core": PROJECT["project"]["dependencies"] + GROUPS["build"],
+    "all": PROJECT["project"]["dependencies"] + GROUPS["build"] + [line for lines in EXTRAS.values() for line in lines],
+    "serve": GROUPS["serving"],
+}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_pin_has_hashes(lock):
+    pins = read_lock(lock)
+    assert pins
+    assert not [pin.name for pin in pins if not pin.hashes]
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_holds_what_the_project_asks_for(lock, machine):
+    held = installed_on(lock, machine)
+    for requirement in map(Requirement, ASKED[lock]):
+        if requirement.marker is None or requirement.marker.evaluate(machine):
+            version = held.get(canonicalize_name(requirement.name))
+            assert version, f"{requirement} is not in {lock}.lock: make lock"
+            assert requirement.specifier.contains(version), f"{lock}.lock has {version}, not {requirement}: make lock"
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize("lock", ["core", "serve"])
+def test_install_all_only_adds(lock, machine):
+    everything = installed_on("all", machine)
+    assert installed_on(lock, machine).items() <= everything.items()
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_heavy_frameworks_stay_out(machine):
+    named = set(installed_on("all", machine))
+    assert not named & {"torch", "tensorflow", "tensorflow-cpu", "keras", "triton"}
+    assert not [name for name in named if name.startswith("nvidia-")]
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_the_serving_image_leaves_training_out(machine):
+    left_out = {"grain", "tensorboardx", "matplotlib", "implicit", "pandas", "pyarrow", "libtpu"}
+    assert not set(installed_on("serve", machine)) & left_out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# from https://packages.example.org/simple",
+        "    # https://packages.example.org/simple/jax/",
+        "--index-url packages.example.org",
+        "-i packages.example.org",
+        "--find-links /opt/wheels",
+        "jax @ file:///opt/wheels/jax.whl",
+    ],
+)
+def test_the_gate_refuses_a_lock_that_names_a_place(tmp_path, line):
+    lock = tmp_path / "core.lock"
+    shutil.copy(ROOT / "requirements/core.lock", lock)
+    gate = ["make", "-s", "check-locks", f"LOCKS={lock}"]
+    assert subprocess.run(gate, cwd=ROOT, check=False).returncode == 0
+    with lock.open("a") as file:
+        file.write(line + "\n")
+    refused = subprocess.run(gate, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert line in refused.stdout
