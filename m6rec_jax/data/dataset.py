@@ -86,8 +86,9 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """xxh3 of the digests of all files: what a run remembers and resume compares."""
-        return xxhash.xxh3_128_hexdigest(json.dumps(self.manifest["files"], sort_keys=True).encode())
+        """xxh3 of the digests of all files but the page for people: what a run remembers and resume compares."""
+        files = {name: facts for name, facts in self.manifest["files"].items() if not name.endswith(".html")}
+        return xxhash.xxh3_128_hexdigest(json.dumps(files, sort_keys=True).encode())
 
     @cached_property
     def _rows(self) -> dict[str, int]:

@@ -60,8 +60,11 @@ class TfidfEncoder:
         return cls(unpack_strings(data["encoder_terms"]), data["encoder_idf"], data["encoder_components"])
 
 
-def fit_encoder(texts: list[str], width: int = WIDTH) -> TfidfEncoder:
-    """Fit on the text of every item of the catalogue. The width shrinks when there is less to know."""
+def fit_encoder(texts: list[str], width: int = WIDTH) -> tuple[TfidfEncoder, np.ndarray]:
+    """(encoder, its vectors of `texts`), fitted on the text of every item of the catalogue.
+
+    The width shrinks where there is less to know.
+    """
     counted = _count_terms(texts)
     enough = 2 if len(texts) >= 50 else 1
     ranked = (
@@ -72,12 +75,10 @@ def fit_encoder(texts: list[str], width: int = WIDTH) -> TfidfEncoder:
         .head(TERMS)
         .sort("term")
     )
-    terms = ranked["term"].to_list()
-    if not terms:
-        return TfidfEncoder([], np.zeros(0, np.float32), np.zeros((0, 1), np.float32))
     idf = (np.log((1 + len(texts)) / (1 + ranked["df"].to_numpy())) + 1).astype(np.float32)
-    matrix = _tfidf(counted, len(texts), terms, idf)
-    return TfidfEncoder(terms, idf, right_vectors(matrix, width))
+    matrix = _tfidf(counted, len(texts), ranked["term"].to_list(), idf)
+    components = right_vectors(matrix, width) if ranked.height else np.zeros((0, 1), np.float32)
+    return TfidfEncoder(ranked["term"].to_list(), idf, components), unit(matrix @ components)
 
 
 @dataclass(frozen=True)

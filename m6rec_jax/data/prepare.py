@@ -33,6 +33,7 @@ from m6rec_jax.data.events import Events, event_arrays, user_table
 from m6rec_jax.data.features import fit_encoder, fit_fields, item_texts
 from m6rec_jax.data.history import history_lengths
 from m6rec_jax.data.privacy import check_key_place
+from m6rec_jax.data.quality import check_thresholds, quality_report
 from m6rec_jax.data.records import DOCUMENT, HISTORY, ITEM, Record, RecordWriter, encode_histories
 from m6rec_jax.data.sources import read_tables
 from m6rec_jax.data.splits import LEAST_EVENTS, SPLITS, TRAIN, records_of, split_events
@@ -41,7 +42,7 @@ from m6rec_jax.data.transitions import count_transitions
 from m6rec_jax.errors import InputError
 from m6rec_jax.vocab import Vocab
 
-STAGES = ("read", "clean", "split", "features", "transitions", "codes", "tokenizer", "records", "tables")
+STAGES = ("read", "clean", "quality", "split", "features", "transitions", "codes", "tokenizer", "records", "tables")
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,18 @@ def prepare(
         lent = borrow(Path(like)) if like else borrow(out) if before is not None else None
         with atomic_path(out) as folder:
             folder.mkdir()
+            with clock("quality"):
+                found = quality_report(tables, cleaned, card, folder / "quality.html")
+                check_thresholds(found, card)
             body = _write(card, cleaned, folder, lent, options, clock)
+            body["quality"] = found["limits"]
             body["inputs"] = [*(before.manifest["inputs"] if before is not None else ()), inputs]
             body["seconds"] = {name: round(value, 3) for name, value in clock.seconds.items()}
             write_manifest(
                 folder, DATASET.name, DATASET.version, body, [p for p in folder.iterdir() if p.name != MANIFEST]
             )
+    events, spent = body["sizes"]["events"], sum(clock.seconds.values())
+    progress.note(f"prepare {card.name}: {events:,} events in {spent:.1f} s, {events / spent:,.0f} a second")
     return open_dataset(out)
 
 
@@ -115,8 +122,7 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, op
         fields = lent.fields if lent else fit_fields(items)
         items = fields.apply(items)
         texts = item_texts(items)
-        encoder = lent.encoder if lent else fit_encoder(texts)
-        content = encoder.encode(texts)
+        encoder, content = (lent.encoder, lent.encoder.encode(texts)) if lent else fit_encoder(texts)
     with clock("transitions"):
         transitions = count_transitions(events.users[train], events.items[train], events.times[train],
                                         events.weights[train], catalogue=items.height)  # fmt: skip
