@@ -138,7 +138,7 @@ def _clean_events(events: pl.DataFrame, card: Card, counts: dict, reject, now: f
 
 def _repeated(frame: pl.DataFrame, columns: list[str]) -> pl.Series:
     """True where an earlier row has the same values in `columns`."""
-    used = [c for c in columns if frame[c].null_count() < frame.height]
+    used = [c for c in columns if frame[c].null_count() < frame.height] or columns[:1]
     return ~frame.select(pl.struct(used).is_first_distinct()).to_series()
 
 

@@ -127,7 +127,7 @@ def _jsonl(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.D
         frame = pl.read_ndjson(source, schema=dict.fromkeys(columns, pl.String))
     except pl.exceptions.ComputeError:
         return _slow_jsonl(card, section, path, wanted)  # names the line; and takes NaN, which Python writes
-    if any(frame[c].null_count() == frame.height for c in columns):
+    if frame.height and any(frame[c].null_count() == frame.height for c in columns):
         there = pl.read_ndjson(source, infer_schema_length=None).columns
         _check_columns(card, section, wanted, there, path)
     return frame.select(columns)

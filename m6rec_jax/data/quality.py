@@ -44,8 +44,8 @@ def limits(found: dict[str, Any], card: Card) -> list[dict[str, Any]]:
 def check_thresholds(found: dict[str, Any], card: Card) -> None:
     """Raise InputError naming every threshold of the card that the data does not keep."""
     if broken := [one for one in limits(found, card) if not one["good"]]:
-        said = "; ".join(f"{one['key']}: {one['limit']:g}: {one['value']:.4g} was found" for one in broken)
-        raise InputError(f"{card.origin}: quality.{said}; mend the data or move the limit")
+        said = "; ".join(f"quality.{b['key']}: {b['limit']}: {_exact(b['value'])} was found" for b in broken)
+        raise InputError(f"{card.origin}: {said}; mend the data or move the limit")
 
 
 def remarks(found: dict[str, Any], card: Card) -> list[dict[str, str]]:
@@ -58,7 +58,7 @@ def remarks(found: dict[str, Any], card: Card) -> list[dict[str, str]]:
 
     limit, tail, bots = found["limits"], found["tail"], found["bots"]
     for one in limits(found, card):
-        say("bad", not one["good"], f"{one['key']} is {one['limit']:g} in the card; {one['value']:.4g} was found.")
+        say("bad", not one["good"], f"{one['key']} is {one['limit']} in the card; {_exact(one['value'])} was found.")
     lost = found["read"] - found["events"]
     say("bad" if limit["rejected"] > 0.2 else "look", limit["rejected"] > 0.01,
         f"{_percent(limit['rejected'])} of the event rows ({lost:,}) were rejected: {_largest(found)}.")  # fmt: skip
@@ -79,6 +79,10 @@ def remarks(found: dict[str, Any], card: Card) -> list[dict[str, str]]:
 def _largest(found: dict[str, Any]) -> str:
     rejecting = sorted((r for r in found["rules"] if r["rejects"]), key=lambda r: -r["count"])
     return ", ".join(f"{r['rule'].replace('_', ' ')} {r['count']:,}" for r in rejecting[:3])
+
+
+def _exact(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def _count(value: float) -> str:

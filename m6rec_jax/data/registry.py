@@ -189,29 +189,29 @@ GENRES = (
 )  # fmt: skip
 
 
+GROUPLENS = {  # file -> separator, columns; none of them has a header
+    "u.data": ("\t", ("user", "item", "rating", "time")),
+    "u.item": ("|", ("id", "title", "released", "video", "url", *GENRES)),
+    "u.user": ("|", ("user", "age", "gender", "occupation", "zip")),
+}
+
+
 def _from_grouplens(files: Files) -> dict[str, pl.DataFrame] | None:
-    raw = [files(f"u.{part}") for part in ("data", "item", "user")]
-    if None in raw:
-        return None
-    events, items, users = (
-        pl.read_csv((part or b"").decode("latin-1").encode(), separator=separator, **_HEADLESS)
-        for part, separator in zip(raw, "\t||", strict=True)
-    )
-    flags = [pl.when(pl.col(f"column_{6 + i}") == "1").then(pl.lit(genre)) for i, genre in enumerate(GENRES)]
+    frames = []
+    for name, (separator, columns) in GROUPLENS.items():
+        if (raw := files(name)) is None:
+            return None
+        options = {"has_header": False, "quote_char": None, "infer_schema": False, "new_columns": list(columns)}
+        frames.append(pl.read_csv(raw.decode("latin-1").encode(), separator=separator, **options))
+    events, items, users = frames
     year = r"\s*\((\d{4})\)\s*$"
+    genres = pl.concat_list(pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in GENRES).list.drop_nulls()
+    title = pl.col("title")
     return _movielens_tables(
-        events.select(user="column_1", item="column_2", rating="column_3", time="column_4"),
-        items.select(
-            id="column_1",
-            title=pl.col("column_2").str.replace(year, ""),
-            year=pl.col("column_2").str.extract(year),
-            genres=pl.concat_list(flags).list.drop_nulls(),
-        ),
-        users.select(user="column_1", age="column_2", gender="column_3", occupation="column_4"),
+        events,
+        items.select("id", title.str.replace(year, ""), title.str.extract(year).alias("year"), genres.alias("genres")),
+        users.drop("zip"),
     )
-
-
-_HEADLESS = {"has_header": False, "quote_char": None, "infer_schema": False}
 
 
 def _movielens_tables(events: pl.DataFrame, items: pl.DataFrame, users: pl.DataFrame) -> dict[str, pl.DataFrame]:

@@ -149,7 +149,7 @@ def _histories(frame: pl.DataFrame) -> pl.DataFrame:
         joined = frame.group_by("user", maintain_order=True).agg("items")
         rows = [windows[0] if len(windows) == 1 else _continued(windows) for windows in joined["items"].to_list()]
         frame = pl.DataFrame({"user": joined["user"], "items": pl.Series(rows, dtype=pl.List(pl.String))})
-    flat = frame.explode("items").with_row_index("row")
+    flat = frame.explode("items", empty_as_null=True).with_row_index("row")
     made = flat.select(
         pl.col("user").alias("user_id"),
         values.ids(flat["items"]).alias("item_id"),

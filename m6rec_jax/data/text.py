@@ -36,6 +36,8 @@ CONTROL = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064"
     "\u2066-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff]"
 )  # Cc that is not white space, soft hyphen, direction marks, BOM; joiners of emoji and Persian (200c, 200d) stay
+# UTF-8 read as another encoding always leaves some accented, Cyrillic, Greek or box-drawing character behind.
+GARBLED = re.compile("[\x80-\u05ff\u2500-\u259f]")
 SPACE = re.compile(r"^\s+|\s+$|[^\S ]|\s{2,}")
 
 
@@ -102,14 +104,15 @@ def _clean(text: str, limit: int) -> tuple[str, set[str]]:
 
 
 def _pass(text: str, limit: int, rules: set[str]) -> str:
-    if "<" in text and TAG.search(text):
+    tagged = "<" in text and TAG.search(text)
+    if tagged:
         text = _without_tags(text)
         rules.add("html")
     if "&" in text and (decoded := ENTITY.sub(_entity, text)) != text:
         text = decoded
         rules.add("entities")
     if not text.isascii():
-        if (fixed := fix_encoding(text)) != text:
+        if GARBLED.search(text) and (fixed := fix_encoding(text)) != text:
             text = fixed
             rules.add("mojibake")
         if not unicodedata.is_normalized("NFKC", text):
@@ -120,7 +123,8 @@ def _pass(text: str, limit: int, rules: set[str]) -> str:
         rules.add("control_characters")
     if SPACE.search(text):
         text = " ".join(text.split())
-        rules.add("white_space")
+        if not tagged:
+            rules.add("white_space")
     if len(text) > limit:
         text = text[:limit].rstrip()
         rules.add("overlong")

@@ -222,16 +222,16 @@ def merged(columns: list[pl.Series], height: int) -> pl.Series:
 
 
 def joined(columns: list[pl.Series], height: int) -> pl.Series:
-    """Text columns joined by a line break, lists among them spelled out; null where all are."""
+    """Text columns joined by a space, lists among them spelled out; null where all are."""
     plain = [
-        _mapped(c, lambda t: "\n".join(_flat(_parsed(t, ""))) if t[0] == "[" else t, pl.String) if _listlike(c) else c
+        _mapped(c, lambda t: " ".join(_flat(_parsed(t, ""))) if t[0] == "[" else t, pl.String) if _listlike(c) else c
         for c in columns
     ]
     if not plain:
         return pl.repeat(None, height, dtype=pl.String, eager=True)
     if len(plain) == 1:
         return plain[0]
-    return pl.select(pl.concat_str(plain, separator="\n", ignore_nulls=True).replace("", None)).to_series()
+    return pl.select(pl.concat_str(plain, separator=" ", ignore_nulls=True).replace("", None)).to_series()
 
 
 def _listlike(series: pl.Series) -> bool:
