@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _end(WRONG_INPUT, str(error))
     except Requeue as error:
-        return _end(REQUEUE, f"{error or 'saved after a termination signal'}; the same command resumes")
+        return _end(REQUEUE, str(error) or "saved after a termination signal; the same command resumes")
     except KeyboardInterrupt:
         return _end(INTERRUPTED, "interrupted; the same command continues where it stopped")
     except SystemExit as error:  # --help

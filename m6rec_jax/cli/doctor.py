@@ -16,23 +16,21 @@ from m6rec_jax.settings import Parser
 DISTRIBUTION = "m6rec-jax"
 VERSIONS = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array-record", "sentencepiece"),
-    *("polars", "numpy", "scipy", "scikit-learn", "jsonargparse", "rich"),
+    *("polars", "numpy", "scipy", "jsonargparse", "rich"),
 )
-# What each extra is for; only those that this version declares are shown.
+EXTRA = r"""extra\s*==\s*['"]([^'"]+)"""  # the marker of a requirement that belongs to an extra
+# What each extra that this version declares is for.
 PURPOSE = {
-    "baselines": "more collaborative-filtering baselines and nearest-neighbour search",
-    "beam": "preparing data past one machine (Apache Beam)",
-    "cuda": "training and serving on NVIDIA GPUs",
-    "dev": "running the tests and checks of this project",
-    "eval": "cross-checking metrics, scoring texts",
+    "aot": "compiling for TPUs and GPUs that are not here",
+    "baselines": "nearest-neighbour search",
+    "dev": "the tests and checks of this project",
+    "eval": "cross-checking measures, scoring texts",
     "kernels": "fused attention kernels on GPU and TPU",
-    "plan": "compiling ahead for accelerators that are not here",
     "privacy": "differentially private training",
     "quant": "quantised models and LoRA",
     "serve": "the HTTP API and page",
     "sweep": "searching settings, locally or under Slurm",
     "text": "near-duplicates, Chinese variants, personal data in texts, sentence embeddings",
-    "tpu": "training and serving on TPUs",
 }
 
 
@@ -102,16 +100,26 @@ def declared_extras() -> dict[str, list[str]]:
         facts = importlib.metadata.metadata(DISTRIBUTION)
         extras = {extra: [] for extra in facts.get_all("Provides-Extra") or []}
         for requirement in facts.get_all("Requires-Dist") or []:
-            marked = re.search(r"""extra\s*==\s*['"]([^'"]+)""", requirement)
+            marked = re.search(EXTRA, requirement)
             if marked:
-                extras[marked[1]].append(_name(requirement))
+                extras[marked[1]] += _packages(requirement)
         return extras
     except importlib.metadata.PackageNotFoundError:
         file = Path(m6rec_jax.__file__).resolve().parent.parent / "pyproject.toml"
         project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.is_file() else {}
         extras = project.get("optional-dependencies", {})
-        return {extra: [_name(requirement) for requirement in names] for extra, names in extras.items()}
+        return {extra: [name for one in names for name in _packages(one)] for extra, names in extras.items()}
 
 
-def _name(requirement: str) -> str:
-    return re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0]
+def _packages(requirement: str) -> list[str]:
+    """Packages that a requirement asks for: itself, or those behind its own extras, as in `jax[tpu]`."""
+    name, within = re.match(r"([A-Za-z0-9._-]+)\s*(?:\[([^]]*)\])?", requirement.strip()).groups()
+    wanted = {extra.strip() for extra in (within or "").split(",")} - {""}
+    if not wanted or version(name) is None:
+        return [name]
+    found = []
+    for inner in importlib.metadata.metadata(name).get_all("Requires-Dist") or []:
+        marked = re.search(EXTRA, inner)
+        if marked and marked[1] in wanted:
+            found += _packages(inner)
+    return found or [name]

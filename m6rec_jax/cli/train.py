@@ -9,6 +9,8 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.settings import Parser, add_config_options, config_of
 
+VALIDATION_USERS = 20_000  # who choose the best checkpoint; a sample of them where there are more
+
 
 def train(argv: list[str]) -> None:
     """Train into the run folder, or print the merged configuration."""
@@ -38,7 +40,10 @@ def train(argv: list[str]) -> None:
 
 def run_training(config: Config, datasets: list[Path], run: Path, init_from: str | None = None) -> None:
     """Say what is resumed, then train."""
+    import jax
+
     from m6rec_jax.artifacts.checkpoints import steps
+    from m6rec_jax.recommend.evaluate import ValidationEvaluator, fit_gate
     from m6rec_jax.training.run import train as pretrain
 
     saved = steps(run)
@@ -51,4 +56,10 @@ def run_training(config: Config, datasets: list[Path], run: Path, init_from: str
             f"{run}: starting, {config.train.steps:,} steps"
             + (f" from the parameters of {init_from}" if init_from else "")
         )
-    pretrain(config, datasets, run, init_from=Path(init_from) if init_from else None)
+
+    def evaluator(blueprint, dataset):
+        return ValidationEvaluator(blueprint, dataset, length=config.data.length, users=VALIDATION_USERS)
+
+    pretrain(config, datasets, run, init_from=init_from, make_evaluator=evaluator)
+    if jax.process_count() == 1:  # of many processes none has the run to itself; the first `evaluate` does it then
+        fit_gate(run, datasets[0])

@@ -46,7 +46,8 @@ class JaxRuntimeError(Exception):
     ("error", "code", "says"),
     [
         (InputError("card.yaml: events.user=uid: no such column;\n columns: a, b"), WRONG_INPUT, "columns: a, b"),
-        (Requeue("saved step 40"), REQUEUE, "saved step 40; the same command resumes"),
+        (Requeue(), REQUEUE, "the same command resumes"),
+        (Requeue("saved step 40"), REQUEUE, "saved step 40"),
         (KeyboardInterrupt(), INTERRUPTED, "continues where it stopped"),
         (ZeroDivisionError("oh\nno"), FAULT, "ZeroDivisionError: oh no; M6REC_DEBUG=1"),
         (OSError(errno.ENOSPC, "No space left on device", "run/x"), WRONG_INPUT, "run/x: No space left"),
