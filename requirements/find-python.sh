@@ -8,20 +8,24 @@ python3.1[1-4]) NEWEST=${PY#python} OLDEST=${PY#python} PY= ;;
 esac
 
 probe='
-import ensurepip, ssl, sys, sysconfig, venv
+import sys, sysconfig
+try:
+    import ensurepip, ssl, venv
+except ImportError as error:
+    sys.exit(error)
 version, oldest, newest = ["%d.%d" % sys.version_info[:2], *sys.argv[1:]]
 number = lambda text: [int(part) for part in text.split(".")]
 plain = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 if not plain or not number(oldest) <= number(version) <= number(newest):
     sys.exit("it is %s %s" % (sys.implementation.name, sys.version.split("\n")[0]))
-print(sys.executable)
+print(getattr(sys, "_base_executable", sys.executable))
 '
 probe() { "$1" -I -c "$probe" "$OLDEST" "$NEWEST" </dev/null; }
 works() { [ -x "$1" ] && probe "$1" 2>/dev/null; }
 
 if [ -n "${PY:-}" ]; then
     probe "$PY" 2>/dev/null && exit
-    echo "PY=$PY: $(probe "$PY" 2>&1 | tail -n 1)" >&2
+    echo "PY=$PY: $(probe "$PY" 2>&1 | head -n 1)" >&2
     echo "name a CPython $OLDEST to $NEWEST that has venv, or leave PY out to have one found" >&2
     exit 2
 fi

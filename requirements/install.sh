@@ -13,7 +13,8 @@ identity() { "$1" -I -c 'import sys; print(sys.version.split()[0], sys.base_pref
 locks() { echo "$PWD $(identity "$python")" && for name in "$@"; do cksum "requirements/$name.lock"; done; }
 holds() { [ -f "$VENV/locks" ] && [ "$(cat "$VENV/locks")" = "$(locks "$@")" ]; }
 note() { cat >"$VENV/.partial" && mv "$VENV/.partial" "$1"; }
-pip_install() { "$python" -I -m pip install --quiet --disable-pip-version-check --no-deps "$@"; }
+remove() { rm -f "$VENV/locks" && rm -rf "$VENV"; } # the note first: rm too may be interrupted
+pip_install() { "$python" -I -m pip install -qq --disable-pip-version-check --no-deps "$@"; }
 
 case ${VENV##*/} in
 .venv*) ;;
@@ -21,13 +22,13 @@ case ${VENV##*/} in
 esac
 if [ -n "$PY" ]; then
     PY=$(sh requirements/find-python.sh)
-    [ "$(identity "$PY")" = "$(identity "$python")" ] || rm -rf "$VENV"
+    [ "$(identity "$PY")" = "$(identity "$python")" ] || remove
 fi
 
 if ! holds core all && ! { [ "$what" = core ] && holds core; }; then
     if ! holds core; then
         PY=${PY:-$(sh requirements/find-python.sh)}
-        rm -rf "$VENV"
+        remove
         "$PY" -I -m venv "$VENV"
     fi
     rm -f "$VENV/locks"
