@@ -54,7 +54,7 @@ def draft_card(folder: Path | str, beside: Path | str | None = None) -> str:
         seen = "; ".join(f"{s.path.name} ({', '.join(s.columns[:8])})" for s in samples[:6]) or "no table at all"
         raise InputError(f"--from {folder}: no table with a user and an item column; found {seen}; rename columns, or write the card by hand")  # fmt: skip
     left = [s for s in samples if s not in events.files]
-    roles = {"events": events}
+    roles: dict[str, Role | None] = {"events": events}
     roles["items"] = _items(left, events)
     left = [s for s in left if s not in _files(roles["items"])]
     roles["impressions"] = _impressions(left)
@@ -63,7 +63,7 @@ def draft_card(folder: Path | str, beside: Path | str | None = None) -> str:
     left = [s for s in left if s not in _files(roles["users"])]
     roles["corpus"] = _corpus(left)
     left = [s for s in left if s not in _files(roles["corpus"])]
-    return _written(folder, Path(beside) if beside is not None else folder, roles, [s.path.name for s in left])
+    return _written(folder, Path(beside) if beside is not None else folder, events, roles, [s.path.name for s in left])
 
 
 def _events(samples: list[Sample]) -> Role | None:
@@ -200,7 +200,7 @@ def _time_note(column: pl.Series, unit: str) -> str:
     return f"the first rows then lie between {first} and {last}"
 
 
-def _written(folder: Path, beside: Path, roles: dict[str, Role | None], left: list[str]) -> str:
+def _written(folder: Path, beside: Path, events: Role, roles: dict[str, Role | None], left: list[str]) -> str:
     lines = [
         f"# Drafted from the files in {folder.resolve().name}/: read it, correct it, then run `m6rec prepare --card`.",
         f"# Paths are relative to this card, so keep it in {beside}.",
@@ -218,7 +218,7 @@ def _written(folder: Path, beside: Path, roles: dict[str, Role | None], left: li
         if unused := _unused(role):
             lines.append(f"  # not used: {', '.join(unused)}")
         lines.append("")
-    lines += _rules(roles["events"])
+    lines += _rules(events)
     if left:
         lines += ["", f"# Files left out: {', '.join(left)}"]
     return "\n".join(lines) + "\n"

@@ -16,226 +16,51 @@ from m6rec_jax.data.card_checks import guess_format
 
 ROWS = 20_000  # looked at in each table
 
-NAMES: dict[str, tuple[str, ...]] = {
-    "user": [
-        "user",
-        "user_id",
-        "userid",
-        "uid",
-        "user_name",
-        "username",
-        "customer",
-        "customer_id",
-        "client_id",
-        "visitor",
-        "visitor_id",
-        "visitorid",
-        "reviewer_id",
-        "member_id",
-        "account_id",
-        "profile_id",
-        "person_id",
-        "session",
-        "session_id",
-        "用户",
-        "用户id",
-    ],
-    "item": [
-        "item",
-        "item_id",
-        "itemid",
-        "iid",
-        "movie",
-        "movie_id",
-        "product",
-        "product_id",
-        "prod_id",
-        "article",
-        "article_id",
-        "video",
-        "video_id",
-        "news",
-        "news_id",
-        "song",
-        "song_id",
-        "track",
-        "track_id",
-        "book",
-        "book_id",
-        "parent_asin",
-        "asin",
-        "isbn",
-        "sku",
-        "sku_id",
-        "goods_id",
-        "content_id",
-        "business_id",
-        "poi_id",
-        "game_id",
-        "ad_id",
-        "商品",
-        "商品id",
-    ],
-    "time": [
-        "time",
-        "timestamp",
-        "t",
-        "ts",
-        "time_ms",
-        "timestamp_ms",
-        "unix_time",
-        "unix_timestamp",
-        "unixreviewtime",
-        "event_time",
-        "eventtime",
-        "datetime",
-        "date",
-        "created_at",
-        "created",
-        "updated_at",
-        "order_date",
-        "purchase_date",
-        "review_date",
-        "reviewtime",
-        "time_stamp",
-        "时间",
-    ],
-    "kind": [
-        "kind",
-        "event",
-        "event_type",
-        "eventtype",
-        "action",
-        "action_type",
-        "behavior",
-        "behavior_type",
-        "behaviour",
-        "interaction",
-        "type",
-    ],
-    "value": [
-        "rating",
-        "value",
-        "score",
-        "overall",
-        "stars",
-        "star_rating",
-        "play_count",
-        "count",
-        "weight",
-        "watch_ratio",
-    ],
-    "query": ["query", "search_query", "search_term", "search", "keyword", "keywords"],
-    "clicked": ["clicked", "click", "is_click", "is_clicked", "label", "y"],
-    "title": [
-        "title",
-        "name",
-        "item_title",
-        "item_name",
-        "movie_title",
-        "movie_name",
-        "product_title",
-        "product_name",
-        "book_title",
-        "headline",
-        "caption",
-        "标题",
-        "名称",
-    ],
-    "text": [
-        "description",
-        "text",
-        "summary",
-        "abstract",
-        "body",
-        "content",
-        "overview",
-        "plot",
-        "synopsis",
-        "detail",
-        "review_text",
-        "manual_cover_text",
-        "feature",
-        "features",
-        "document",
-        "描述",
-    ],
-    "categories": [
-        "categories",
-        "category",
-        "genres",
-        "genre",
-        "class",
-        "classes",
-        "topics",
-        "topic",
-        "topic_tag",
-        "tags",
-        "category_name",
-        "main_category",
-        "sub_category",
-        "subcategory",
-        "first_level_category_name",
-        "second_level_category_name",
-        "third_level_category_name",
-        "类别",
-    ],
-    "attributes": [
-        "attributes",
-        "brand",
-        "manufacturer",
-        "maker",
-        "store",
-        "seller",
-        "author",
-        "authors",
-        "artist",
-        "artists",
-        "album",
-        "director",
-        "publisher",
-        "color",
-        "colour",
-        "size",
-        "material",
-        "language",
-        "country",
-        "city",
-        "year",
-        "release_year",
-    ],
-    "numbers": ["price", "list_price", "cost", "duration", "length", "runtime", "pages", "num_pages"],
-    "published": [
-        "published",
-        "release_year",
-        "year",
-        "release_date",
-        "publish_date",
-        "published_at",
-        "pub_date",
-        "publication_date",
-    ],
-    "type": ["item_type", "type", "kind", "media_type"],
-    "image": ["image", "image_url", "img", "img_url", "imurl", "picture", "poster", "cover", "thumbnail"],
-    "audio": ["audio", "audio_url"],
-    "video": ["video_url", "video_path"],
-    "person": [
-        "age",
-        "gender",
-        "sex",
-        "occupation",
-        "job",
-        "profession",
-        "country",
-        "city",
-        "region",
-        "language",
-        "income",
-        "education",
-        "marital_status",
-        "年龄",
-        "性别",
-    ],
+NAMES = {  # meaning -> the names it goes by, the surest first
+    "user": (
+        "user user_id userid uid user_name username customer customer_id client_id visitor visitor_id visitorid "
+        "reviewer_id member_id account_id profile_id person_id session session_id 用户 用户id"
+    ),
+    "item": (
+        "item item_id itemid iid movie movie_id product product_id prod_id article article_id video video_id news "
+        "news_id song song_id track track_id book book_id parent_asin asin isbn sku sku_id goods_id content_id "
+        "business_id poi_id game_id ad_id 商品 商品id"
+    ),
+    "time": (
+        "time timestamp t ts time_ms timestamp_ms unix_time unix_timestamp unixreviewtime event_time eventtime "
+        "datetime date created_at created updated_at order_date purchase_date review_date reviewtime time_stamp 时间"
+    ),
+    "kind": "kind event event_type eventtype action action_type behavior behavior_type behaviour interaction type",
+    "value": "rating value score overall stars star_rating play_count count weight watch_ratio",
+    "query": "query search_query search_term search keyword keywords",
+    "clicked": "clicked click is_click is_clicked label y",
+    "title": (
+        "title name item_title item_name movie_title movie_name product_title product_name book_title headline "
+        "caption 标题 名称"
+    ),
+    "text": (
+        "description text summary abstract body content overview plot synopsis detail review_text "
+        "manual_cover_text feature features document 描述"
+    ),
+    "categories": (
+        "categories category genres genre class classes topics topic topic_tag tags category_name main_category "
+        "sub_category subcategory first_level_category_name second_level_category_name third_level_category_name "
+        "类别"
+    ),
+    "attributes": (
+        "attributes brand manufacturer maker store seller author authors artist artists album director publisher "
+        "color colour size material language country city year release_year"
+    ),
+    "numbers": "price list_price cost duration length runtime pages num_pages",
+    "published": "published release_year year release_date publish_date published_at pub_date publication_date",
+    "type": "item_type type kind media_type",
+    "image": "image image_url img img_url imurl picture poster cover thumbnail",
+    "audio": "audio audio_url",
+    "video": "video_url video_path",
+    "person": (
+        "age gender sex occupation job profession country city region language income education marital_status 年龄 "
+        "性别"
+    ),
 }
 
 
@@ -277,12 +102,12 @@ def look(path: Path) -> Sample | None:
 def find(sample: Sample, meaning: str, besides: Iterable[str] = ()) -> str:
     """The column whose name means `meaning`, the surest first; "" when there is none."""
     plain = {_plain(c): c for c in reversed(sample.columns) if c not in set(besides)}
-    return next((plain[_plain(name)] for name in NAMES[meaning] if _plain(name) in plain), "")
+    return next((plain[_plain(name)] for name in NAMES[meaning].split() if _plain(name) in plain), "")
 
 
 def find_all(sample: Sample, meaning: str, besides: Iterable[str] = ()) -> list[str]:
     """Every column whose name means `meaning`, in the table's order."""
-    names = {_plain(name) for name in NAMES[meaning]}
+    names = {_plain(name) for name in NAMES[meaning].split()}
     return [c for c in sample.columns if _plain(c) in names and c not in set(besides)]
 
 

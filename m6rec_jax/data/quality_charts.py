@@ -50,8 +50,8 @@ def _activity(activity: dict[str, Any]) -> str:
         axes.set_xticks([])
     ticks = range(0, len(days), 12)
     axes.set_xticks(list(ticks), [days[i] for i in ticks])
-    axes.get_xticklabels()[0].set_ha("left")
-    axes.get_xticklabels()[-1].set_ha("right")
+    axes.get_xticklabels()[0].set_horizontalalignment("left")
+    axes.get_xticklabels()[-1].set_horizontalalignment("right")
     return _svg(figure, f"Events from {days[0]} to {days[-1]}, and users seen for the first time")
 
 

@@ -58,7 +58,7 @@ def figures(tables: Tables, cleaned: Cleaned, card: Card) -> dict[str, Any]:
         "short_users": int((by_user < 3).sum()),
         "rules": _rules(cleaned, by_rule),
         "missing": _missing(tables, card),
-        "outliers": _outliers(cleaned.tables, card),
+        "outliers": _outliers(events, items, card),
         "bots": _bots(events["user_id"], users, rows, times, by_user, timed),
         "tail": _tail(by_item),
         "near": _near(items),
@@ -155,9 +155,8 @@ def _missing(tables: Tables, card: Card) -> list[dict[str, Any]]:
     return made
 
 
-def _outliers(tables: Tables, card: Card) -> list[dict[str, Any]]:
+def _outliers(events: pl.DataFrame, items: pl.DataFrame, card: Card) -> list[dict[str, Any]]:
     """Number columns, text lengths and times: quartiles, and how many lie far outside them."""
-    events, items = tables.events, tables.items
     columns: list[tuple[str, np.ndarray]] = []
     if card.events.value:
         columns.append((f"events: {card.events.value}", events["value"].drop_nulls().to_numpy()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from m6rec_jax.data import values
-from m6rec_jax.data.card import Card
+from m6rec_jax.data.card import Card, Corpus, Events, Impressions, Items, Users
 from m6rec_jax.data.card_checks import format_of, is_frame
 from m6rec_jax.data.formats import read_raw, read_sequences
 from m6rec_jax.data.privacy import hide_ids, read_key
@@ -57,10 +57,10 @@ def read_tables(card: Card) -> Tables:
     rejected = []
 
     def read(section: str, function: Callable[..., tuple[pl.DataFrame, pl.DataFrame]]) -> pl.DataFrame | None:
-        if getattr(card, section) is None:
+        if (table := getattr(card, section)) is None:
             return None
         try:
-            frame, bad_times = function(card, counts)
+            frame, bad_times = function(card, table, counts)
         except pl.exceptions.PolarsError as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
@@ -90,9 +90,8 @@ def rejected_rows(table: str, rule: str, rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _read_events(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _read_events(card: Card, table: Events, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Canonical events, and those whose time could not be understood (user_id, item_id, time, row)."""
-    table = card.events
     if not is_frame(table.path) and format_of(table) == "sequences":
         return _histories(read_sequences(card)), _no_bad_times()
     raw = read_raw(card, "events")
@@ -167,8 +166,7 @@ def _continued(windows: list[list[str]]) -> list[str]:
     return whole
 
 
-def _read_items(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    table = card.items
+def _read_items(card: Card, table: Items, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
     raw = read_raw(card, "items")
     separator = table.list_separator or (" " if not is_frame(table.path) and format_of(table) == "recbole" else "|")
     none = pl.repeat(None, raw.height, dtype=pl.String, eager=True)
@@ -193,20 +191,18 @@ def _read_items(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.Da
     return _numbered(columns), _no_bad_times()
 
 
-def _read_users(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    table = card.users
+def _read_users(card: Card, table: Users, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
     raw = read_raw(card, "users")
     attributes = values.merged([values.said(raw[c], table.list_separator) for c in table.attributes], raw.height)
     return _numbered([values.ids(raw[table.id]).alias("user_id"), attributes.alias("attributes")]), _no_bad_times()
 
 
-def _read_corpus(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _read_corpus(card: Card, table: Corpus, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
     raw = read_raw(card, "corpus")
-    return _numbered([values.joined([values.texts(raw[c]) for c in card.corpus.text], raw.height).alias("text")]), _no_bad_times()  # fmt: skip
+    return _numbered([values.joined([values.texts(raw[c]) for c in table.text], raw.height).alias("text")]), _no_bad_times()  # fmt: skip
 
 
-def _read_impressions(card: Card, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    table = card.impressions
+def _read_impressions(card: Card, table: Impressions, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
     raw = read_raw(card, "impressions")
     frame = _numbered(
         [

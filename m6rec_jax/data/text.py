@@ -72,7 +72,7 @@ def clean_lists(series: pl.Series, limit: int, counts: dict[str, int]) -> pl.Ser
     """A column of string lists, each string cleaned, empty ones and repeats left out."""
     flat = series.to_frame("x").with_row_index("at").explode("x").drop_nulls("x")
     cleaned = clean_column(flat["x"], limit, counts)
-    if cleaned is flat["x"] or (cleaned == flat["x"]).all() and not (cleaned == "").any():
+    if (cleaned == flat["x"]).all() and not (cleaned == "").any():
         return series
     lists = (
         flat.with_columns(cleaned.alias("x"))
