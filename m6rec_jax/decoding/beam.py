@@ -178,6 +178,11 @@ def _slots(trie: Trie, ranks: Int[Array, "B J"], at: Int[Array, "B J"], level: i
     return jnp.where((ranks < N) & (at >= 0), at * K + offset, beams * K)
 
 
+def lanes_of(trie: Trie, beams: int, k: int) -> int:
+    """Beams kept between levels: at least k, and no more than a level has nodes."""
+    return min(max(beams, k), max(trie.size[1:-1], default=1))
+
+
 def search(
     model: Transformer, items: ItemTable, trie: Trie, prefix: Prefix, shown: Shown, *, beams: int, k: int
 ) -> Found:
@@ -187,7 +192,7 @@ def search(
     model's order. At least k beams are kept, which fills a list whenever k items may be shown.
     """
     L, B = trie.levels, prefix.lengths.shape[0]
-    lanes = min(max(beams, k), max(trie.size[1:-1], default=1))
+    lanes = lanes_of(trie, beams, k)
     k_, v_ = prefix.kv
     suffix = tuple(jnp.zeros((x.shape[0], B, max(L - 1, 1), lanes, *x.shape[3:]), x.dtype) for x in (k_, v_))
     ancestors = jnp.zeros((B, lanes, max(L - 1, 1)), jnp.int32)

@@ -1,16 +1,18 @@
 """A prefix: what was read of a user, with the keys and values that later tokens attend to.
 
-A causal prefix grows by appending; nothing in it changes when an event arrives. These functions are pure and meant to
-run inside a jitted program; `extend` also checks what can only be checked outside of one.
+A causal prefix grows by appending; nothing in it changes when an event arrives. `prefill` and `append` are pure, for
+use inside a jitted program; `extend` is the call from outside, where lengths can be checked.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from m6rec_jax.model.items import ItemTable
@@ -119,4 +121,9 @@ def extend(
     tokens = np.asarray(tokens)
     counts = np.full(len(tokens), tokens.shape[1], np.int32) if counts is None else np.asarray(counts, np.int32)
     check_extension(prefix, counts)
-    return append(model, items, prefix, jnp.asarray(tokens), jnp.asarray(item_rows), jnp.asarray(counts))
+    return _append(*nnx.split(model), items, prefix, tokens, np.asarray(item_rows), counts)
+
+
+@partial(jax.jit, static_argnums=0)
+def _append(define, params, items, prefix, tokens, item_rows, counts):
+    return append(nnx.merge(define, params), items, prefix, tokens, item_rows, counts)

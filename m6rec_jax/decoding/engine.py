@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from m6rec_jax.data.history import spell_history
-from m6rec_jax.decoding.beam import Found, search, show
+from m6rec_jax.decoding.beam import Found, lanes_of, search, show
 from m6rec_jax.decoding.cache import prefill
 from m6rec_jax.decoding.sampling import Sampling, write
 from m6rec_jax.decoding.trie import allowed_under, build_trie
@@ -70,6 +70,15 @@ class Engine:
     def catalogue(self) -> int:
         return len(self.codes)
 
+    @property
+    def params(self) -> nnx.State:
+        """The model's parameters, on the device; assign those of another checkpoint to swap it."""
+        return self._params
+
+    @params.setter
+    def params(self, params: nnx.State) -> None:
+        self._params = jax.device_put(params)
+
     def recommend(
         self,
         histories: Sequence[np.ndarray],
@@ -104,8 +113,8 @@ class Engine:
                 raise ValueError(f"{name}: a row outside the catalogue of {self.catalogue} items")
         under = jax.device_put(allowed_under(self._trie_host, allowed))
         prompts = self._prompts(histories, times, kinds, queries)
-        width = max(beams or BEAMS, k)
-        children = max(m * w for m, w in zip((1, *(width,) * (self.trie.levels - 1)), self.trie.width, strict=True))
+        lanes = lanes_of(self.trie, beams or BEAMS, n)
+        children = max(self.trie.width[0], *(lanes * width for width in self.trie.width[1:]), 1)
         waiting: list[tuple[np.ndarray, Found]] = []
         for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts], BATCH_CHILDREN // children):
             tokens, item_rows, lengths = _pad([prompts[u] for u in chosen], B, T)
@@ -114,7 +123,7 @@ class Engine:
             support_width = _bucket(int((mass[chosen] > 0).sum(1).max(initial=0)), 64, 8)
             support = [_supported(rows[u], mass[u]) for u in chosen]
             found = _recommend(
-                self._define, n, width, self.params, self.items, self.trie, under, tokens, item_rows, lengths,
+                self._define, n, lanes, self.params, self.items, self.trie, under, tokens, item_rows, lengths,
                 _rectangle(excluded, B, excluded_width, -1, np.int32),
                 _rectangle([r for r, _ in support], B, support_width, -1, np.int32),
                 _rectangle([m for _, m in support], B, support_width, 0, np.float32),

@@ -1,0 +1,217 @@
+"""The public engine over a real (tiny, random) model."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m6rec_jax.decoding.engine import Engine, _recommend
+from m6rec_jax.errors import InputError
+from m6rec_jax.vocab import BOS
+from tests.decoding.worlds import CATALOGUE, World, world
+
+K, BEAMS = 7, 8
+
+
+def reference(w: World, histories, memory=None, gate=None, exclude=None, allowed=None) -> np.ndarray:
+    """Mixed score of every item by full forwards `[U, C]`; -inf where it must not be shown."""
+    scores = []
+    for u, history in enumerate(histories):
+        shown = np.ones(CATALOGUE, bool) if allowed is None else allowed.copy()
+        if exclude is not None:
+            shown[exclude[u]] = False
+        mass = np.zeros(CATALOGUE)
+        if memory is not None:
+            rows, given = memory[0][u], memory[1][u]
+            np.add.at(mass, rows[rows >= 0], given[rows >= 0])
+        mass *= shown
+        g = gate[u] if gate is not None and mass.sum() > 0 else 0.0
+        with np.errstate(divide="ignore"):
+            mixed = np.logaddexp(np.log1p(-g) + w.logp(history), np.log(g) + np.log(mass / max(mass.sum(), 1e-30)))
+        scores.append(np.where(shown, mixed, -np.inf))
+    return np.stack(scores)
+
+
+def requests(w: World, seed: int = 0) -> dict:
+    """Memory, gates, exclusions and a filter for the histories of a world."""
+    rng = np.random.default_rng(seed)
+    users = len(w.histories)
+    mass = rng.random((users, 12)).astype(np.float32)
+    mass[2] = 0
+    return {
+        "memory": (rng.integers(-1, CATALOGUE, (users, 12)).astype(np.int32), mass),
+        "gate": rng.uniform(0.05, 0.9, users).astype(np.float32),
+        "exclude": [np.append(h, rng.integers(CATALOGUE, size=3)).astype(np.int32) for h in w.histories],
+        "allowed": rng.random(CATALOGUE) < 0.5,
+    }
+
+
+def same(found, expected: np.ndarray) -> None:
+    """The lists are the brute-force top K: same items, same order, same scores."""
+    for u, row in enumerate(found.rows):
+        best = np.argsort(-expected[u], kind="stable")[:K]
+        assert row.tolist() == best.tolist()
+        np.testing.assert_allclose(found.scores[u], expected[u, best], atol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [(), ("memory", "gate"), ("exclude",), ("allowed",), ("memory", "gate", "exclude", "allowed")],
+                         ids=lambda p: "+".join(p) or "model")  # fmt: skip
+def test_lists_equal_brute_force(any_world, parts):
+    asked = {name: part for name, part in requests(any_world).items() if name in parts}
+    found = any_world.engine.recommend(any_world.histories, k=K, beams=CATALOGUE, **asked)
+    same(found, reference(any_world, any_world.histories, **asked))
+    assert found.exact.all()
+
+
+def test_log_probabilities_equal_the_full_forward(any_world):
+    w = any_world
+    found = w.engine.recommend(w.histories, k=K, beams=BEAMS, **requests(w))
+    for place in range(K):
+        np.testing.assert_allclose(
+            found.model_logp[:, place], w.engine.score(w.histories, found.rows[:, place]), atol=1e-4
+        )
+    total = np.exp(w.logp(w.histories[3])).sum()
+    assert total == pytest.approx(1, abs=1e-5) if w.engine.trie.levels == 1 else total < 1
+
+
+def test_narrow_beams_are_certified_only_when_right(deep):
+    expected = np.sort(reference(deep, deep.histories), axis=1)[:, ::-1]
+    certified = 0
+    for k, beams in ((1, 4), (3, 20), (K, BEAMS)):
+        found = deep.engine.recommend(deep.histories, k=k, beams=beams)
+        for u in np.flatnonzero(found.exact):
+            np.testing.assert_allclose(found.scores[u], expected[u, :k], atol=1e-4)
+            certified += 1
+        wrong = np.abs(found.scores - expected[:, :k]).max(1) > 1e-4
+        assert not (wrong & found.exact).any()
+    assert 0 < certified < 3 * len(deep.histories)
+
+
+def test_a_request_is_answered_alike_in_any_company(any_world):
+    w = any_world
+    asked = requests(w)
+    together = w.engine.recommend(w.histories, k=K, beams=BEAMS, **asked)
+    for u, history in enumerate(w.histories):
+        rows, mass = asked["memory"]
+        alone = w.engine.recommend(
+            [history], k=K, beams=BEAMS, memory=(rows[[u]], mass[[u]]), gate=asked["gate"][[u]], exclude=[asked["exclude"][u]],
+            allowed=asked["allowed"],
+        )  # fmt: skip
+        assert alone.rows[0].tolist() == together.rows[u].tolist()
+        np.testing.assert_allclose(alone.scores[0], together.scores[u], atol=1e-4)
+    order = np.random.default_rng(1).permutation(len(w.histories))
+    shuffled = w.engine.recommend([w.histories[u] for u in order], k=K, beams=BEAMS)
+    plain = w.engine.recommend(w.histories, k=K, beams=BEAMS)
+    assert (shuffled.rows == plain.rows[order]).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.02, 0.1, 1.0]), levels=st.sampled_from([1, 3]))
+def test_every_id_is_real_allowed_unseen_and_there_once(seed, share, levels):
+    w = world(levels)
+    rng = np.random.default_rng(seed)
+    asked = requests(w, seed) | {"allowed": rng.random(CATALOGUE) < share}
+    found = w.engine.recommend(w.histories, k=K, beams=BEAMS, **asked)
+    for u, row in enumerate(found.rows):
+        shown = asked["allowed"].copy()
+        shown[asked["exclude"][u]] = False
+        items = row[row >= 0]
+        assert shown[items].all() and len(set(items.tolist())) == len(items) == min(K, shown.sum())
+        assert (row[len(items) :] == -1).all() and (found.scores[u, len(items) :] == -np.inf).all()
+
+
+def test_more_asked_for_than_there_is(any_world):
+    found = any_world.engine.recommend(any_world.histories[:2], k=CATALOGUE + 5, exclude=[np.arange(3), np.arange(0)])
+    assert (found.rows >= 0).sum(1).tolist() == [CATALOGUE - 3, CATALOGUE]
+    assert found.exact.all()
+
+
+def test_long_histories_are_cut_to_their_newest_whole_events(any_world):
+    w = any_world
+    rng = np.random.default_rng(3)
+    long = rng.integers(CATALOGUE, size=500)
+    fits = (w.engine.length - 1) // w.engine.trie.levels
+    cut, whole = (w.engine.recommend([h], k=K, beams=BEAMS) for h in (long, long[-fits:]))
+    assert (cut.rows == whole.rows).all() and (cut.scores == whole.scores).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), length=st.integers(2, 60))
+def test_windows_with_pauses_kinds_and_queries_are_the_longest_that_fit(seed, length):
+    w = world(3)
+    engine = Engine(w.model, w.engine.codes, np.zeros((CATALOGUE, 5)), np.ones(CATALOGUE, bool), timed=True, n_kinds=3, length=length)  # fmt: skip
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(0, 40))
+    items = rng.integers(CATALOGUE, size=n)
+    times = np.cumsum(rng.choice([10, 4000, 10**6], n))
+    kinds = rng.integers(0, 3, n).astype(np.uint8)
+    queries = {int(e): np.arange(160, 160 + rng.integers(1, 6), dtype=np.int32) for e in np.flatnonzero(rng.random(n) < 0.2)}
+    items[list(queries)] = -1
+    nameless = rng.random(n) < 0.1
+    items[nameless & (items >= 0)] = -1  # events without an item or a query are skipped
+
+    def tokens(start: int, room: int) -> list[int]:
+        wide = Engine.__new__(Engine)
+        wide.__dict__.update(engine.__dict__ | {"length": room})
+        part = {e - start: q for e, q in queries.items() if e >= start}
+        [(made, rows)] = wide._prompts([items[start:]], [times[start:]], [kinds[start:]], [part])
+        assert len(made) == len(rows)
+        return made.tolist()
+
+    made = tokens(0, length)
+    assert made[0] == BOS and len(made) <= length
+    longest = max((t for t in (tokens(s, 10_000) for s in range(n + 1)) if len(t) <= length), key=len)
+    assert made == longest
+
+
+def test_new_parameters_need_no_new_program(any_world):
+    engine = any_world.engine
+    before = engine.recommend(any_world.histories, k=K, beams=BEAMS)
+    compiled = _recommend._cache_size()
+    old = engine.params
+    try:
+        engine.params = jax.tree.map(lambda x: 1.5 * x, old)
+        after = engine.recommend(any_world.histories, k=K, beams=BEAMS)
+    finally:
+        engine.params = old
+    assert (before.scores != after.scores).any() and _recommend._cache_size() == compiled
+    assert (engine.recommend(any_world.histories, k=K, beams=BEAMS).scores == before.scores).all()
+
+
+def test_nobody_asked(any_world):
+    assert any_world.engine.recommend([], k=K).rows.shape == (0, K)
+    assert any_world.engine.score([], np.zeros(0, int)).shape == (0,)
+    assert any_world.engine.write([]) == []
+
+
+def test_bad_arguments_are_named(deep):
+    engine = deep.engine
+    with pytest.raises(ValueError, match="k=0"):
+        engine.recommend(deep.histories, k=0)
+    with pytest.raises(ValueError, match="outside the catalogue"):
+        engine.recommend([np.array([CATALOGUE])])
+    with pytest.raises(ValueError, match="exclude: a row outside"):
+        engine.recommend([np.array([1])], exclude=[np.array([CATALOGUE])])
+    with pytest.raises(ValueError, match="8 histories, 1 exclusions"):
+        engine.recommend(deep.histories, exclude=[np.array([1])])
+    with pytest.raises(ValueError, match="one row of 0"):
+        engine.score(deep.histories, np.zeros(3, int))
+    with pytest.raises(InputError, match="do not fit the model's code levels"):
+        Engine(deep.model, np.arange(5)[:, None], np.zeros((5, 5)), np.ones(5, bool))
+    with pytest.raises(InputError, match="code levels"):
+        Engine(deep.model, np.full((1, 3), 6), np.zeros((1, 5)), np.ones(1, bool))
+
+
+def test_bound_model_and_its_state_are_interchangeable(deep):
+    """Training hands over `nnx.state` of a model with other numbers; the engine takes it as it is."""
+    other = nnx.merge(*nnx.split(deep.model))
+    nnx.update(other, jax.tree.map(lambda x: 2 * x, nnx.state(other)))
+    fresh = Engine(other, deep.engine.codes, np.asarray(deep.engine.items.content)[:CATALOGUE], np.asarray(deep.engine.items.seen)[:CATALOGUE], length=48)  # fmt: skip
+    swapped = Engine.__new__(Engine)
+    swapped.__dict__.update(deep.engine.__dict__)
+    swapped.params = nnx.state(other)
+    assert (swapped.recommend(deep.histories, k=K, beams=BEAMS).rows == fresh.recommend(deep.histories, k=K, beams=BEAMS).rows).all()

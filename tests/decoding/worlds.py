@@ -1,0 +1,59 @@
+"""Tiny random models over tiny catalogues, made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+
+import jax
+import numpy as np
+from flax import nnx
+
+from m6rec_jax.config import ModelConfig
+from m6rec_jax.decoding.engine import Engine
+from m6rec_jax.model.items import item_table
+from m6rec_jax.model.transformer import Transformer
+from m6rec_jax.vocab import BOS, SPECIALS, Vocab
+
+CATALOGUE = 90
+PIECES = len(SPECIALS) + 40
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, its engine, and histories of several lengths (an empty one among them)."""
+
+    engine: Engine
+    model: Transformer
+    histories: list[np.ndarray]
+
+    known: dict[bytes, np.ndarray] = field(default_factory=dict)
+
+    def logp(self, history: np.ndarray) -> np.ndarray:
+        """The slow reference: log-probability of every item after a history, one full forward an item `[C]`."""
+        key = history.tobytes()
+        if key not in self.known:
+            self.known[key] = self.engine.score([history] * self.engine.catalogue, np.arange(self.engine.catalogue))
+        return self.known[key]
+
+
+def random_codes(rng: np.random.Generator, levels: int, codebook: int, catalogue: int = CATALOGUE) -> np.ndarray:
+    if levels == 1:
+        return np.arange(catalogue, dtype=np.int32)[:, None]
+    spellings = rng.choice(codebook**levels, catalogue, replace=False)
+    return np.stack(np.unravel_index(spellings, (codebook,) * levels), 1).astype(np.int32)
+
+
+@cache
+def world(levels: int, layers: int = 2) -> World:
+    rng = np.random.default_rng(levels)
+    codes = random_codes(rng, levels, 6)
+    vocab = Vocab(PIECES, (CATALOGUE,) if levels == 1 else (6,) * levels)
+    config = ModelConfig(layers=layers, width=16, heads=2, kv_heads=1)
+    model = Transformer(config, vocab, 5, rngs=nnx.Rngs(levels))
+    # Larger weights than at the start of training, so that probabilities differ by much.
+    nnx.update(model, jax.tree.map(lambda x: 3 * x, nnx.state(model)))
+    content = rng.normal(size=(CATALOGUE, 5)).astype(np.float32)
+    engine = Engine(model, codes, content, rng.random(CATALOGUE) < 0.8, length=48)
+    histories = [rng.integers(CATALOGUE, size=n).astype(np.int32) for n in (0, 1, 3, 12, 7, 30, 5, 2)]
+    return World(engine, model, histories)
