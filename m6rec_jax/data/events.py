@@ -59,8 +59,9 @@ def event_arrays(
 ) -> Events:
     """Cleaned events (sorted by user and time) as arrays; kinds keep the numbers that they had in `kinds_before`."""
     found = list(card.kinds) or events["kind"].drop_nulls().unique().sort().to_list()
-    nameless = events["kind"].null_count() > 0
-    names = list(dict.fromkeys([*kinds_before, *([""] if found and nameless else []), *found]))
+    if events["kind"].null_count() and (found or kinds_before):
+        found = ["", *found]  # the kind of events that do not say theirs
+    names = list(dict.fromkeys([*kinds_before, *found]))
     if len(names) > N_KINDS:
         raise InputError(f"{card.origin}: events.kind: {len(names)} kinds with those there before, at most {N_KINDS} are possible; merge some under `kinds:`")  # fmt: skip
     kinds = np.zeros(events.height, np.uint8)

@@ -3,6 +3,7 @@
 import filecmp
 import json
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ import polars as pl
 import pytest
 
 from m6rec_jax.artifacts.manifest import read_manifest
+from m6rec_jax.artifacts.run import Run, TrainedOn, write_run
+from m6rec_jax.config import Config
 from m6rec_jax.data import prepare as module
 from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.prepare import prepare
@@ -250,3 +253,72 @@ def test_the_manifest_is_plain_json_and_names_no_path(tiny, tmp_path):
     assert json.loads(text)["counts"]["near_duplicate_item"] >= 0
     assert str(tiny.path.parent) not in text and "/tmp" not in text
     assert open_dataset(tiny.path).manifest["split"]["rule"] == "leave-one-out"
+
+
+def test_kinds_that_the_card_does_not_list_are_numbered_and_all_count(tmp_path):
+    events = pl.DataFrame([("a", f"i{n}", n, k) for n, k in enumerate(["view", None, "buy", "view", "buy"])], schema=["u", "i", "t", "k"], orient="row")  # fmt: skip
+    card = {
+        "name": "k",
+        "events": {"path": events, "user": "u", "item": "i", "time": "t", "kind": "k"},
+        "split": "leave-one-out",
+    }
+    data = prepare(card, tmp_path / "out")
+    assert data.kinds == ["", "buy", "view"] and data.manifest["kind_weights"] == [1.0, 1.0, 1.0]
+    assert data.records("test")[0].kinds.tolist() == [2, 0, 1, 2, 1] and data.records("test")[0].targets == 1
+    more = pl.DataFrame([("a", "i0", 9, "share"), ("a", "i1", 10, "buy")], schema=["u", "i", "t", "k"], orient="row")
+    card["events"] = {**card["events"], "path": more}
+    grown = prepare(card, tmp_path / "out", append=True)
+    assert grown.kinds == ["", "buy", "view", "share"]  # a model's kind tokens keep their meaning
+    assert grown.records("test")[0].kinds.tolist() == [2, 0, 1, 2, 1, 3, 1]
+
+
+def test_thresholds_of_the_card_refuse_the_data(tmp_path):
+    with pytest.raises(InputError, match=r"quality\.min_users: 1000: 60 was found"):
+        prepare(tiny_card(quality={"min_users": 1000}), tmp_path / "out", **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hidden_ids_are_nowhere_in_the_folder(tmp_path):
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    tables = tiny_tables()
+    named = {n: t.with_columns(pl.col(c).str.replace("u", "private-person-")) for n, c, t in (("events", "u", tables["events"]), ("users", "id", tables["users"]))}  # fmt: skip
+    bad = pl.concat([named["events"], named["events"][:1].with_columns(t=pl.lit(2**40))])
+    card = tiny_card(tables | named | {"events": bad}, privacy={"ids": "hmac", "key": str(tmp_path / "key")})
+    data = prepare(card, tmp_path / "out", **SMALL)
+    assert data.manifest["counts"]["future_time"] == 1 and data.users["user_id"].n_unique() == 60
+    for path in data.path.iterdir():
+        content = path.read_bytes()
+        if path.suffix == ".parquet":
+            content = pl.read_parquet(path).write_json().encode()
+        assert b"private-person" not in content and bytes(range(32)) not in content, path.name
+    with pytest.raises(InputError, match="inside the dataset"):
+        card["privacy"]["key"] = str(tmp_path / "out" / "key")
+        (tmp_path / "out" / "key").write_bytes(bytes(range(32)))
+        prepare(card, tmp_path / "out", **SMALL)
+
+
+def test_a_run_lends_as_a_dataset_does(tmp_path, tiny_levels):
+    source = open_dataset(tiny_levels)
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("items.parquet", "codes.npz", "tokenizer.model"):
+        shutil.copy(source.path / name, run / name)
+    trained = TrainedOn.of(source.path, source.digest, source.manifest)
+    write_run(Run(run, Config(), source.vocab, source.content.shape[1], (trained,), "", ""))
+    made = prepare(tiny_card(tiny_tables(seed=1, kinds=True)), tmp_path / "out", like=run)
+    assert (made.codes == source.codes).all() and made.kinds == source.kinds and made.vocab == source.vocab
+    plain = prepare(tiny_card(tiny_tables(seed=1)), tmp_path / "plain", like=run)
+    assert plain.kinds == [*source.kinds, ""] and set(plain.records("test")[0].kinds) == {3}
+
+
+def test_a_global_split_forgets_nothing_of_the_time_before(tmp_path):
+    data = prepare(tiny_card(split={"rule": "global-time", "valid": 0.15, "test": 0.15}), tmp_path / "out", **SMALL)
+    kept = pl.read_parquet(data.path / "events.parquet")
+    ends = [kept.filter(pl.col("split") == s)["time"] for s in range(3)]
+    assert ends[0].max() < ends[1].min() and ends[1].max() < ends[2].min()
+    for split, number in (("valid", 1), ("test", 2)):
+        for record in data.records(split):
+            if record.kind == HISTORY:
+                mine = kept.filter((pl.col("user") == record.row) & (pl.col("split") <= number))
+                assert record.items.tolist() == mine["item"].to_list()
+                assert record.targets == (mine["split"] == number).sum() > 0
