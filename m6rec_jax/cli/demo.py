@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from m6rec_jax.artifacts.atomic import write_json
-from m6rec_jax.artifacts.manifest import MANIFEST
+from m6rec_jax.artifacts.manifest import MANIFEST, file_digest
 from m6rec_jax.artifacts.run import RUN_FILE
 from m6rec_jax.cli.tables import print_lists, print_report
 from m6rec_jax.cli.train import run_training
@@ -95,8 +95,8 @@ def run_demo(config: Config, out: Path, source: Path | None) -> None:
     stages = Stages.open(out / "stages.json")
     stages.run("fetch", DATA_SET, raw / "card.yaml", lambda: _fetch(raw, source))
     stages.run("prepare", DATA_SET, dataset / MANIFEST, lambda: _prepare(raw / "card.yaml", dataset))
-    settings = json.dumps(config.as_dict(), sort_keys=True)
-    stages.run("train", settings, run / RUN_FILE, lambda: run_training(config, [dataset], run))
+    wanted = f"{file_digest(dataset / MANIFEST)} {json.dumps(config.as_dict(), sort_keys=True)}"
+    stages.run("train", wanted, run / RUN_FILE, lambda: run_training(config, [dataset], run))
     best = _best(run)
     stages.run("evaluate", best, evaluation, lambda: _evaluate(run, dataset, evaluation))
     stages.run("generate", best, recommendations, lambda: _generate(run, dataset, recommendations))
@@ -126,10 +126,11 @@ def _prepare(card: Path, dataset: Path) -> None:
 
 
 def _best(run: Path) -> str:
-    """Which checkpoint the later stages read."""
-    from m6rec_jax.artifacts.checkpoints import best_step
+    """Which checkpoint the later stages read: its step and the digest of its manifest."""
+    from m6rec_jax.artifacts.checkpoints import best_step, step_folder
 
-    return f"step {best_step(run)}"
+    step = best_step(run)
+    return f"step {step} {file_digest(step_folder(run, step) / MANIFEST)}"
 
 
 def _evaluate(run: Path, dataset: Path, out: Path) -> None:

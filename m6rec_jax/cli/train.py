@@ -46,9 +46,10 @@ def run_training(config: Config, datasets: list[Path], run: Path, init_from: str
     from m6rec_jax.recommend.evaluate import ValidationEvaluator, fit_gate
     from m6rec_jax.training.run import train as pretrain
 
-    saved = steps(run)
-    if saved:
-        note(f"{run}: resuming after step {max(saved):,} of {config.train.steps:,}")
+    done = max(steps(run), default=0)
+    if done:
+        end = "nothing is left to train" if done >= config.train.steps else "resuming"
+        note(f"{run}: step {done:,} of {config.train.steps:,} is saved; {end}")
         if init_from:
             note(f"--init-from {init_from} counted at the first start only; the checkpoints of {run} go on")
     else:

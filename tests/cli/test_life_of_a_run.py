@@ -1,0 +1,69 @@
+"""train, verify, evaluate, generate from the command line on the tiny dataset; stopped by signals and taken up again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+
+from m6rec_jax.cli import INTERRUPTED, REQUEUE, SUCCESS, WRONG_INPUT, main
+
+SMALL = ["--model.layers=1", "--model.width=16", "--data.rows=4", "--data.length=64", "--optim.warmup=1"]
+
+
+@pytest.mark.smoke
+def test_a_run_from_training_to_lists(tiny_dataset, tmp_path, capsys):
+    run, report, lists = tmp_path / "run", tmp_path / "report.json", tmp_path / "recs.parquet"
+    train = ["train", "--config", "demo", *SMALL, "--dataset", str(tiny_dataset), "--run", str(run), "--train.steps=3"]
+    assert main(train) == SUCCESS
+    assert f"{run}: starting, 3 steps" in capsys.readouterr().err
+    assert (run / "gate.json").is_file()
+    assert main(train) == SUCCESS
+    assert "step 3 of 3 is saved; nothing is left to train" in capsys.readouterr().err
+    assert main([*train, "--model.width=32"]) == WRONG_INPUT
+    assert "model.width was 16" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["train", "--config", str(run / "config.yaml"), "--print-config"]) == SUCCESS
+    assert capsys.readouterr().out == (run / "config.yaml").read_text()
+    assert main(["verify", str(run)]) == SUCCESS
+
+    assert main(["evaluate", "--run", str(run), "--split", "valid", "--out", str(report)]) == SUCCESS
+    body = json.loads(report.read_text())
+    assert body["split"] == "valid" and body["metrics"]["valid_id_rate"] == 1.0
+    assert {"popularity", "item_knn", "counting_floor"} <= set(body["baselines"])
+    assert "counting floor" in capsys.readouterr().out
+
+    (tmp_path / "users.txt").write_text("u7\nu9\nu11\n")
+    argv = ["generate", "--run", str(run), "--users", str(tmp_path / "users.txt"), "--limit", "2", "--k", "4"]
+    assert main([*argv, "--out", str(lists)]) == SUCCESS
+    table = pl.read_parquet(lists)
+    assert table["user_id"].unique(maintain_order=True).to_list() == ["u7", "u9"]
+    assert table.group_by("user_id").len()["len"].to_list() == [4, 4]
+    assert {"item_id", "rank", "score", "source", "route", "reason", "model_version"} <= set(table.columns)
+
+
+@pytest.mark.slow
+def test_signals_save_and_the_same_command_resumes(tiny_dataset, tmp_path):
+    run = tmp_path / "run"
+    argv = [sys.executable, "-m", "m6rec_jax.cli", "train", "--config", "demo", *SMALL, "--train.eval_every=0"]
+    argv += ["--dataset", str(tiny_dataset), "--run", str(run), "--train.steps=1000000", "--train.log_every=1"]
+    for number, code, says in ((signal.SIGTERM, REQUEUE, "saved step"), (signal.SIGINT, INTERRUPTED, "interrupted")):
+        rows = _rows(run)
+        child = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        deadline = time.monotonic() + 120
+        while _rows(run) < rows + 2 and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        child.send_signal(number)
+        _, err = child.communicate(timeout=60)
+        assert child.returncode == code, err
+        assert says in err.splitlines()[-1] and "Traceback" not in err
+        assert ("is saved; resuming" in err) == (number == signal.SIGINT)
+    assert main(["verify", str(run)]) == SUCCESS
+
+
+def _rows(run):
+    file = run / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.is_file() else 0
