@@ -90,7 +90,7 @@ class ItemKNN:
         try:
             from implicit.nearest_neighbours import TFIDFRecommender
         except ImportError:
-            raise InputError("item-kNN needs the package implicit; install m6rec-jax[baselines]") from None
+            raise InputError("item-kNN needs the package implicit: pip install implicit") from None
         model = TFIDFRecommender(K=neighbours, num_threads=0)
         with warnings.catch_warnings():  # implicit warns of a conversion inside implicit
             warnings.simplefilter("ignore")

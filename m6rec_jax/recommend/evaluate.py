@@ -6,23 +6,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
+from flax import nnx
 
 from m6rec_jax.artifacts.atomic import atomic_path, write_json
 from m6rec_jax.artifacts.run import code_version, read_run
 from m6rec_jax.artifacts.schemas import EVALUATION
 from m6rec_jax.data.dataset import Dataset, open_dataset
+from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
+from m6rec_jax.model.load import Blueprint
 from m6rec_jax.progress import note, stage
 from m6rec_jax.recommend import metrics
 from m6rec_jax.recommend.baselines import CountingFloor, ItemKNN, Popularity, Ranker
 from m6rec_jax.recommend.coldstart import SOURCES
 from m6rec_jax.recommend.histories import Histories, held_out, interactions
-from m6rec_jax.recommend.memory import GATE_FILE, Gate, load_gate
-from m6rec_jax.recommend.memory import fit_gate as fit_gate_to
+from m6rec_jax.recommend.memory import GATE_FILE, Gate
+from m6rec_jax.recommend.memory import fit_gate as best_gate
 from m6rec_jax.recommend.recommender import Lists, Recommender
 from m6rec_jax.recommend.wording import CONVENTIONS, protocol, ties, verdict
 
@@ -38,7 +41,7 @@ def evaluate(
     *,
     step: int | str = "best",
     seed: int = 0,
-    batch: int = 256,
+    batch: int = 512,
 ) -> dict[str, Any]:
     """Measure a run on the users of `split` and return the report; with `out` write it there as JSON.
 
@@ -48,7 +51,7 @@ def evaluate(
     if split not in ("test", "valid"):
         raise InputError(f"split={split}: choose test or valid")
     data = dataset_of(run, dataset)
-    recommender = with_gate(Recommender.load(run, step, data, batch=batch), data)
+    recommender = with_gate(Recommender.load(run, step, data, batch=batch), run, data)
     asked = held_out(data, split)
     if not len(asked):
         raise InputError(
@@ -59,8 +62,8 @@ def evaluate(
     facts = metrics.Facts(had, int((np.diff(count.indptr) > 0).sum()), categories_of(data.items))
     popularity = Popularity(recommender.popularity.events)
 
-    lists, seconds = _timed(lambda: recommender.recommend_histories(asked, K, label="recommend"))
-    alone, seconds_alone = _timed(lambda: recommender.recommend_histories(asked, K, memory=False, label="model alone"))
+    lists, seconds = _ranked(recommender, asked, "recommend")
+    alone, seconds_alone = _ranked(recommender, asked, "model alone", memory=False)
     ranked = {"model": lists.rows, "model_alone": alone.rows}
     rankers: dict[str, Callable[[], Ranker]] = {
         "popularity": lambda: popularity,
@@ -130,6 +133,78 @@ def dataset_of(run: Path | str, dataset: Dataset | Path | str | None = None) -> 
     return open_dataset(trained.path)
 
 
+def fit_gate(run: Path | str, dataset: Dataset | Path | str | None = None, step: int | str = "best") -> Gate | None:
+    """Fit the gate of a run's memory on the validation split and store it as `run/gate.json`, unless it is there.
+
+    None when the run has no model to weigh the memory against.
+    """
+    data = dataset_of(run, dataset)
+    return with_gate(Recommender.load(run, step, data), run, data).gate
+
+
+def _fitted(recommender: Recommender, dataset: Dataset, *, most: int = 50_000, seed: int = 0) -> Gate:
+    """The gate that suits a recommender's model and memory: on at most `most` validation users, drawn by `seed`.
+
+    The model's probabilities are those of decoding, the memory's are over what the user may be shown.
+    """
+    asked = held_out(dataset, "valid")
+    known = [h[h >= 0] for h in asked.items]
+    possible = np.array([len(h) > 0 for h in known], bool)
+    if not dataset.repeat and len(asked):
+        possible &= ~metrics.member(asked.targets[:, None], known)[:, 0]
+    chosen = np.flatnonzero(possible)
+    if len(chosen) > most:
+        chosen = np.sort(np.random.default_rng(seed).choice(chosen, most, replace=False))
+    asked, known = asked.take(chosen), [known[i] for i in chosen]
+    p_model = np.exp(recommender.engine.score(asked.items, asked.targets, times=asked.times, kinds=asked.kinds, queries=asked.queries), dtype=np.float64)  # fmt: skip
+    p_memory, total = np.zeros(len(asked)), np.zeros(len(asked))
+    for start in range(0, len(asked), recommender.batch):
+        part = slice(start, start + recommender.batch)
+        support = recommender.memory.support(known[part], exclude=None if dataset.repeat else known[part])
+        p_memory[part], total[part] = support.probability(asked.targets[part]), support.total
+    return best_gate(p_model, p_memory, np.array([len(h) for h in known], np.float64), total, step=recommender.step)
+
+
+def with_gate(recommender: Recommender, run: Path | str, dataset: Dataset) -> Recommender:
+    """The recommender with a gate for its parameters: the run's own, else fitted now and stored as `run/gate.json`."""
+    if recommender.engine is None or recommender.memory is None:
+        return recommender
+    if recommender.gate is None or recommender.gate.step != recommender.step:
+        recommender.gate = _fitted(recommender, dataset)
+        recommender.gate.save(Path(run) / GATE_FILE)
+        note(f"gate of the memory fitted on {recommender.gate.users:,} validation users: {recommender.gate.gain:+.3f} nats a target over the model alone")  # fmt: skip
+    return recommender
+
+
+class ValidationEvaluator:
+    """What training asks at each validation: `evaluator(params) -> {"ndcg@10", "recall@10"}` of the model alone.
+
+    Ranks the whole catalogue for the validation users, or for a fixed sample of `users` of them drawn by `seed`.
+    `params` is the nested dict of host arrays that checkpoints hold; programs are compiled once.
+    """
+
+    def __init__(self, blueprint: Blueprint, dataset: Dataset, *, length: int = 256, users: int | None = None, seed: int = 0) -> None:  # fmt: skip
+        self.blueprint, self.dataset, self.length = blueprint, dataset, length
+        self.asked = held_out(dataset, "valid")
+        if users is not None and users < len(self.asked):
+            self.asked = self.asked.take(np.sort(np.random.default_rng(seed).choice(len(self.asked), users, replace=False)))  # fmt: skip
+        self.engine: Engine | None = None
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        model = self.blueprint.bind(params)
+        if self.engine is None:
+            data = self.dataset
+            self.engine = Engine(model, data.codes, data.content, data.seen, timed=data.timed, n_kinds=len(data.kinds), length=self.length)  # fmt: skip
+        self.engine.params = nnx.state(model)
+        asked = self.asked
+        lists = self.engine.recommend(
+            asked.items, times=asked.times, kinds=asked.kinds, queries=asked.queries, k=K,
+            exclude=None if self.dataset.repeat else _known(asked),
+        )  # fmt: skip
+        found = metrics.per_user(lists.rows, asked.targets, (K,))
+        return {name: float(found[name].mean()) for name in (f"ndcg@{K}", f"recall@{K}")} if len(asked) else {}
+
+
 def categories_of(items: pl.DataFrame):
     """Items x categories of `items.parquet`, as `metrics.Facts` wants them; None without categories."""
     return metrics.category_matrix(items["categories"].to_list()) if "categories" in items.columns else None
@@ -176,6 +251,9 @@ def _shares(names: Sequence[str], codes: np.ndarray) -> dict[str, float]:
     return {name: float(n / max(counts.sum(), 1)) for name, n in zip(names, counts, strict=True) if n}
 
 
-def _timed(call: Callable[[], Lists]) -> tuple[Lists, float]:
+def _ranked(recommender: Recommender, asked: Histories, name: str, **options: Any) -> tuple[Lists, float]:
+    """Lists for all histories and the seconds they took, compilation included."""
     start = time.perf_counter()
-    return call(), time.perf_counter() - start
+    with stage(name, len(asked), "users") as bar:
+        lists = recommender.recommend_histories(asked, K, advance=bar.advance, **options)
+    return lists, time.perf_counter() - start

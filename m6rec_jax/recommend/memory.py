@@ -16,11 +16,13 @@ import scipy.sparse as sp
 from scipy.optimize import minimize
 
 from m6rec_jax.artifacts.atomic import write_json
+from m6rec_jax.artifacts.schemas import GATE
 from m6rec_jax.data.transitions import Transitions
 from m6rec_jax.errors import InputError
 from m6rec_jax.recommend.metrics import flatten
 
 GATE_FILE = "gate.json"
+GATE_MOST = 1 - 1e-6  # the model always keeps a little, as decoding wants it
 
 
 @dataclass(frozen=True)
@@ -185,22 +187,23 @@ class Gate:
     mass: float
     users: int = 0
     gain: float = 0.0
-    step: int = -1
+    step: int = -1  # of the parameters it was fitted beside
 
     def __call__(self, lengths: np.ndarray, total: np.ndarray) -> np.ndarray:
         """g float32 `[U]` for history lengths `[U]` and `Support.total` `[U]`; 0 where there is no support."""
         z = self.bias + self.length * np.log1p(lengths) + self.mass * np.log(np.maximum(total, 1e-12))
-        return np.where(total > 0, 1 / (1 + np.exp(-np.clip(z, -30, 30))), 0.0).astype(np.float32)
+        g = np.minimum(1 / (1 + np.exp(-np.clip(z, -30, 30))), GATE_MOST)
+        return np.where(total > 0, g, 0.0).astype(np.float32)
 
     def save(self, path: Path | str) -> None:
-        write_json(path, {"schema": "gate", "version": 1, **asdict(self)})
+        write_json(path, {"schema": GATE.name, "version": GATE.version, **asdict(self)})
 
 
 def load_gate(path: Path | str) -> Gate:
     """What `Gate.save` wrote. Raises InputError when the file is missing or is something else."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if (data.pop("schema"), data.pop("version")) != ("gate", 1):
+        if (data.pop("schema"), data.pop("version")) != GATE:
             raise ValueError("another schema")
         return Gate(**data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -197,7 +197,7 @@ def bootstrap_ci(vectors: dict[str, np.ndarray], *, seed: int = 0, draws: int = 
     values = np.stack(list(vectors.values()), 1)
     users = len(values)
     if users == 0:
-        return {name: (0.0, 0.0) for name in vectors}
+        return dict.fromkeys(vectors, (0.0, 0.0))
     rng, means = np.random.default_rng(seed), []
     step = max(1, (1 << 22) // users)
     for start in range(0, draws, step):

@@ -1,0 +1,171 @@
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+
+from m6rec_jax.artifacts.checkpoints import load_params
+from m6rec_jax.artifacts.run import read_run
+from m6rec_jax.data.dataset import open_dataset
+from m6rec_jax.errors import InputError
+from m6rec_jax.model.load import Blueprint
+from m6rec_jax.recommend.evaluate import ValidationEvaluator, evaluate, fit_gate
+from m6rec_jax.recommend.generate import generate
+from m6rec_jax.recommend.histories import everything, held_out
+from m6rec_jax.recommend.memory import load_gate
+from m6rec_jax.recommend.report import write_report
+
+BASELINES = {"popularity", "item_knn", "counting_floor"}
+MEASURES = {
+    "ndcg@5",
+    "ndcg@10",
+    "recall@5",
+    "recall@10",
+    "mrr@10",
+    "coverage@10",
+    "novelty@10",
+    "gini@10",
+    "valid_id_rate",
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_run, tiny_dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluation") / "report.json"
+    return evaluate(tiny_run, "test", out, tiny_dataset), out, open_dataset(tiny_dataset)
+
+
+def test_report_has_the_keys_of_the_contract(measured):
+    report, out, data = measured
+    assert json.loads(out.read_text(encoding="utf-8")) == json.loads(json.dumps(report))
+    for key in ("schema", "protocol", "ties", "split", "users", "seed", "metrics", "ci95", "baselines", "model_alone"):
+        assert key in report
+    assert (report["schema"], report["split"], report["users"]) == ("evaluation", "test", len(held_out(data, "test")))
+    assert set(report["baselines"]) == BASELINES
+    for scores in (report["metrics"], report["model_alone"], *report["baselines"].values()):
+        assert set(scores) >= MEASURES
+        assert all(0 <= scores[m] <= 1 for m in MEASURES - {"novelty@10"})
+        assert scores["valid_id_rate"] == 1.0
+    for name, (low, high) in report["ci95"].items():
+        assert low <= report["metrics"][name] <= high
+    for name, bounds in report["intervals"].items():
+        scores = report["model_alone"] if name == "model_alone" else report["baselines"][name]
+        assert bounds["ndcg@10"][0] <= scores["ndcg@10"] <= bounds["ndcg@10"][1]
+    assert 0 < report["comparison"]["counting_floor"]["p"] <= 1
+    above = report["metrics"]["ndcg@10"] > report["baselines"]["counting_floor"]["ndcg@10"]
+    assert report["above_floor"] == above and ("below" in report["verdict"] or "above" in report["verdict"])
+    assert "Leave-one-out" in report["protocol"] and "row order" in report["ties"]
+
+
+def test_per_user_vectors_average_to_the_report(measured):
+    report, out, data = measured
+    users = pl.read_parquet(out.with_name("report.users.parquet"))
+    assert users.height == report["users"]
+    for name, scores in (("model", report["metrics"]), ("model_alone", report["model_alone"]), *report["baselines"].items()):  # fmt: skip
+        for measure in ("ndcg@10", "recall@5", "mrr@10"):
+            assert users[f"{name}/{measure}"].mean() == pytest.approx(scores[measure], abs=1e-6)
+        assert ((users[f"{name}/rank"] > 0).mean()) == pytest.approx(scores["recall@10"])
+    asked = held_out(data, "test")
+    assert users["target"].to_list() == [data.item_ids[t] for t in asked.targets]
+    difference = (users["model/ndcg@10"] - users["counting_floor/ndcg@10"]).mean()
+    assert report["comparison"]["counting_floor"]["difference"] == pytest.approx(difference, abs=1e-6)
+
+
+def test_the_gate_is_fitted_on_validation_and_stored_once(measured, tiny_run):
+    report, _, data = measured
+    gate = load_gate(tiny_run / "gate.json")
+    assert gate.users <= len(held_out(data, "valid")) and gate.step == report["step"] and gate.gain >= -1e-6
+    before = (tiny_run / "gate.json").stat().st_mtime_ns
+    assert fit_gate(tiny_run, data) == gate
+    assert (tiny_run / "gate.json").stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def parameters(tiny_run):
+    run = read_run(tiny_run)
+    blueprint = Blueprint(run.config.model, run.vocab, run.content_width)
+    return blueprint, jax.device_get(load_params(tiny_run, "best", blueprint.shapes())[1])
+
+
+def test_training_sees_what_evaluation_measures(tiny_run, tiny, parameters):
+    blueprint, params = parameters
+    seen = ValidationEvaluator(blueprint, tiny, length=64)(params)
+    report = evaluate(tiny_run, "valid", dataset=tiny)
+    assert {name: report["model_alone"][name] for name in seen} == pytest.approx(seen)
+    assert "the gate has seen the targets" in report["protocol"]
+
+
+def test_evaluator_takes_new_parameters_and_a_fixed_sample(tiny, parameters):
+    blueprint, params = parameters
+    evaluator = ValidationEvaluator(blueprint, tiny, length=64)
+    good = evaluator(params)
+    assert set(good) == {"ndcg@10", "recall@10"}
+    worse = evaluator(jax.tree.map(np.zeros_like, params))
+    assert worse != good and evaluator(params) == good
+    some = [ValidationEvaluator(blueprint, tiny, length=64, users=9, seed=s) for s in (1, 1, 2)]
+    assert len(some[0].asked) == 9 and np.array_equal(some[0].asked.users, some[1].asked.users)
+    assert not np.array_equal(some[0].asked.users, some[2].asked.users)
+
+
+def test_code_levels_kinds_and_searches_evaluate_too(levels_run, tiny_levels):
+    report = evaluate(levels_run, "test", dataset=tiny_levels)
+    assert report["metrics"]["valid_id_rate"] == 1.0 and report["metrics"]["fill@10"] == 1.0
+    assert set(report["routes"]) <= {"model+memory", "popularity"}
+
+
+def test_bad_requests_end_in_one_line(tiny_run, tmp_path):
+    with pytest.raises(InputError, match="split=train"):
+        evaluate(tiny_run, "train")
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_run, moved)
+    record = json.loads((moved / "run.json").read_text(encoding="utf-8"))
+    record["datasets"][0]["path"] = "/nowhere/dataset"
+    (moved / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InputError, match="/nowhere/dataset.*--dataset"):
+        evaluate(moved)
+
+
+def test_generate_writes_lists_for_known_and_unknown_users(tiny_run, tiny, tiny_dataset, tmp_path):
+    out = tmp_path / "recs.parquet"
+    generate(tiny_run, tiny_dataset, out=out, k=3)
+    table = pl.read_parquet(out)
+    whole = everything(tiny)
+    ids = tiny.users["user_id"].gather(whole.users).to_list()
+    assert table["user_id"].unique(maintain_order=True).to_list() == ids and table.height == 3 * len(ids)
+    for user, history in zip(ids, whole.items, strict=True):
+        assert not set(table.filter(pl.col("user_id") == user)["item_id"]) & {tiny.item_ids[i] for i in history}
+    generate(tiny_run, tiny_dataset, users=["stranger", ids[5], "stranger"], k=3, out=out)  # another job, same file
+    table = pl.read_parquet(out)
+    assert table["user_id"].to_list() == ["stranger"] * 3 + [ids[5]] * 3
+    assert table["route"].to_list() == ["popularity"] * 3 + ["model+memory"] * 3
+    generate(tiny_run, tiny_dataset, limit=2, engine="popularity", k=2, out=out)
+    assert pl.read_parquet(out)["source"].to_list() == ["popularity"] * 4
+
+
+def test_html_report_is_one_safe_file(measured, tmp_path):
+    report, *_ = measured
+    rows = [
+        *({"step": s, "loss/next-item": 4 - s / 40, "tokens_per_s": 900.0} for s in range(10, 40, 10)),
+        {"step": 30, "valid/loss/next-item": 3.3, "valid/unigram/next-item": 3.9, "valid/ndcg@10": 0.1},
+    ]
+    nasty = "<script>alert('x')</script> & \"q\" 小米"
+    samples = [{"user": nasty, "history": [nasty], "more": 3, "recommendations": [
+        {"title": nasty, "item_id": "1", "score": 0.25, "source": "memory", "because": [nasty]},
+        {"title": "", "item_id": "id-7", "score": 0.1, "source": "model", "because": []},
+    ]}]  # fmt: skip
+    write_report(tmp_path / "report.html", report, rows, samples, [("Fact", "<b>")])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;" in page and "小米" in page and "id-7" in page
+    for word in ("http://", "https://", "src=", "@import", "url(http"):
+        assert word not in page.replace('xmlns="http://www.w3.org/2000/svg"', "").replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "")  # fmt: skip
+    assert page.count("<svg") == page.count("</svg>") >= 4  # two bar charts, validation, one task
+    assert f"{report['metrics']['ndcg@10']:.4f}" in page and "Counting floor" in page and "next-item" in page
+    assert report["verdict"].split(".")[0] in page
+    assert "#01010" not in page and "var(--accent)" in page and "prefers-color-scheme: dark" in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    write_report(tmp_path / "bare.html", report)  # without training rows or samples
+    assert "How it learned" not in (tmp_path / "bare.html").read_text(encoding="utf-8")

@@ -1,0 +1,194 @@
+import shutil
+import warnings
+
+import numpy as np
+import polars as pl
+import pytest
+
+from m6rec_jax.data.dataset import open_dataset
+from m6rec_jax.errors import InputError
+from m6rec_jax.recommend.coldstart import SOURCES
+from m6rec_jax.recommend.evaluate import with_gate
+from m6rec_jax.recommend.histories import held_out
+from m6rec_jax.recommend.memory import Gate
+from m6rec_jax.recommend.recommender import MEMORY, MODEL, POPULARITY, Recommender
+
+
+@pytest.fixture(scope="module", params=["plain", "levels"])
+def world(request):
+    """(dataset, run, recommender with its gate) for one and for three code levels."""
+    names = {"plain": ("tiny_dataset", "tiny_run"), "levels": ("tiny_levels", "levels_run")}[request.param]
+    data, run = open_dataset(request.getfixturevalue(names[0])), request.getfixturevalue(names[1])
+    return data, run, with_gate(Recommender.load(run, dataset=data), run, data)
+
+
+def test_one_line_gives_ranked_new_items(world):
+    data, run, _ = world
+    history = data.item_ids[3:7]
+    got = Recommender.load(run).recommend(history, k=10)
+    assert [r.rank for r in got] == list(range(1, 11)) and len({r.item_id for r in got}) == 10
+    assert not {r.item_id for r in got} & set(history) and {r.item_id for r in got} <= set(data.item_ids)
+    assert all(a.score >= b.score > 0 for a, b in zip(got, got[1:], strict=False)) and got[0].score <= 1
+    assert {r.source for r in got} <= set(SOURCES[1:]) and {r.route for r in got} == {"model+memory"}
+    titles = dict(zip(data.item_ids, data.items["title"].to_list(), strict=True))
+    assert all(r.title == titles[r.item_id] for r in got)
+    assert all(bool(r.because) == (r.source == "memory") for r in got)
+    assert all(title in {titles[i] for i in history} for r in got for title in r.because)
+
+
+def test_a_run_serves_alone_as_with_its_dataset(world):
+    data, run, recommender = world
+    asked = held_out(data, "test")
+    alone = Recommender.load(run).recommend_histories(asked)
+    beside = recommender.recommend_histories(asked)
+    assert np.array_equal(alone.rows, beside.rows) and np.allclose(alone.scores, beside.scores, atol=1e-5)
+
+
+def test_lists_are_the_mixture_of_model_and_memory(world):
+    """Equal to enumerating the catalogue: (1-g) p_model + g p_memory for every item, sorted."""
+    data, _, recommender = world
+    asked = held_out(data, "test").take(range(8))
+    known = [h[h >= 0] for h in asked.items]
+    old, recommender.gate = recommender.gate, Gate(bias=0.3, length=-0.2, mass=0.5)
+    try:
+        lists = recommender.recommend_histories(asked, 10, beams=data.catalogue)
+        support, gate = recommender.gated_support(known, known)
+    finally:
+        recommender.gate = old
+    assert 0.05 < gate.min() and gate.max() < 0.95
+    for u in range(len(asked)):
+        one = asked.take([u] * data.catalogue)
+        every = np.arange(data.catalogue)
+        p = np.exp(recommender.engine.score(one.items, every, times=one.times, kinds=one.kinds, queries=one.queries))
+        mass = np.zeros(data.catalogue)
+        there = support.rows[u] >= 0
+        mass[support.rows[u][there]] = support.mass[u][there]
+        mixed = (1 - gate[u]) * p + gate[u] * mass
+        by_memory = gate[u] * mass > (1 - gate[u]) * p
+        mixed[known[u]] = -1
+        best = np.sort(mixed)[::-1][:10]
+        assert lists.exact[u]
+        assert np.exp(lists.scores[u]) == pytest.approx(best, rel=1e-3)
+        assert mixed[lists.rows[u]] == pytest.approx(best, rel=1e-3)
+        assert np.array_equal(lists.sources[u] == MEMORY, by_memory[lists.rows[u]])
+
+
+def test_unknown_items_are_left_out_with_a_warning(world):
+    data, _, recommender = world
+    known = data.item_ids[5:8]
+    with pytest.warns(UserWarning, match="2 of 5 history items"):
+        some = recommender.recommend(["never-heard", *known, "gone"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [r.item_id for r in some] == [r.item_id for r in recommender.recommend(known)]
+    rows, unknown = recommender.rows_of(["x", known[0]])
+    assert rows.tolist() == [5] and unknown == 1
+
+
+@pytest.mark.parametrize("history", [[], ["only", "unknown"]])
+@pytest.mark.filterwarnings("ignore:.*history items")
+def test_without_a_known_item_the_list_is_by_popularity(world, history):
+    data, _, recommender = world
+    got = recommender.recommend(history, 5)
+    events = data.items["events"].to_numpy()
+    assert [r.item_id for r in got] == [data.item_ids[i] for i in np.lexsort((np.arange(len(events)), -events))[:5]]
+    assert {(r.source, r.route) for r in got} == {("popularity", "popularity")}
+    assert all(a.score >= b.score for a, b in zip(got, got[1:], strict=False))
+
+
+def test_k_beyond_the_catalogue_returns_what_there_is(world):
+    data, _, recommender = world
+    got = recommender.recommend(data.item_ids[:2], 1000)
+    assert len(got) == data.catalogue - 2 and all(a.score >= b.score for a, b in zip(got, got[1:], strict=False))
+    assert len(recommender.recommend([], 1000)) == data.catalogue
+    assert recommender.recommend(data.item_ids, 5) == []
+    lists = recommender.recommend_rows([np.array([1, 2])], k=data.catalogue + 5)
+    assert lists.rows.shape == (1, data.catalogue + 5) and (lists.rows[0, -7:] == -1).all()
+    with pytest.raises(InputError, match="k=0"):
+        recommender.recommend([], 0)
+
+
+@pytest.mark.parametrize("engine", ["auto", "model", "memory", "popularity"])
+def test_filters_hold_on_every_way(world, engine):
+    data, _, recommender = world
+    asked, allowed = held_out(data, "test"), np.arange(data.catalogue) % 3 == 0
+    lists = recommender.recommend_histories(asked, 10, engine=engine, allowed=allowed)
+    for history, row in zip(asked.items, lists.rows, strict=True):
+        assert allowed[row[row >= 0]].all() and not set(row.tolist()) & set(history[history >= 0].tolist())
+        assert (row >= 0).sum() == min(10, (allowed & ~np.isin(np.arange(data.catalogue), history)).sum())
+    expected = {"model": {MODEL, MEMORY, POPULARITY}, "memory": {MEMORY, POPULARITY}, "popularity": {POPULARITY}}
+    assert set(lists.sources[lists.rows >= 0].tolist()) <= expected.get(engine, expected["model"])
+
+
+def test_order_and_batch_do_not_change_a_list(world):
+    data, run, recommender = world
+    asked = held_out(data, "test")
+    whole = recommender.recommend_histories(asked)
+    mixed = np.random.default_rng(0).permutation(len(asked))
+    small = with_gate(Recommender.load(run, dataset=data, batch=7), run, data).recommend_histories(asked.take(mixed))
+    assert np.allclose(small.scores, whole.scores[mixed], atol=1e-4)
+    assert (small.rows == whole.rows[mixed]).mean() > 0.99
+
+
+def test_memory_off_leaves_the_model_alone(world):
+    data, _, recommender = world
+    asked = held_out(data, "test")
+    alone = recommender.recommend_histories(asked, memory=False)
+    assert set(alone.routes.tolist()) == {"model"} and set(np.unique(alone.sources)) == {MODEL}
+    model = recommender.engine.recommend(
+        asked.items,
+        times=asked.times,
+        kinds=asked.kinds,
+        queries=asked.queries,
+        exclude=[h[h >= 0] for h in asked.items],
+    )
+    assert np.array_equal(alone.rows, model.rows)
+
+
+def test_an_observed_event_shows_in_the_next_list(world):
+    data, run, _ = world
+    recommender = with_gate(Recommender.load(run, dataset=data), run, data)
+    recommender.gate = Gate(bias=3.0, length=0.0, mass=0.0)
+    history, new = np.array([4, 9, 20]), 33
+    before = recommender.recommend_rows([history]).rows[0].tolist()
+    for _ in range(60):
+        recommender.memory.observe(history, new)
+    after = recommender.recommend([data.item_ids[i] for i in history])
+    assert before[0] != new and after[0].item_id == data.item_ids[new] and after[0].source == "memory"
+    assert set(after[0].because) <= {data.items["title"][i] for i in history.tolist()}
+
+
+def test_without_a_checkpoint_memory_and_item_knn_answer(world, tmp_path):
+    data, run, _ = world
+    shutil.copytree(run, tmp_path / "young", ignore=shutil.ignore_patterns("checkpoints", "gate.json"))
+    young = Recommender.load(tmp_path / "young", dataset=data)
+    lists = young.recommend_histories(held_out(data, "test"), 40)
+    assert set(lists.routes.tolist()) == {"memory"} and (lists.rows >= 0).all()
+    assert {SOURCES[s] for s in np.unique(lists.sources)} >= {"memory", "item-knn"}
+    order = np.array([SOURCES.index(name) for name in ("memory", "item-knn", "popularity")])
+    assert (np.diff(order.argsort()[lists.sources - order.min()], axis=1) >= 0).all()  # each part behind the last
+    assert (np.diff(lists.scores, axis=1) <= 0).all()
+    assert young.model_version == "young@none"
+    assert Recommender.load(tmp_path / "young").recommend(data.item_ids[:1])[0].route == "memory"
+    with pytest.raises(InputError, match="no usable checkpoint"):
+        Recommender.load(tmp_path / "young", engine="model")
+
+
+def test_a_dataset_of_another_make_is_refused(tiny_run, tiny_levels, tmp_path):
+    with pytest.raises(InputError, match="prepare it with --like"):
+        Recommender.load(tiny_run, dataset=tiny_levels)
+    with pytest.raises(InputError, match="not a run|no such folder"):
+        Recommender.load(tmp_path)
+
+
+def test_table_has_the_columns_of_the_contract(world):
+    data, _, recommender = world
+    asked = held_out(data, "test")
+    lists = recommender.recommend_histories(asked, 4)
+    table = recommender.table(data.users["user_id"].gather(asked.users).to_list(), asked.items, lists)
+    assert table.columns == ["user_id", "item_id", "rank", "score", "source", "route", "reason", "model_version"]
+    assert table.height == (lists.rows >= 0).sum() and table.null_count().sum_horizontal().item() == 0
+    first = table.filter(pl.col("user_id") == data.users["user_id"][int(asked.users[3])])
+    assert first["item_id"].to_list() == [data.item_ids[i] for i in lists.rows[3] if i >= 0]
+    assert first["rank"].to_list() == [1, 2, 3, 4]
+    assert ((table["source"] == "memory") == (table["reason"] != "")).all()
