@@ -19,8 +19,8 @@ from m6rec_jax.errors import InputError
 COLLABORATIVE_WIDTH = 64
 COLLABORATIVE_WEIGHT = 1.0  # length of the collaborative part beside content's unit length
 RIDGE = 1.0
-FIT_ITEMS = 1 << 15  # k-means is fitted on at most this many items
-ITERATIONS = 12
+FIT_ITEMS = 1 << 14  # k-means is fitted on at most this many items
+ITERATIONS = 10
 FAR = 8.0  # length of a spare centroid; content and collaborative parts have length 1
 _BLOCK = 1 << 14
 
@@ -42,7 +42,7 @@ class Codebooks:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Plain arrays for an npz."""
-        made = {"codebook_levels": np.int64(self.levels), "codebook_size": np.int64(self.size)}
+        made = {"codebook_levels": np.array(self.levels), "codebook_size": np.array(self.size)}
         if self.ridge is not None:
             made["codebook_ridge"] = self.ridge
         return made | {f"codebook_{i + 1}": c for i, c in enumerate(self.centroids)}

@@ -14,7 +14,9 @@ OVERSAMPLE = 16
 ITERATIONS = 4
 
 
-def leading(apply: Callable[[np.ndarray], np.ndarray], size: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def leading(
+    apply: Callable[[np.ndarray], np.ndarray], size: int, width: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """(eigenvalues [w], eigenvectors [size, w]) of the symmetric operator `apply`, the largest first, w <= width.
 
     Directions whose eigenvalue is nothing beside the largest are left out.

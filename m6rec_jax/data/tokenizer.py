@@ -33,9 +33,9 @@ _QUIET = 2
 
 def _translation() -> dict[int, str | None]:
     """Control characters go (white space among them becomes a space), as do lone surrogates; "▁" is SentencePiece's space."""
-    table: dict[int, str | None] = {c: None for c in (*range(0x20), *range(0x7F, 0xA0))}
-    table.update({ord(c): " " for c in "\t\n\v\f\r\x1c\x1d\x1e\x1f\x85"})
-    table.update({c: "\ufffd" for c in range(0xD800, 0xE000)})
+    table: dict[int, str | None] = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)))
+    table.update(dict.fromkeys(map(ord, "\t\n\v\f\r\x1c\x1d\x1e\x1f\x85"), " "))
+    table.update(dict.fromkeys(range(0xD800, 0xE000), "\ufffd"))
     table[0x2581] = "_"
     return table
 

@@ -14,6 +14,7 @@ from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.errors import InputError
 
 CHUNK_EVENTS = 1 << 18
+ENTRIES = 1 << 25  # pairs kept a direction; beyond that the lightest are forgotten
 _ARRAYS = ("indptr", "indices", "weights")
 
 
@@ -85,7 +86,7 @@ def count_transitions(
 
     A pair with `gap` events between its ends (1 = neighbours) adds 1/gap forward and `backward`/gap backward, times
     the kind weight [n] of the event that it leads to, halved for every `half_life` seconds before the last event
-    (0 = no decay). Events are read in chunks of whole users, so memory is bounded by the result.
+    (0 = no decay). Events are read in chunks of whole users and at most `ENTRIES` pairs are kept: memory is bounded.
     """
     shape = (catalogue, catalogue)
     total = [sp.csr_array(shape, dtype=np.float64) for _ in _SIDES]
@@ -109,9 +110,18 @@ def count_transitions(
             if pieces:
                 rows, columns, weights = (np.concatenate(column) for column in zip(*pieces, strict=True))
                 some = weights != 0
-                total[side] = total[side] + sp.csr_array((weights[some], (rows[some], columns[some])), shape=shape)
+                part = sp.csr_array((weights[some], (rows[some], columns[some])), shape=shape)
+                total[side] = _lightened(total[side] + part)
     degree = np.bincount(items, minlength=catalogue).astype(np.int64)
     return Transitions(*(_matrix(t) for t in total), degree=degree, window=window)
+
+
+def _lightened(csr: sp.csr_array) -> sp.csr_array:
+    """The heaviest `ENTRIES` entries; all of them where there are no more."""
+    if csr.nnz > ENTRIES:
+        csr.data[csr.data <= np.partition(csr.data, csr.nnz - ENTRIES - 1)[csr.nnz - ENTRIES - 1]] = 0
+        csr.eliminate_zeros()
+    return csr
 
 
 def _matrix(csr: sp.csr_array) -> Matrix:

@@ -64,6 +64,16 @@ def test_rows_are_sorted_and_survive_the_disk(tmp_path):
         assert np.array_equal(weights, made.forward.row(row)[1])
 
 
+def test_beyond_the_limit_the_lightest_pairs_are_forgotten(monkeypatch):
+    owner, items, _ = random_events(5)
+    whole = count_transitions(owner, items, catalogue=CATALOGUE).forward.to_scipy()
+    monkeypatch.setattr(module, "ENTRIES", 200)
+    kept = count_transitions(owner, items, catalogue=CATALOGUE).forward.to_scipy()
+    assert 0 < kept.nnz <= 200 < whole.nnz
+    assert (kept != kept.minimum(whole)).nnz == 0  # what is kept is exact
+    assert kept.data.min() > np.sort(whole.data)[-201] - 1e-6
+
+
 def test_nothing_to_count():
     none = np.zeros(0, np.int64)
     made = count_transitions(none, none, catalogue=3)
