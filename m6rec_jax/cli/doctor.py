@@ -113,8 +113,9 @@ def declared_extras() -> dict[str, list[str]]:
 
 def _packages(requirement: str) -> list[str]:
     """Packages that a requirement asks for: itself, or those behind its own extras, as in `jax[tpu]`."""
-    name, within = re.match(r"([A-Za-z0-9._-]+)\s*(?:\[([^]]*)\])?", requirement.strip()).groups()
-    wanted = {extra.strip() for extra in (within or "").split(",")} - {""}
+    name = re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0]
+    within = re.match(r"\s*\[([^]]*)\]", requirement.strip().removeprefix(name))
+    wanted = {extra.strip() for extra in within[1].split(",")} if within else set()
     if not wanted or version(name) is None:
         return [name]
     found = []
