@@ -94,7 +94,7 @@ def gini(counts: np.ndarray) -> float:
 
 def _repeats(users: np.ndarray, rows: np.ndarray, n_items: int) -> float:
     """Share of events on an item that the user had before."""
-    return 1 - len(np.unique(users * n_items + rows)) / max(len(rows), 1)
+    return 1 - pl.Series(users * n_items + rows).n_unique() / max(len(rows), 1)
 
 
 def _spread(counts: np.ndarray) -> dict[str, float]:
@@ -282,7 +282,7 @@ def _drift(users: np.ndarray, rows: np.ndarray, times: np.ndarray, events: pl.Da
             {
                 "name": name,
                 "events": int(mine.sum()),
-                "users": len(np.unique(users[mine])),
+                "users": int((np.bincount(users[mine]) > 0).sum()),
                 "items": int((counts > 0).sum()),
                 "new_items": float((train[rows[mine]] == 0).mean()),
                 "new_users": float((~known_users[users[mine]]).mean()),
