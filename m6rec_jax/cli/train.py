@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from m6rec_jax.config import Config, dump_config
 from m6rec_jax.errors import InputError
-from m6rec_jax.progress import note
+from m6rec_jax.progress import note, speak
 from m6rec_jax.settings import Parser, add_config_options, config_of
 
+BY_HAND = ("M6REC_COORDINATOR", "M6REC_PROCESSES", "M6REC_PROCESS_ID")
 VALIDATION_USERS = 20_000  # who choose the best checkpoint; a sample of them where there are more
 
 
@@ -18,7 +20,9 @@ def train(argv: list[str]) -> None:
         prog="m6rec train",
         usage="m6rec train --config CONFIG.yaml [--config MORE.yaml] --dataset DATASET [--dataset ...] --run RUN\n"
         "                   [--init-from RUN] [--print-config] [--section.key=value ...]",
-        description="Pretrain a model on one dataset or several. The same command again resumes where it stopped.\n\n"
+        description="Pretrain a model on one dataset or several. The same command again resumes where it stopped.\n"
+        "On several machines start it with srun, or give each process M6REC_COORDINATOR=host:port, M6REC_PROCESSES\n"
+        "(how many) and M6REC_PROCESS_ID (from 0).\n\n"
         "example:\n  m6rec train --config small --dataset data/shop --run runs/shop --train.steps=3000",
     )
     add = parser.add_argument
@@ -35,6 +39,7 @@ def train(argv: list[str]) -> None:
     for name in ("dataset", "run"):
         if not options[name]:
             raise InputError(f"--{name} is missing; m6rec train --help shows an example")
+    join_processes()
     run_training(config, [Path(d) for d in options.dataset], Path(options.run), options.init_from)
 
 
@@ -64,3 +69,28 @@ def run_training(config: Config, datasets: list[Path], run: Path, init_from: str
     pretrain(config, datasets, run, init_from=init_from, make_evaluator=evaluator)
     if jax.process_count() == 1:  # of many processes none has the run to itself; the first `evaluate` does it then
         fit_gate(run, datasets[0])
+
+
+def join_processes() -> None:
+    """Join the other processes of the job, where there are any, so that jax sees the devices of all.
+
+    By hand each process gets M6REC_COORDINATOR=host:port, M6REC_PROCESSES and M6REC_PROCESS_ID; under srun jax finds
+    them itself. Raises InputError when only some of the three are set, or are no numbers.
+    """
+    hand = {name: os.environ.get(name, "") for name in BY_HAND}
+    if any(hand.values()):
+        coordinator, processes, process = hand.values()
+        if not coordinator or not processes.isdigit() or not process.isdigit() or int(process) >= int(processes):
+            said = " ".join(f"{name}={value}" for name, value in hand.items())
+            raise InputError(f"{said}: give each process host:port of the first one, how many there are, and its number from 0")  # fmt: skip
+        where = {"coordinator_address": coordinator, "num_processes": int(processes), "process_id": int(process)}
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        # jax gives a Slurm task one device; a task that has its machine to itself takes them all.
+        alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").startswith("1(") and "SLURM_GPUS_ON_NODE" in os.environ
+        where = {"local_device_ids": list(range(int(os.environ["SLURM_GPUS_ON_NODE"])))} if alone else {}
+    else:
+        return
+    import jax
+
+    jax.distributed.initialize(**where)
+    speak(jax.process_index() == 0)
