@@ -21,10 +21,10 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.progress import note, stage
 from m6rec_jax.recommend import metrics
-from m6rec_jax.recommend.baselines import CountingFloor, ItemKNN, Popularity, Ranker
+from m6rec_jax.recommend.baselines import BATCH, CountingFloor, ItemKNN, Popularity, Ranker
 from m6rec_jax.recommend.coldstart import SOURCES
 from m6rec_jax.recommend.histories import Histories, held_out, interactions
-from m6rec_jax.recommend.memory import GATE_FILE, Gate
+from m6rec_jax.recommend.memory import GATE_FILE, Gate, Memory
 from m6rec_jax.recommend.memory import fit_gate as best_gate
 from m6rec_jax.recommend.recommender import Lists, Recommender
 from m6rec_jax.recommend.wording import CONVENTIONS, protocol, ties, verdict
@@ -142,8 +142,8 @@ def fit_gate(run: Path | str, dataset: Dataset | Path | str | None = None, step:
     return with_gate(Recommender.load(run, step, data), run, data).gate
 
 
-def _fitted(recommender: Recommender, dataset: Dataset, *, most: int = 50_000, seed: int = 0) -> Gate:
-    """The gate that suits a recommender's model and memory: on at most `most` validation users, drawn by `seed`.
+def _fitted(engine: Engine, memory: Memory, dataset: Dataset, step: int, *, most: int = 50_000, seed: int = 0) -> Gate:
+    """The gate that suits a model and a memory, on at most `most` validation users drawn by `seed`.
 
     The model's probabilities are those of decoding, the memory's are over what the user may be shown.
     """
@@ -156,13 +156,14 @@ def _fitted(recommender: Recommender, dataset: Dataset, *, most: int = 50_000, s
     if len(chosen) > most:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, most, replace=False))
     asked, known = asked.take(chosen), [known[i] for i in chosen]
-    p_model = np.exp(recommender.engine.score(asked.items, asked.targets, times=asked.times, kinds=asked.kinds, queries=asked.queries), dtype=np.float64)  # fmt: skip
+    logp = engine.score(asked.items, asked.targets, times=asked.times, kinds=asked.kinds, queries=asked.queries)
     p_memory, total = np.zeros(len(asked)), np.zeros(len(asked))
-    for start in range(0, len(asked), recommender.batch):
-        part = slice(start, start + recommender.batch)
-        support = recommender.memory.support(known[part], exclude=None if dataset.repeat else known[part])
+    for start in range(0, len(asked), BATCH):
+        part = slice(start, start + BATCH)
+        support = memory.support(known[part], exclude=None if dataset.repeat else known[part])
         p_memory[part], total[part] = support.probability(asked.targets[part]), support.total
-    return best_gate(p_model, p_memory, np.array([len(h) for h in known], np.float64), total, step=recommender.step)
+    lengths = np.array([len(h) for h in known], np.float64)
+    return best_gate(np.exp(logp, dtype=np.float64), p_memory, lengths, total, step=step)
 
 
 def with_gate(recommender: Recommender, run: Path | str, dataset: Dataset) -> Recommender:
@@ -170,9 +171,11 @@ def with_gate(recommender: Recommender, run: Path | str, dataset: Dataset) -> Re
     if recommender.engine is None or recommender.memory is None:
         return recommender
     if recommender.gate is None or recommender.gate.step != recommender.step:
-        recommender.gate = _fitted(recommender, dataset)
-        recommender.gate.save(Path(run) / GATE_FILE)
-        note(f"gate of the memory fitted on {recommender.gate.users:,} validation users: {recommender.gate.gain:+.3f} nats a target over the model alone")  # fmt: skip
+        gate = _fitted(recommender.engine, recommender.memory, dataset, recommender.step)
+        gate.save(Path(run) / GATE_FILE)
+        gained = f"{gate.gain:+.3f} nats a target over the model alone"
+        note(f"gate of the memory fitted on {gate.users:,} validation users: {gained}")
+        recommender.gate = gate
     return recommender
 
 

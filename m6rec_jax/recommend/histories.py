@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -27,20 +27,25 @@ class Histories:
     items: list[np.ndarray]
     times: list[np.ndarray]
     kinds: list[np.ndarray]
-    queries: list[Queries] = field(default_factory=list)
-    targets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    target_times: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    queries: list[Queries]
+    targets: np.ndarray
+    target_times: np.ndarray
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, chosen: Sequence[int] | np.ndarray) -> Histories:
         """The histories at these places, in this order."""
-        pick = [int(i) for i in chosen]
+        at = [int(i) for i in chosen]
         return Histories(
-            self.users[pick], *([part[i] for i in pick] for part in (self.items, self.times, self.kinds, self.queries)),
-            self.targets[pick], self.target_times[pick],
-        )  # fmt: skip
+            users=self.users[at],
+            items=[self.items[i] for i in at],
+            times=[self.times[i] for i in at],
+            kinds=[self.kinds[i] for i in at],
+            queries=[self.queries[i] for i in at],
+            targets=self.targets[at],
+            target_times=self.target_times[at],
+        )
 
 
 def held_out(dataset: Dataset, split: str) -> Histories:

@@ -178,7 +178,9 @@ class Recommender:
             items=items, known=[h[h >= 0] for h in items], k=k, allowed=allowed, beams=beams,
             times=times, kinds=kinds, queries=queries, memory=memory,
         )  # fmt: skip
-        available = self.parts - (set() if memory and self.gate is not None else {"memory"} if self.engine else set())
+        available = self.parts
+        if "model" in available and engine != "memory" and not (memory and self.gate is not None):
+            available -= {"memory"}  # without a gate nothing says how far to trust it beside the model
         made = Lists.empty(len(items), k)
         groups: dict[Way, list[int]] = {}
         for user, known in enumerate(request.known):
@@ -225,13 +227,13 @@ class Recommender:
         seen = None if self.repeat else part.known
         lists = Lists.empty(len(users), request.k)
         for name in line.parts:
-            if name == "model":
-                lists = self._by_model(part, seen)
-            elif name == "memory":
+            if name == "model" and self.engine is not None:
+                lists = self._by_model(self.engine, part, seen)
+            elif name == "memory" and self.memory is not None:
                 lists = _of_support(self.memory.support(part.known, exclude=seen, allowed=part.allowed), request.k)
             elif (lists.rows < 0).any():
                 rows = lists.rows
-                if name == "item-knn":
+                if name == "item-knn" and self.knn is not None:
                     rows = _append(rows, self.knn.rank(part.known, request.k, self.repeat), part.allowed)
                 else:
                     rows = self.popularity.fill(rows, part.known, self.repeat, part.allowed)
@@ -239,9 +241,9 @@ class Recommender:
         made.rows[users], made.scores[users], made.sources[users] = lists.rows, lists.scores, lists.sources
         made.routes[users], made.exact[users] = line.route, lists.exact
 
-    def _by_model(self, part: _Request, seen: list[np.ndarray] | None) -> Lists:
+    def _by_model(self, engine: Engine, part: _Request, seen: list[np.ndarray] | None) -> Lists:
         support, gate = self.gated_support(part.known, seen, part.allowed) if part.memory else (None, None)
-        found = self.engine.recommend(
+        found = engine.recommend(
             part.items, times=part.times, kinds=part.kinds, queries=part.queries, k=part.k, beams=part.beams, exclude=seen,
             allowed=part.allowed, memory=None if support is None else (support.rows, support.mass), gate=gate,
         )  # fmt: skip
