@@ -130,17 +130,17 @@ def test_bad_requests_end_in_one_line(tiny_run, tmp_path):
 
 def test_generate_writes_lists_for_known_and_unknown_users(tiny_run, tiny, tiny_dataset, tmp_path):
     out = tmp_path / "recs.parquet"
-    generate(tiny_run, tiny_dataset, out=out, k=3)
+    generate(tiny_run, tiny_dataset, out=out)
     table = pl.read_parquet(out)
     whole = everything(tiny)
     ids = tiny.users["user_id"].gather(whole.users).to_list()
-    assert table["user_id"].unique(maintain_order=True).to_list() == ids and table.height == 3 * len(ids)
+    assert table["user_id"].unique(maintain_order=True).to_list() == ids and table.height == 10 * len(ids)
     for user, history in zip(ids, whole.items, strict=True):
         assert not set(table.filter(pl.col("user_id") == user)["item_id"]) & {tiny.item_ids[i] for i in history}
-    generate(tiny_run, tiny_dataset, users=["stranger", ids[5], "stranger"], k=3, out=out)  # another job, same file
+    generate(tiny_run, tiny_dataset, users=["stranger", ids[5], "stranger"], out=out)  # another job, same file
     table = pl.read_parquet(out)
-    assert table["user_id"].to_list() == ["stranger"] * 3 + [ids[5]] * 3
-    assert table["route"].to_list() == ["popularity"] * 3 + ["model+memory"] * 3
+    assert table["user_id"].to_list() == ["stranger"] * 10 + [ids[5]] * 10
+    assert table["route"].to_list() == ["popularity"] * 10 + ["model+memory"] * 10
     generate(tiny_run, tiny_dataset, limit=2, engine="popularity", k=2, out=out)
     assert pl.read_parquet(out)["source"].to_list() == ["popularity"] * 4
 
