@@ -17,7 +17,7 @@ UV ?= $(BIN)/uv
 COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compile --quiet --no-config \
 	--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: help install install-all demo test check check-locks lock clean
+.PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -37,11 +37,19 @@ test: install-all  ## the whole suite
 	$(BIN)/python -m pytest -n 2 tests
 	$(BIN)/python -m pytest tests/multidevice
 
-check: install-all check-locks  ## lint, format, types, import contracts, dependencies, locks
+check: check-code check-types check-imports check-packages check-locks  ## all gates; -k to see every failure
+
+check-code: install-all
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --summary=none
+
+check-types: install-all
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+
+check-imports: install-all
 	$(BIN)/lint-imports
+
+check-packages: install-all
 	$(BIN)/deptry .
 
 # A lock names packages and hashes, never where they come from: that is the reader's own index.

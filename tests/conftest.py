@@ -41,8 +41,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path == APART and not _apart(config) else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.is_relative_to(APART) and not _apart(config):
+            raise pytest.UsageError("tests/multidevice needs a process of its own: pytest tests/multidevice")
         for name in MARKED:
             if name in item.path.parts:
                 item.add_marker(name)
