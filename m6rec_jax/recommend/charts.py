@@ -25,7 +25,7 @@ def bars(names: Sequence[str], values: Sequence[float], intervals: Sequence[Sequ
          strong: Sequence[bool], label: str) -> str:  # fmt: skip
     """Horizontal bars, first on top, with 95 % whiskers; `strong` ones in the accent colour."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 0.42 * len(names) + 0.12))
+        figure = Figure(figsize=(4.0, 0.42 * len(names) + 0.12))
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         top = max([*values, *(i[1] for i in intervals if i), 1e-9])
         for y, (name, value, interval, own) in enumerate(zip(names, values, intervals, strong, strict=True)):
@@ -37,7 +37,7 @@ def bars(names: Sequence[str], values: Sequence[float], intervals: Sequence[Sequ
             axes.text(0, y - 0.06, name, color=INK, va="bottom", fontsize=9, weight="bold" if own else "normal")
             reach = max(value, interval[1] if interval else 0)
             axes.text(reach + 0.015 * top, y + 0.23, f"{value:.4f}", color=INK, va="center", fontsize=9)
-        axes.set(xlim=(0, top * 1.17), ylim=(len(names) - 0.4, -0.5))
+        axes.set(xlim=(0, top * 1.2), ylim=(len(names) - 0.4, -0.5))
         axes.axis("off")
         return _svg(figure, label)
 
