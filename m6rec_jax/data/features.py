@@ -16,7 +16,8 @@ import scipy.sparse as sp
 from m6rec_jax.data.spectral import right_vectors, unit
 
 NUMBER_PREFIX = "num_"
-WIDTH = 128
+WIDTH = 256
+WHITENING = 0.5  # singular values count by this power: rare, telling words are heard beside the common ones
 TERMS = 30_000
 UNKNOWN = 0  # id of a category or attribute that was not there when the features were fitted
 _LINE_TERM_CHARS = 80
@@ -77,7 +78,10 @@ def fit_encoder(texts: list[str], width: int = WIDTH) -> tuple[TfidfEncoder, np.
     )
     idf = (np.log((1 + len(texts)) / (1 + ranked["df"].to_numpy())) + 1).astype(np.float32)
     matrix = _tfidf(counted, len(texts), ranked["term"].to_list(), idf)
-    components = right_vectors(matrix, width) if ranked.height else np.zeros((0, 1), np.float32)
+    if not ranked.height:
+        return TfidfEncoder([], idf, np.zeros((0, 1), np.float32)), np.zeros((len(texts), 1), np.float32)
+    components = right_vectors(matrix, width)
+    components *= np.linalg.norm(matrix @ components, axis=0) ** (WHITENING - 1)
     return TfidfEncoder(ranked["term"].to_list(), idf, components), unit(matrix @ components)
 
 

@@ -30,7 +30,7 @@ from m6rec_jax.data.card_checks import is_frame, paths_of
 from m6rec_jax.data.clean import Cleaned, clean
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.events import Events, event_arrays, user_table
-from m6rec_jax.data.features import fit_encoder, fit_fields, item_texts
+from m6rec_jax.data.features import WIDTH, fit_encoder, fit_fields, item_texts
 from m6rec_jax.data.history import history_lengths
 from m6rec_jax.data.privacy import check_key_place
 from m6rec_jax.data.quality import check_thresholds, quality_report
@@ -52,6 +52,7 @@ class Options:
     levels: int = 1
     codebook: int = 256
     vocab_size: int = 4096
+    content_width: int = WIDTH
 
 
 def prepare(
@@ -63,6 +64,7 @@ def prepare(
     levels: int = 1,
     codebook: int = 256,
     vocab_size: int = 4096,
+    content_width: int = WIDTH,
 ) -> Dataset:
     """Write the dataset of `card` into folder `out` and open it; quick when the same was prepared there before.
 
@@ -71,7 +73,7 @@ def prepare(
     """
     card, out = load_card(card), Path(out)
     check_key_place(card, out)
-    options = Options(levels, codebook, vocab_size)
+    options = Options(levels, codebook, vocab_size, content_width)
     inputs = _inputs_digest(card, options, like)
     before = _before(out, inputs, append)
     if before is not None and inputs in before.manifest["inputs"]:
@@ -122,7 +124,7 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, op
         fields = lent.fields if lent else fit_fields(items)
         items = fields.apply(items)
         texts = item_texts(items)
-        encoder, content = (lent.encoder, lent.encoder.encode(texts)) if lent else fit_encoder(texts)
+        encoder, content = (lent.encoder, lent.encoder.encode(texts)) if lent else fit_encoder(texts, options.content_width)
     with clock("transitions"):
         transitions = count_transitions(events.users[train], events.items[train], events.times[train],
                                         events.weights[train], catalogue=items.height)  # fmt: skip

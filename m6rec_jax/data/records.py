@@ -169,7 +169,7 @@ class RecordReader:
         if self._pid != os.getpid():
             self.__init__(self.paths)
         wanted = np.asarray(indices, np.int64)
-        if len(wanted) and not (0 <= wanted.min() and wanted.max() < len(self)):
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"record {wanted.min()}..{wanted.max()} of {len(self)}")
         shards = np.searchsorted(self._ends, wanted, side="right")
         found: list[Record | None] = [None] * len(wanted)

@@ -18,6 +18,7 @@ from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.records import HISTORY, ITEM
 from m6rec_jax.errors import InputError
+from m6rec_jax.vocab import CONTROL_SYMBOLS, SPECIALS
 from tests.fixtures import ITEMS, tiny_card, tiny_tables
 
 SMALL = {"vocab_size": 640, "codebook": 8}
@@ -322,3 +323,27 @@ def test_a_global_split_forgets_nothing_of_the_time_before(tmp_path):
                 mine = kept.filter((pl.col("user") == record.row) & (pl.col("split") <= number))
                 assert record.items.tolist() == mine["item"].to_list()
                 assert record.targets == (mine["split"] == number).sum() > 0
+
+
+def test_hostile_titles_reach_no_reserved_id(tmp_path):
+    nasty = [
+        *CONTROL_SYMBOLS,
+        "\x00\x01 nul",
+        "",
+        "x" * 10_000_000,
+        "＜ｍａｓｋ＞",
+        "</s>",
+        "\ud83d",
+        "<item><sep>▁<next>",
+    ]
+    items = pl.DataFrame(
+        {"id": [str(n) for n in range(len(nasty))], "title": [t.encode("utf-8", "replace").decode() for t in nasty]}
+    )
+    events = pl.DataFrame({"u": ["a", "b"] * 4, "i": [str(n) for n in range(8)], "t": list(range(8))})
+    card = {"name": "n", "events": {"path": events, "user": "u", "item": "i", "time": "t"},
+            "items": {"path": items, "id": "id", "title": "title"}, "split": "leave-one-out"}  # fmt: skip
+    data = prepare(card, tmp_path / "out")
+    said = [r for split in ("train", "valid") for r in data.records(split) if r.kind == ITEM]
+    without = {"", "<source>", "</source>", "</s>"}  # nothing, and what are tags of HTML too
+    assert len(said) == len(nasty) - len(without) and data.catalogue == len(nasty)
+    assert all(r.tokens.min() >= len(SPECIALS) and len(r.tokens) <= 600 for r in said)
