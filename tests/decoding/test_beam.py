@@ -77,7 +77,7 @@ def test_beams_against_brute_force(levels, seed, share, heat, beams, gates):
     expected, model = brute_force(codes, trie, allowed, exclude, support, mass, gate, tables)
 
     rows, now, bound = jax.device_get(
-        pure_search(trie, allowed_under(trie, allowed), exclude, support, mass, gate, tables, levels=levels, beams=beams)
+        pure_search(trie, allowed_under(trie, allowed), exclude, support, mass, gate, tables, levels=levels, beams=beams if levels > 1 else 1)
     )
     for u in range(USERS):
         found = rows[u][rows[u] >= 0]

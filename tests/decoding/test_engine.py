@@ -81,14 +81,14 @@ def test_log_probabilities_equal_the_full_forward(any_world):
 def test_narrow_beams_are_certified_only_when_right(deep):
     expected = np.sort(reference(deep, deep.histories), axis=1)[:, ::-1]
     certified = 0
-    for k, beams in ((1, 4), (3, 20), (K, BEAMS)):
+    for k, beams in ((1, 4), (K, BEAMS)):
         found = deep.engine.recommend(deep.histories, k=k, beams=beams)
         for u in np.flatnonzero(found.exact):
             np.testing.assert_allclose(found.scores[u], expected[u, :k], atol=1e-4)
             certified += 1
         wrong = np.abs(found.scores - expected[:, :k]).max(1) > 1e-4
         assert not (wrong & found.exact).any()
-    assert 0 < certified < 3 * len(deep.histories)
+    assert 0 < certified < 2 * len(deep.histories)
 
 
 def test_a_request_is_answered_alike_in_any_company(any_world):
@@ -124,8 +124,9 @@ def test_every_id_is_real_allowed_unseen_and_there_once(seed, share, levels):
         assert (row[len(items) :] == -1).all() and (found.scores[u, len(items) :] == -np.inf).all()
 
 
-def test_more_asked_for_than_there_is(any_world):
-    found = any_world.engine.recommend(any_world.histories[:2], k=CATALOGUE + 5, exclude=[np.arange(3), np.arange(0)])
+def test_more_asked_for_than_there_is():
+    w = world(1)
+    found = w.engine.recommend(w.histories[:2], k=CATALOGUE + 5, exclude=[np.arange(3), np.arange(0)])
     assert (found.rows >= 0).sum(1).tolist() == [CATALOGUE - 3, CATALOGUE]
     assert found.exact.all()
 

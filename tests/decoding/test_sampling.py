@@ -53,7 +53,6 @@ def test_same_request_same_answer_in_any_company():
     assert together == engine.write(PROMPTS[::-1], most=MOST, seeds=seeds[::-1])[::-1]
     for prompt, seed, text in zip(PROMPTS, seeds, together, strict=True):
         assert engine.write([prompt], most=MOST, seeds=seed) == [text]
-    assert engine.write([[BOS] * 70, PROMPTS[2]], most=MOST, seeds=[1, 7])[1] == together[2]
     assert engine.write(PROMPTS, most=MOST, seeds=[1, 2, 3, 4]) != together
     assert len({tuple(text) for text in engine.write([PROMPTS[1]] * 4, most=MOST, seeds=[5, 5, 5, 5])}) == 1
 

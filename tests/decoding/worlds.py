@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.decoding.engine import Engine
-from m6rec_jax.model.items import item_table
+from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import Transformer
 from m6rec_jax.vocab import BOS, SPECIALS, Vocab
 
@@ -50,10 +50,10 @@ def world(levels: int, layers: int = 2) -> World:
     codes = random_codes(rng, levels, 6)
     vocab = Vocab(PIECES, (CATALOGUE,) if levels == 1 else (6,) * levels)
     config = ModelConfig(layers=layers, width=16, heads=2, kv_heads=1)
-    model = Transformer(config, vocab, 5, rngs=nnx.Rngs(levels))
-    # Larger weights than at the start of training, so that probabilities differ by much.
-    nnx.update(model, jax.tree.map(lambda x: 3 * x, nnx.state(model)))
+    blueprint = Blueprint(config, vocab, 5)
+    # Weights drawn wide, so that probabilities differ by much, and by NumPy: nothing to compile.
+    model = blueprint.bind(jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), x.dtype), blueprint.shapes()))
     content = rng.normal(size=(CATALOGUE, 5)).astype(np.float32)
     engine = Engine(model, codes, content, rng.random(CATALOGUE) < 0.8, length=48)
-    histories = [rng.integers(CATALOGUE, size=n).astype(np.int32) for n in (0, 1, 3, 12, 7, 30, 5, 2)]
+    histories = [rng.integers(CATALOGUE, size=n).astype(np.int32) for n in (0, 1, 3, 12, 7, 26, 5, 2)]
     return World(engine, model, histories)
