@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from m6rec_jax.artifacts.atomic import atomic_path, write_json
 from m6rec_jax.artifacts.manifest import MANIFEST, write_manifest
@@ -27,6 +26,7 @@ COLUMNS = {
     "source": pl.String, "route": pl.String, "reason": pl.String, "model_version": pl.String,
 }  # fmt: skip
 JOB = "job.json"
+ROW_GROUP = 1 << 17
 
 
 def generate(
@@ -55,11 +55,11 @@ def generate(
         for number, some in enumerate(_chunks(users, chunk)):
             parts.append(folder / f"part-{number:06}.parquet")
             if not parts[-1].is_file():
-                table = _checked(recommend(some)).to_arrow(compat_level=pl.CompatLevel.oldest())
+                table = _checked(recommend(some))
                 with atomic_path(parts[-1]) as path:
-                    pq.write_table(table, path, compression="zstd")
+                    table.write_parquet(path)
                 bar.advance(len(some))
-    lines = sum(pq.read_metadata(part).num_rows for part in parts)
+    lines = int(pl.scan_parquet(parts).select(pl.len()).collect().item()) if parts else 0
     if not (folder / MANIFEST).is_file() or not out.is_file():
         _join(parts, out)
         write_manifest(folder, "parts", 1, {"lines": lines}, [folder / JOB, *parts])
@@ -95,8 +95,7 @@ def _checked(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _join(parts: Sequence[Path], out: Path) -> None:
-    """All parts, in order, in one file: a row group each."""
-    schema = pl.DataFrame(schema=COLUMNS).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-    with atomic_path(out) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for part in parts:
-            writer.write_table(pq.read_table(part).cast(schema))
+    """All parts, in order, in one file, streamed; row groups of one size, so that bytes do not depend on timing."""
+    whole = pl.scan_parquet(parts) if parts else pl.LazyFrame(schema=COLUMNS)
+    with atomic_path(out) as path:
+        whole.sink_parquet(path, row_group_size=ROW_GROUP, maintain_order=True)

@@ -90,9 +90,7 @@ def build_trie(codes: np.ndarray) -> Trie:
     rank = np.empty(count, np.int32)
     rank[order] = np.arange(count, dtype=np.int32)
     join = lambda parts: np.concatenate(parts).astype(np.int32)  # noqa: E731
-    return Trie(
-        join(tok), join(base), join(lo), join(hi), ancestor, order.astype(np.int32), rank, tuple(width), size
-    )
+    return Trie(join(tok), join(base), join(lo), join(hi), ancestor, order.astype(np.int32), rank, tuple(width), size)
 
 
 def allowed_under(trie: Trie, allowed: np.ndarray | None = None) -> np.ndarray:
@@ -104,7 +102,9 @@ def allowed_under(trie: Trie, allowed: np.ndarray | None = None) -> np.ndarray:
         return trie.hi - trie.lo
     allowed = np.asarray(allowed)
     if allowed.shape != trie.rank.shape or allowed.dtype != bool:
-        raise ValueError(f"allowed {allowed.dtype}{list(allowed.shape)}: a filter is bool [{len(trie.rank)}], one an item")
+        raise ValueError(
+            f"allowed {allowed.dtype}{list(allowed.shape)}: a filter is bool [{len(trie.rank)}], one an item"
+        )
     counts = np.zeros(trie.items + 1, np.int32)
     np.cumsum(allowed[trie.row], dtype=np.int32, out=counts[1:])
     return counts[trie.hi] - counts[trie.lo]

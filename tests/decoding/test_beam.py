@@ -15,7 +15,7 @@ from m6rec_jax.decoding.beam import GATE_MOST, root, show, step
 from m6rec_jax.decoding.trie import Trie, allowed_under, build_trie
 from tests.decoding.worlds import random_codes
 
-USERS, K, H, J = 3, 6, 8, 16
+USERS, K, H, J = 3, 4, 8, 16
 CODEBOOK = 6
 
 
@@ -61,7 +61,7 @@ def brute_force(codes, trie, allowed, exclude, support, mass, gate, tables):
 @pytest.mark.parametrize("levels", [1, 3])
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.03, 0.3, 1.0]), heat=st.sampled_from([0.3, 3.0]),
-       beams=st.sampled_from([6, 70]), gates=st.sampled_from([0.0, 0.5, 1.0]))  # fmt: skip
+       beams=st.sampled_from([4, 70]), gates=st.sampled_from([0.0, 0.5, 1.0]))  # fmt: skip
 def test_beams_against_brute_force(levels, seed, share, heat, beams, gates):
     codes, trie = a_trie(levels)
     C = len(codes)
@@ -70,14 +70,24 @@ def test_beams_against_brute_force(levels, seed, share, heat, beams, gates):
     raw = [rng.normal(size=(USERS, sum(trie.size), V)) * heat for _ in range(levels)]
     tables = [(x - np.log(np.exp(x).sum(-1, keepdims=True))).astype(np.float32) for x in raw]
     allowed = rng.random(C) < share
-    exclude = rng.integers(-1, C, (USERS, H))  # repeats and -1 among them
+    exclude = rng.permuted(np.tile(rng.integers(-1, C, (USERS, H // 2)), 2), axis=1)  # everything twice
     support = rng.integers(-1, C, (USERS, J))
     mass = (rng.random((USERS, J)) * (rng.random((USERS, 1)) < 0.8)).astype(np.float32)
     gate = np.full(USERS, gates, np.float32)
     expected, model = brute_force(codes, trie, allowed, exclude, support, mass, gate, tables)
 
     rows, now, bound = jax.device_get(
-        pure_search(trie, allowed_under(trie, allowed), exclude, support, mass, gate, tables, levels=levels, beams=beams if levels > 1 else 1)
+        pure_search(
+            trie,
+            allowed_under(trie, allowed),
+            exclude,
+            support,
+            mass,
+            gate,
+            tables,
+            levels=levels,
+            beams=beams if levels > 1 else 1,
+        )
     )
     for u in range(USERS):
         found = rows[u][rows[u] >= 0]
@@ -106,6 +116,6 @@ def test_equal_scores_keep_the_lower_code_first():
     none = np.full((USERS, 1), -1)
     rows, *_ = pure_search(
         trie, allowed_under(trie, rng.random(len(codes)) < 2), none, none, np.zeros((USERS, 1), np.float32),
-        np.zeros(USERS, np.float32), [table], levels=1, beams=6,
+        np.zeros(USERS, np.float32), [table], levels=1, beams=1,
     )  # fmt: skip
-    assert np.asarray(rows).tolist() == [[40, 41, 42, 43, 44, 45]] * USERS
+    assert np.asarray(rows).tolist() == [[40, 41, 42, 43]] * USERS

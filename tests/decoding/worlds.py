@@ -13,7 +13,7 @@ from m6rec_jax.config import ModelConfig
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import Transformer
-from m6rec_jax.vocab import BOS, SPECIALS, Vocab
+from m6rec_jax.vocab import SPECIALS, Vocab
 
 CATALOGUE = 90
 PIECES = len(SPECIALS) + 40
@@ -52,7 +52,9 @@ def world(levels: int, layers: int = 2) -> World:
     config = ModelConfig(layers=layers, width=16, heads=2, kv_heads=1)
     blueprint = Blueprint(config, vocab, 5)
     # Weights drawn wide, so that probabilities differ by much, and by NumPy: nothing to compile.
-    model = blueprint.bind(jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), x.dtype), blueprint.shapes()))
+    model = blueprint.bind(
+        jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), x.dtype), blueprint.shapes())
+    )
     content = rng.normal(size=(CATALOGUE, 5)).astype(np.float32)
     engine = Engine(model, codes, content, rng.random(CATALOGUE) < 0.8, length=48)
     histories = [rng.integers(CATALOGUE, size=n).astype(np.int32) for n in (0, 1, 3, 12, 7, 26, 5, 2)]
