@@ -12,17 +12,13 @@ from packaging.utils import canonicalize_name
 import m6rec_jax.decoding
 from tests.packaging.locks import installed_on
 
-# Imports argv[2] while every top-level module named in argv[1] looks as if it were not installed.
+# Imports argv[2] while no top-level module named in argv[1] is to be found.
 PROGRAM = """
 import importlib, json, sys
+from importlib.machinery import PathFinder
 
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in missing:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-missing = set(json.loads(sys.argv[1]))
-sys.meta_path.insert(0, Missing())
+missing, find = set(json.loads(sys.argv[1])), PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in missing else find(name, *rest)
 for name in json.loads(sys.argv[2]):
     importlib.import_module(name)
 """
