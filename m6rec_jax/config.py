@@ -101,6 +101,7 @@ class OptimConfig:
         b1: decay of the first moment.
         b2: decay of the second moment.
         clip: global gradient norm above which gradients are scaled down.
+        label_smoothing: share of every target's mass spread over its vocabulary slice in training.
     """
 
     learning_rate: float = 1e-3
@@ -110,10 +111,13 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.98
     clip: float = 1.0
+    label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
         check(self.learning_rate > 0, f"optim.learning_rate={self.learning_rate}: must be above 0")
         check(self.clip > 0, f"optim.clip={self.clip}: must be above 0")
+        smoothing = self.label_smoothing
+        check(0 <= smoothing < 1, f"optim.label_smoothing={smoothing}: must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,14 @@ def cross_entropy(
     n_tasks: int,
     items: ItemTable,
     key: jax.Array | None = None,
+    smoothing: float = 0.0,
     chunk: int = CHUNK,
 ) -> TaskLoss:
     """Weighted cross-entropy a task; a target is normalised over its own slice (DESIGN section 5, mode `level`).
 
     Positions are sorted by slice, so a chunk multiplies by the one or two tables it needs, and positions
-    without a target cost nothing. Atomic items that nobody has used are no negatives.
+    without a target cost nothing. Atomic items that nobody has used are no negatives. `smoothing`: share of a
+    target's mass spread evenly over its slice (Szegedy et al. 2016), in training.
     """
     keys = (None,) * len(model.vocab.slices) if key is None else jax.random.split(key, len(model.vocab.slices))
     tables = [model.embeddings.table(i, items, keys[i]).astype(hidden.dtype) for i in range(len(model.vocab.slices))]
@@ -68,7 +70,9 @@ def cross_entropy(
                 legal = seen if seen_only and i == 1 else None
                 value = jax.lax.cond(
                     jnp.any(slice_id == i),
-                    lambda h, t, table=table, s=s, legal=legal: _slice_nll(h, t - s.offset, table, s.size, legal),
+                    lambda h, t, table=table, s=s, legal=legal: _slice_nll(
+                        h, t - s.offset, table, s.size, legal, smoothing
+                    ),
                     lambda h, t, total=total: total * 0,
                     h,
                     target,
@@ -89,7 +93,12 @@ def cross_entropy(
 
 
 def _slice_nll(
-    h: Float[Array, "c D"], target: Int[Array, " c"], table: Float[Array, "V D"], size: int, legal: Bool[Array, " V"] | None
+    h: Float[Array, "c D"],
+    target: Int[Array, " c"],
+    table: Float[Array, "V D"],
+    size: int,
+    legal: Bool[Array, " V"] | None,
+    smoothing: float,
 ) -> Float[Array, " c"]:
     """Negative log-likelihood of row `target` of a table that may be sharded along tensor."""
     first = sharding.tensor_index() * table.shape[0]
@@ -101,7 +110,11 @@ def _slice_nll(
     top = sharding.pmax(jnp.max(scores, axis=-1), sharding.TENSOR)
     mass = sharding.psum(jnp.sum(jnp.exp(scores - top[:, None]), axis=-1), sharding.TENSOR)
     hit = sharding.psum(jnp.sum(jnp.where(is_target, scores, 0), axis=-1), sharding.TENSOR)
-    return top + jnp.log(mass) - hit
+    if smoothing == 0:
+        return top + jnp.log(mass) - hit
+    total = sharding.psum(jnp.sum(jnp.where(allowed, scores, 0), axis=-1), sharding.TENSOR)
+    count = sharding.psum(jnp.sum(allowed, axis=-1), sharding.TENSOR)
+    return top + jnp.log(mass) - (1 - smoothing) * hit - smoothing * total / count
 
 
 def _vary(x: Array, axes: str | tuple[str, ...]) -> Array:

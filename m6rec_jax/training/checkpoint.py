@@ -107,12 +107,15 @@ def sweep(run: Path) -> None:
 def restore(run: Path, abstract: TrainState) -> tuple[TrainState, int] | None:
     """`(state, rows consumed)` of the newest good step, placed like `abstract`; None when there is no checkpoint.
 
-    A damaged step is passed over with a line that says why. Raises InputError when a shape differs or all are damaged.
+    A damaged step is passed over with a line that says why, and loses its manifest: training comes by it again.
+    Raises InputError when a shape differs or all are damaged.
     """
     known = steps(run)
+    damaged = []
     for step in reversed(known):
         if problems := check_step(run, step):
             note(f"checkpoint {step} is damaged and passed over: {problems[0]}")
+            damaged.append(step)
             continue
         check_shapes(run, step, abstract.params)
         optimizer = {"moments": abstract.optimizer, "step": abstract.step, "skipped": abstract.skipped}
@@ -120,6 +123,8 @@ def restore(run: Path, abstract: TrainState) -> tuple[TrainState, int] | None:
         loaded = ocp.load_checkpointables(
             step_folder(run, step), {"params": abstract.params, "optimizer": optimizer, "data": None}
         )
+        for bad in damaged if jax.process_index() == 0 else ():
+            (step_folder(run, bad) / MANIFEST).unlink(missing_ok=True)
         saved = loaded["optimizer"]
         state = TrainState(loaded["params"], saved["moments"], saved["step"], saved["skipped"])
         return state, int(loaded["data"]["rows"])

@@ -107,7 +107,7 @@ def train(
         run=run,
         mesh=mesh,
         tasks=names,
-        step=make_train_step(blueprint, optimizer, len(pools), config.train.seed),
+        step=make_train_step(blueprint, optimizer, len(pools), config.train.seed, config.optim.label_smoothing),
         items=items,
         batches=batches(source, config.data.threads) if left > 0 else iter(()),
         learning_rate=learning_rate(config.optim, config.train.steps),

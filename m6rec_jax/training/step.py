@@ -27,18 +27,26 @@ class StepMetrics(NamedTuple):
     skipped: jax.Array
 
 
-def slice_losses(blueprint: Blueprint, n_tasks: int, params: Any, batch: Batch, items: ItemTable, key: jax.Array | None) -> TaskLoss:  # fmt: skip
+def slice_losses(
+    blueprint: Blueprint,
+    n_tasks: int,
+    params: Any,
+    batch: Batch,
+    items: ItemTable,
+    key: jax.Array | None = None,
+    smoothing: float = 0.0,
+) -> TaskLoss:
     """Loss sums of one `[B, T]` slice of a batch; `key` turns dropout on."""
     key_model, key_loss = (None, None) if key is None else jax.random.split(key)
     model = blueprint.bind(params)
     view = View(batch["positions"], batch["k_start"], batch["k_end"])
     hidden = model.hidden(batch["tokens"], batch["item_rows"], view, items, key_model)
     of = (batch["targets"], batch["loss_weights"], batch["task_ids"])
-    return cross_entropy(model, hidden, *of, n_tasks, items, key_loss)
+    return cross_entropy(model, hidden, *of, n_tasks, items, key_loss, smoothing)
 
 
 def make_train_step(
-    blueprint: Blueprint, optimizer: optax.GradientTransformation, n_tasks: int, seed: int
+    blueprint: Blueprint, optimizer: optax.GradientTransformation, n_tasks: int, seed: int, smoothing: float = 0.0
 ) -> Callable[[TrainState, Batch, ItemTable], tuple[TrainState, StepMetrics]]:
     """The jitted step over a batch `[accumulate, B, T]`; the state is donated.
 
@@ -51,7 +59,7 @@ def make_train_step(
         total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
 
         def slice_loss(params: Any, part: Batch, index: jax.Array) -> tuple[jax.Array, TaskLoss]:
-            losses = slice_losses(blueprint, n_tasks, params, part, items, jax.random.fold_in(key, index))
+            losses = slice_losses(blueprint, n_tasks, params, part, items, jax.random.fold_in(key, index), smoothing)
             return jnp.sum(losses.loss) / total, losses
 
         def add(carry: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
@@ -65,7 +73,7 @@ def make_train_step(
             carry, _ = jax.lax.scan(add, carry, jax.tree.map(lambda x: x[1:], numbered))
         grads, losses = carry
 
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -86,6 +94,6 @@ def make_eval_step(blueprint: Blueprint, n_tasks: int) -> Callable[[Any, Batch, 
     """Jitted loss sums of a batch `[1, B, T]`, without dropout."""
 
     def losses(params: Any, batch: Batch, items: ItemTable) -> TaskLoss:
-        return slice_losses(blueprint, n_tasks, params, {name: x[0] for name, x in batch.items()}, items, None)
+        return slice_losses(blueprint, n_tasks, params, {name: x[0] for name, x in batch.items()}, items)
 
     return jax.jit(losses)

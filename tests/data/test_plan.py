@@ -1,0 +1,134 @@
+"""The plan: every entry once, any row from nothing but the seed, shares as asked."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from m6rec_jax.config import DEFAULT_MIXTURE, DataConfig, MixtureConfig
+from m6rec_jax.data.dataset import open_dataset
+from m6rec_jax.data.loader import PlanRows, batches, build_row
+from m6rec_jax.data.plan import Plan, make_pools, mixture_shares
+from m6rec_jax.errors import InputError
+from m6rec_jax.training.run import facts_of
+
+CONFIG = DataConfig(length=64, rows=8, block=512)
+EVERY = {**DEFAULT_MIXTURE, "text-masked": 0.05}
+
+
+def plan_of(path, config=CONFIG, seed=0, mixture=None):
+    dataset = open_dataset(path)
+    facts, mixture = facts_of(dataset), MixtureConfig(mixture or EVERY)
+    pools = make_pools(mixture, dataset.index, "train", config, facts)
+    return Plan(pools, mixture_shares(mixture, pools), config, facts, seed), dataset.records("train")
+
+
+@pytest.fixture(params=["tiny_dataset", "tiny_levels"])
+def path(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_every_entry_of_the_plan_is_in_exactly_one_row(path):
+    plan, _ = plan_of(path)
+    used, number = [], 0
+    while len(used) < 3 * CONFIG.block:
+        used += plan.row(number).number.tolist()
+        number += 1
+    assert sorted(used[: 3 * CONFIG.block]) == list(range(3 * CONFIG.block))
+
+
+def test_each_task_goes_through_all_its_records_before_it_repeats_one(path):
+    plan, _ = plan_of(path)
+    blocks = [plan.entries(b) for b in range(30)]
+    for t, pool in enumerate(plan.pools):
+        drawn = [pair for e in blocks for pair in zip(e.record[e.task == t], e.window[e.task == t], strict=True)]
+        size = len(pool.records)
+        everything = set(zip(pool.records, pool.windows, strict=True))
+        assert len(drawn) > size
+        for lap in range(len(drawn) // size):
+            assert set(drawn[lap * size : (lap + 1) * size]) == everything, pool.task.name
+
+
+def test_a_row_depends_on_seed_and_number_alone(path):
+    first, records = plan_of(path)
+    again, _ = plan_of(path)
+    other, _ = plan_of(path, seed=1)
+    a = build_row(first, records, first.row(37), first.pools)
+    b = build_row(again, records, again.row(37), again.pools)  # without having laid out row 0 first
+    assert all((a[name] == b[name]).all() for name in a)
+    c = build_row(other, records, other.row(37), other.pools)
+    assert any((a[name] != c[name]).any() for name in a)
+
+
+def test_built_examples_keep_to_the_planned_lengths(path):
+    plan, records = plan_of(path)
+    for number in range(20):
+        entries = plan.row(number)
+        row = build_row(plan, records, entries, plan.pools)
+        lengths = np.bincount(row["segment_ids"], minlength=len(entries.length) + 1)[1:]
+        assert (lengths <= entries.length).all()
+        assert (np.sort(row["order"][row["segment_ids"] == 1]) == row["order"][row["segment_ids"] == 1]).all()
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_deal_the_same_rows_and_resume_anywhere(path, processes):
+    """Batches 3 and 4 of a run, read by any number of processes that start there, are those of one undisturbed process."""
+    plan, records = plan_of(path)
+    undisturbed = list(batches(PlanRows(plan, records, 0, 5, CONFIG.rows, 0, 1), threads=2))
+    first = 3 * CONFIG.rows
+    dealt = [list(batches(PlanRows(plan, records, first, 2, CONFIG.rows, p, processes), 1)) for p in range(processes)]
+    for i in range(2):
+        joined = np.concatenate([part[i]["tokens"] for part in dealt])
+        assert (joined == undisturbed[3 + i]["tokens"]).all()
+
+
+def test_shares_are_shares_of_target_tokens_and_padding_is_rare(tiny_dataset):
+    plan, records = plan_of(tiny_dataset, replace(CONFIG, block=4096))
+    rows = [build_row(plan, records, plan.row(i), plan.pools) for i in range(400)]
+    weights = np.stack([r["loss_weights"] for r in rows])
+    tasks = np.stack([r["task_ids"] for r in rows])
+    wanted = mixture_shares(MixtureConfig(EVERY), plan.pools)
+    found = np.array([weights[tasks == t].sum() for t in range(len(plan.pools))]) / weights.sum()
+    np.testing.assert_allclose(found, wanted, atol=0.03)
+    assert np.mean([r["segment_ids"] > 0 for r in rows]) >= 0.92
+
+
+def test_long_histories_are_covered_by_windows_of_whole_events(tiny_levels):
+    """With rows shorter than histories, the windows of a user hold every event at least once, none cut in half."""
+    config = replace(CONFIG, length=24)
+    plan, records = plan_of(tiny_levels, config, mixture={"next-item": 1.0})
+    (pool,) = plan.pools
+    dataset = open_dataset(tiny_levels)
+    from m6rec_jax.data.history import spell_history
+    from m6rec_jax.data.tasks import Piece
+
+    longest = pool.records[np.argmax(np.bincount(pool.records)[pool.records])]
+    record = records[int(longest)]
+    spelled, _, _ = spell_history(
+        dataset.vocab, dataset.codes, record.items, record.times, record.kinds, True, len(dataset.kinds), record.queries
+    )
+    pieces = [
+        pool.task.build(record, Piece(pool.stretch, int(w), 0.5), plan.facts).target
+        for w in pool.windows[pool.records == longest]
+    ]
+    assert len(pieces) > 1
+    text = ",".join(map(str, spelled))
+    assert all(",".join(map(str, piece)) in text for piece in pieces)
+    first_level, last_level = dataset.vocab.levels[0], dataset.vocab.levels[-1]
+    for piece in pieces:
+        opened = ((piece >= first_level.offset) & (piece < first_level.end)).sum()
+        closed = ((piece >= last_level.offset) & (piece < last_level.end)).sum()
+        assert opened == closed
+
+
+def test_kinds_weigh_targets_and_searches_are_read_only(tiny_levels):
+    plan, records = plan_of(tiny_levels, mixture={"next-item": 1.0})
+    weights = np.concatenate([build_row(plan, records, plan.row(i), plan.pools)["loss_weights"] for i in range(10)])
+    assert set(np.unique(np.round(weights, 3))) == {0.0, np.float32(0.3), 1.0}
+    targets = np.concatenate([build_row(plan, records, plan.row(i), plan.pools)["targets"] for i in range(10)])
+    assert (targets[weights > 0] >= plan.facts.vocab.text.end).all()
+
+
+def test_unknown_tasks_and_empty_mixtures_are_refused(tiny_dataset):
+    with pytest.raises(InputError, match="mixture.tasks.next-film: unknown task; known: .*next-item"):
+        plan_of(tiny_dataset, mixture={"next-film": 1.0})

@@ -1,0 +1,143 @@
+"""One device, 4 x 2 and 2 x 2 x 2: the same training."""
+
+from dataclasses import replace
+from itertools import islice
+
+import jax
+import numpy as np
+import pytest
+
+from m6rec_jax.artifacts.checkpoints import load_params, steps
+from m6rec_jax.config import CheckpointConfig, Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from m6rec_jax.data.dataset import open_dataset
+from m6rec_jax.data.loader import PlanRows, batches
+from m6rec_jax.data.plan import Plan, make_pools, mixture_shares
+from m6rec_jax.errors import InputError
+from m6rec_jax.model.items import item_table
+from m6rec_jax.model.load import Blueprint
+from m6rec_jax.training.checkpoint import CheckpointWriter, restore
+from m6rec_jax.training.optim import make_optimizer
+from m6rec_jax.training.run import facts_of, train
+from m6rec_jax.training.sharding import make_mesh, place_batch, place_items
+from m6rec_jax.training.state import abstract_state, init_state
+from m6rec_jax.training.step import make_train_step
+from tests.fixtures import tiny_dataset, tiny_levels, tiny_root  # noqa: F401
+
+STEPS = 20
+CONFIG = Config(
+    model=ModelConfig(layers=2, width=32, heads=4, kv_heads=2),
+    optim=OptimConfig(learning_rate=1e-3, warmup=4),
+    data=DataConfig(length=64, rows=8, block=512),
+    checkpoint=CheckpointConfig(every=5),
+    train=TrainConfig(steps=STEPS, eval_every=0),
+)
+MESHES = {"4x2": MeshConfig(4, 2, 1), "2x2x2": MeshConfig(2, 2, 2)}
+
+
+class World:
+    """Everything of a run but the mesh."""
+
+    def __init__(self, path):
+        dataset = open_dataset(path)
+        facts = facts_of(dataset)
+        self.pools = make_pools(CONFIG.mixture, dataset.index, "train", CONFIG.data, facts)
+        plan = Plan(self.pools, mixture_shares(CONFIG.mixture, self.pools), CONFIG.data, facts, 0)
+        rows = PlanRows(plan, dataset.records("train"), 0, STEPS, CONFIG.data.rows, 0, 1)
+        self.batches = list(islice(batches(rows, 1), STEPS))
+        self.blueprint = Blueprint(CONFIG.model, dataset.vocab, dataset.content.shape[1])
+        self.items = item_table(dataset.content, dataset.seen)
+        self.optimizer = make_optimizer(CONFIG.optim, STEPS)
+
+    def losses(self, mesh):
+        """The loss of each of 20 steps, dropout on."""
+        step = make_train_step(self.blueprint, self.optimizer, len(self.pools), 0, 0.1)
+        items, found = place_items(mesh, self.items), []
+        with jax.set_mesh(mesh):
+            state = init_state(self.blueprint, self.optimizer, 0)
+            for batch in self.batches:
+                state, measured = step(state, place_batch(mesh, batch, 1), items)
+                found.append(float(measured.losses.loss.sum() / measured.losses.weight.sum()))
+        return np.array(found), state
+
+
+@pytest.fixture(scope="module", params=["tiny_dataset", "tiny_levels"])
+def world(request):
+    return World(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module")
+def alone(world):
+    return world.losses(make_mesh(MeshConfig(1, 1, 1), devices=1))[0]
+
+
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+def test_losses_equal_those_of_one_device(world, alone, mesh):
+    together, state = world.losses(make_mesh(mesh))
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    assert together[-1] < together[0]
+    held = {leaf.sharding.spec for leaf in jax.tree.leaves(state.params)}
+    assert any("fsdp" in str(spec) for spec in held)
+    assert any("tensor" in str(spec) for spec in held) or mesh.tensor == 1
+
+
+def test_moments_are_sharded_like_their_parameters(world):
+    with jax.set_mesh(make_mesh(MESHES["2x2x2"])):
+        state = init_state(world.blueprint, world.optimizer, 0)
+    by_shape = {}
+    for leaf in jax.tree.leaves(state.params):
+        by_shape.setdefault(leaf.shape, set()).add(leaf.sharding.spec)
+    for leaf in jax.tree.leaves(state.optimizer):
+        if leaf.ndim:
+            assert leaf.sharding.spec in by_shape[leaf.shape], leaf.shape
+
+
+def test_a_checkpoint_moves_between_meshes_to_the_bit(world, tmp_path):
+    with jax.set_mesh(make_mesh(MESHES["2x2x2"])):
+        state = init_state(world.blueprint, world.optimizer, 3)
+        writer = CheckpointWriter(tmp_path, CONFIG.checkpoint)
+        writer.save(state, 40, {})
+        writer.wait()
+    with jax.set_mesh(make_mesh(MESHES["4x2"])):
+        abstract = abstract_state(init_state(world.blueprint, world.optimizer, 0))
+        moved, rows = restore(tmp_path, abstract)
+    assert rows == 40
+    for a, b, like in zip(*(jax.tree.leaves(t) for t in (state, moved, abstract)), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        assert b.sharding == like.sharding
+
+
+def test_train_resumes_on_another_mesh_and_the_run_is_read_by_one_device(tiny_dataset, tmp_path):  # noqa: F811
+    """20 steps on 4x2, against 10 on 2x2x2 and the rest on 4x2: the same parameters within rounding."""
+    runs = {}
+    for name, first in (("straight", MESHES["4x2"]), ("moved", MESHES["2x2x2"])):
+        run = tmp_path / name
+        half = replace(CONFIG, mesh=first, train=replace(CONFIG.train, patience=1, eval_every=10))
+        # Patience ends the first part after its first validation without a better score; the schedule is that of 20 steps.
+        scores = iter((0.2, 0.1, 0.05)) if name == "straight" else iter((0.2, 0.1, 0.05))
+        if name == "moved":
+            half = replace(half, train=replace(half.train, eval_every=5))
+        make = lambda *_, scores=scores: lambda params: {"ndcg@10": next(scores)}  # noqa: E731
+        train(half, [tiny_dataset], run, make_evaluator=make)
+        if name == "moved":
+            assert steps(run)[-1] == 10
+            train(replace(CONFIG, mesh=MESHES["4x2"]), [tiny_dataset], run)
+        runs[name] = run
+    dataset = open_dataset(tiny_dataset)
+    shapes = Blueprint(CONFIG.model, dataset.vocab, dataset.content.shape[1]).shapes()
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), shapes)
+    (a, left), (b, right) = (load_params(run, "latest", shapes) for run in runs.values())
+    assert (a, b) == (STEPS, STEPS)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), left, right)
+
+
+def test_rows_that_do_not_divide_are_refused_before_compiling(tiny_dataset, tmp_path):  # noqa: F811
+    config = replace(CONFIG, data=replace(CONFIG.data, rows=12))
+    with pytest.raises(InputError, match="data.rows=12 does not divide over 8 row shards.*multiple of 8"):
+        train(config, [tiny_dataset], tmp_path / "run")
+    config = replace(CONFIG, mesh=MeshConfig(2, 1, 4))
+    with pytest.raises(InputError, match="mesh.tensor=4 does not divide the 2 kv heads"):
+        train(config, [tiny_dataset], tmp_path / "run")
+    with pytest.raises(InputError, match="mesh data=16 .* there are 8"):
+        train(replace(CONFIG, mesh=MeshConfig(16, 1, 1)), [tiny_dataset], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
