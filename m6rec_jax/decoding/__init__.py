@@ -1,0 +1,1 @@
+"""From histories to real items, from prompts to text: trie, prefix, beams, sampler, engine, batch generation."""
