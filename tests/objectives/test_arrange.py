@@ -55,11 +55,11 @@ def test_masked_hides_what_it_asks_and_asks_what_it_hides(text, rate, seed):
 
 
 def events(kinds_of_token):
-    """A history where 'c' is context and 'i' a code that completes item 7."""
+    """A history where 'c' is context, 'i' a code that completes item 7, and 'g' one that is not to be predicted."""
     n = len(kinds_of_token)
     is_item = np.array([k == "i" for k in kinds_of_token])
     tokens = np.arange(1000, 1000 + n, dtype=np.int32)
-    rows = np.where(is_item, 7, -1).astype(np.int32)
+    rows = np.where([k in "ig" for k in kinds_of_token], 7, -1).astype(np.int32)
     none = np.array([-1], np.int32)
     return Example(np.array([2], np.int32), none, tokens, rows, is_item.astype(np.float32), np.arange(n))
 
@@ -74,6 +74,9 @@ def events(kinds_of_token):
         ("iccci", {0: 1000, 1: 1004, 4: 1004}),
         # Context with nothing after it asks nothing.
         ("iic", {0: 1000, 1: 1001}),
+        # Items that are given (g), as before a held-out target: only what stands right before the target asks for it.
+        ("gggi", {3: 1003}),
+        ("ggci", {3: 1003}),
     ],
 )
 def test_next_item_steps_over_context(history, asks):
