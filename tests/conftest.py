@@ -14,6 +14,8 @@ APART = Path(__file__).parent / "multidevice"
 MARKED = ("multidevice", "multiprocess")
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests compile far more than they compute: half the time goes when the compiler does not try hard.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; pools of threads in each only get in the way
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ.setdefault(name, "1")
