@@ -23,7 +23,8 @@ BEST_METRIC = "ndcg@10"
 
 
 def step_folder(run: Path | str, step: int) -> Path:
-    return Path(run) / FOLDER / str(step)
+    """Where a step lies, as an absolute path: the storage layer takes no other."""
+    return Path(run).absolute() / FOLDER / str(step)
 
 
 def steps(run: Path | str) -> list[int]:

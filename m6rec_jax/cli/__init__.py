@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -38,6 +39,8 @@ MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; never raises."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if not _debug():  # libraries log the tracebacks of their threads; what matters of them we say in one line
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         code = _run(argv)
         sys.stdout.flush()

@@ -237,6 +237,14 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(whole):
         load_params(whole, "best", other.shapes())
 
 
+def test_a_run_named_by_a_relative_path_saves_too(tiny_dataset, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    config = replace(CONFIG, train=TrainConfig(steps=2, eval_every=0), optim=OptimConfig(warmup=1))
+    train(config, [tiny_dataset], Path("runs/here"))
+    assert steps("runs/here") == [2]
+    assert len(bytes_of("runs/here", 2))
+
+
 def test_init_from_lends_text_layers_and_items_by_id(whole, tmp_path, tiny_dataset):  # noqa: F811
     config = replace(CONFIG, train=TrainConfig(steps=3, eval_every=0), optim=OptimConfig(learning_rate=1e-9, warmup=1))
     run = train(config, [tiny_dataset], tmp_path / "run", init_from=whole)
