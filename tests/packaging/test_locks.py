@@ -66,8 +66,8 @@ def test_the_serving_image_leaves_training_out(machine):
         "    # https://packages.example.org/simple/jax/",
         "--index-url packages.example.org",
         "-i packages.example.org",
-        "--find-links /opt/wheels",
-        "jax @ file:///opt/wheels/jax.whl",
+        "--find-links /srv/wheels",
+        "jax @ file:///srv/wheels/jax.whl",
     ],
 )
 def test_the_gate_refuses_a_lock_that_names_a_place(tmp_path, line):
