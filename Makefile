@@ -11,7 +11,7 @@ export VENV PY
 
 BIN := $(VENV)/bin
 LOCKS := requirements/core.lock requirements/all.lock requirements/serve.lock
-# Universal: one lock for every interpreter from 3.11 and every platform. Wheels only. No index host in the lock.
+# Universal: one lock for Python 3.11 to 3.14, Linux and macOS (array-record has no Windows wheel). Wheels only, no host.
 # A local find-links folder or index of this machine's must not decide what others get.
 UV ?= $(BIN)/uv
 COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compile --quiet --no-config \
