@@ -124,7 +124,9 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, op
         fields = lent.fields if lent else fit_fields(items)
         items = fields.apply(items)
         texts = item_texts(items)
-        encoder, content = (lent.encoder, lent.encoder.encode(texts)) if lent else fit_encoder(texts, options.content_width)
+        encoder, content = (
+            (lent.encoder, lent.encoder.encode(texts)) if lent else fit_encoder(texts, options.content_width)
+        )
     with clock("transitions"):
         transitions = count_transitions(events.users[train], events.items[train], events.times[train],
                                         events.weights[train], catalogue=items.height)  # fmt: skip
