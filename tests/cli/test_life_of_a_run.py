@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -69,25 +68,6 @@ def test_signals_save_and_the_same_command_resumes(tiny_dataset, tmp_path):
 def _rows(run):
     file = run / "metrics.jsonl"
     return len(file.read_text().splitlines()) if file.is_file() else 0
-
-
-@pytest.mark.multiprocess
-@pytest.mark.slow
-def test_two_processes_train_one_run_and_the_first_alone_speaks(tiny_dataset, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    argv = [sys.executable, "-m", "m6rec_jax.cli", "train", "--config", "demo", *SMALL, "--train.eval_every=0"]
-    argv += ["--dataset", str(tiny_dataset), "--run", str(tmp_path / "run"), "--train.steps=2"]
-    job = {**os.environ, "JAX_PLATFORMS": "cpu", "M6REC_COORDINATOR": coordinator, "M6REC_PROCESSES": "2"}
-    children = [
-        subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env={**job, "M6REC_PROCESS_ID": str(number)})
-        for number in range(2)
-    ]
-    said = [child.communicate(timeout=150)[1] for child in children]
-    assert [child.returncode for child in children] == [SUCCESS, SUCCESS], said
-    assert "train: done, 2 steps" in said[0] and "train: " not in said[1]
-    assert main(["verify", str(tmp_path / "run")]) == SUCCESS
 
 
 @pytest.mark.parametrize("wrong", [("", "2", "0"), ("host:1", "", "0"), ("host:1", "2", "2"), ("host:1", "two", "0")])
