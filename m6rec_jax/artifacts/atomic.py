@@ -35,12 +35,11 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
 
 def write_json(target: Path | str, value: Any) -> None:
     """Atomically write `value` as indented UTF-8 JSON."""
-    with atomic_path(target) as path:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(value, file, ensure_ascii=False, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+    with atomic_path(target) as path, open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_text(target: Path | str, text: str) -> None:

@@ -40,7 +40,9 @@ def read_manifest(folder: Path, schema: str, version: int) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise InputError(f"{folder}: no {MANIFEST} in it, so this is not a finished {schema}; name its folder or make it")
+        raise InputError(
+            f"{folder}: no {MANIFEST} in it, so this is not a finished {schema}; name its folder or make it"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

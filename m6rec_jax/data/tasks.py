@@ -16,7 +16,8 @@ from m6rec_jax.data.examples import Example, text_example
 from m6rec_jax.data.history import spell_history
 from m6rec_jax.data.records import DOCUMENT, HISTORY, ITEM, Record
 from m6rec_jax.plugins import load_points
-from m6rec_jax.vocab import BOS, EOS, ITEM as OPEN_ITEM, NEXT, SAY, SPELL, USER, Vocab
+from m6rec_jax.vocab import BOS, EOS, NEXT, SAY, SPELL, USER, Vocab
+from m6rec_jax.vocab import ITEM as OPEN_ITEM
 
 ATTRIBUTE_ROOM = 24  # tokens kept for what is known of a user, where anything is
 SAID_ROOM = 64  # text tokens of an item that translation tasks read or write
@@ -117,7 +118,9 @@ def _events(record: Record, piece: Piece, facts: Facts) -> _Events:
     if record.targets:
         predict *= events >= len(record.items) - record.targets
     if len(tokens) > piece.stretch:
-        start = len(tokens) - piece.stretch if record.targets else window_starts(len(tokens), piece.stretch)[piece.window]
+        start = (
+            len(tokens) - piece.stretch if record.targets else window_starts(len(tokens), piece.stretch)[piece.window]
+        )
         stop = start + piece.stretch
         whole = np.ones(len(record.items), bool)  # events that lie in the window with all their tokens
         whole[events[:start]] = False

@@ -47,7 +47,9 @@ class Embeddings(nnx.Module):
     def __init__(self, config: ModelConfig, vocab: Vocab, content_width: int, *, rngs: nnx.Rngs):
         self.config, self.vocab = config, vocab
         std = config.width**-0.5
-        self.tables = nnx.Dict({s.name: weight(rngs, (s.padded, config.width), ("vocab", "embed"), std) for s in vocab.slices})
+        self.tables = nnx.Dict(
+            {s.name: weight(rngs, (s.padded, config.width), ("vocab", "embed"), std) for s in vocab.slices}
+        )
         self.content = weight(rngs, (content_width, config.width), (None, "embed"), std) if config.content else None
 
     @property

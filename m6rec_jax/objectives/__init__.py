@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from m6rec_jax.data.examples import Example, Sequence
-from m6rec_jax.plugins import load_points
 from m6rec_jax.objectives.causal import arrange_causal
 from m6rec_jax.objectives.masked import arrange_infill, arrange_masked, infill_sizes
 from m6rec_jax.objectives.seq2seq import arrange_seq2seq
+from m6rec_jax.plugins import load_points
 
 Sizes = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 

@@ -46,9 +46,7 @@ def cross_entropy(
     seen_only = model.embeddings.atomic and model.config.content
 
     def local(hidden, targets, weights, task_ids, tables, seen):
-        hidden, targets, weights, task_ids = (
-            x.reshape(-1, *x.shape[2:]) for x in (hidden, targets, weights, task_ids)
-        )
+        hidden, targets, weights, task_ids = (x.reshape(-1, *x.shape[2:]) for x in (hidden, targets, weights, task_ids))
         hidden = _vary(hidden, sharding.TENSOR)
         tables = [_vary(table, sharding.BATCH) for table in tables]
         slices = model.vocab.slices

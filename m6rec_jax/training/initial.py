@@ -29,7 +29,9 @@ def from_run(run: Path, dataset: Dataset, blueprint: Blueprint, fresh: Any) -> A
     for name in ("layers", "width", "heads", "n_kv", "ffn_width", "content"):
         old, new = getattr(lender.config.model, name), getattr(blueprint.config, name)
         if old != new:
-            raise InputError(f"--init-from {run}: its model.{name} is {old}, this configuration's {new}; make them equal")
+            raise InputError(
+                f"--init-from {run}: its model.{name} is {old}, this configuration's {new}; make them equal"
+            )
     old_blueprint = Blueprint(lender.config.model, lender.vocab, lender.content_width)
     step, old = load_params(run, "best", old_blueprint.shapes())
     old, new = jax.device_get(old), jax.device_get(fresh)
@@ -49,7 +51,9 @@ def from_run(run: Path, dataset: Dataset, blueprint: Blueprint, fresh: Any) -> A
     if blueprint.config.content and lender.content_width == blueprint.content_width:
         embeddings["content"] = old["embeddings"]["content"]
     lent = {**old, "embeddings": embeddings}
-    note(f"--init-from {run}: step {step}; layers and text as they are, {matched:,} of {dataset.catalogue:,} items by id")
+    note(
+        f"--init-from {run}: step {step}; layers and text as they are, {matched:,} of {dataset.catalogue:,} items by id"
+    )
     return jax.tree.map(lambda x, like: jax.device_put(np.asarray(x, like.dtype), like.sharding), lent, fresh)
 
 

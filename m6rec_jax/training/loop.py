@@ -61,7 +61,9 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
             batch = next(loop.batches, None) if first < config.train.steps else None
             for done in range(first + 1, config.train.steps + 1):
                 with jax.set_mesh(loop.mesh):
-                    state, measured = loop.step(state, place_batch(loop.mesh, batch, config.train.accumulate), loop.items)
+                    state, measured = loop.step(
+                        state, place_batch(loop.mesh, batch, config.train.accumulate), loop.items
+                    )
                 rows += config.data.rows
 
                 reader.take(measured)

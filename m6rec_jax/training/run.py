@@ -205,4 +205,6 @@ def _write_card(run: Path, dataset: Dataset, blueprint: Blueprint) -> None:
         "It recommends from behaviour; what users did not do, it does not know. Test figures: `m6rec evaluate`.",
     ]
     write_text(run / "card.md", "\n".join(lines) + "\n")
-    note(f"{run}: best step {step}" + (f", validation ndcg@10 {figures['ndcg@10']:.4f}" if "ndcg@10" in figures else ""))
+    note(
+        f"{run}: best step {step}" + (f", validation ndcg@10 {figures['ndcg@10']:.4f}" if "ndcg@10" in figures else "")
+    )

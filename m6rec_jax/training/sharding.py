@@ -57,7 +57,9 @@ def check_fit(mesh: jax.sharding.Mesh, rows: int, accumulate: int, heads: int, k
 def state_shardings(mesh: jax.sharding.Mesh, state: Any) -> Any:
     """NamedSharding of every parameter of an (abstract) nnx state, from its logical axes."""
     return jax.tree.map(
-        lambda variable: jax.NamedSharding(mesh, spec(*variable.axes)), state, is_leaf=lambda x: isinstance(x, nnx.Variable)
+        lambda variable: jax.NamedSharding(mesh, spec(*variable.axes)),
+        state,
+        is_leaf=lambda x: isinstance(x, nnx.Variable),
     )
 
 

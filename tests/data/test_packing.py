@@ -35,7 +35,9 @@ def test_a_row_holds_every_token_and_sees_by_order_within_its_segment(sizes, see
     parts = []
     for n in sizes:
         order = np.sort(rng.integers(0, n, n)).astype(np.int32)
-        parts.append(Sequence(*(rng.integers(1, 90, n) for _ in range(2)), order, rng.random(n), rng.integers(-1, 9, n)))
+        parts.append(
+            Sequence(*(rng.integers(1, 90, n) for _ in range(2)), order, rng.random(n), rng.integers(-1, 9, n))
+        )
     row = pack_row([(part, i) for i, part in enumerate(parts)], 64)
     real = row["segment_ids"] > 0
     assert row["tokens"][real].tolist() == [t for part in parts for t in part.tokens]

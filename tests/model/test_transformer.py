@@ -94,7 +94,11 @@ def test_features_of_the_item_to_predict_have_no_gradient_on_the_input_side(worl
         def state(content, row=row, position=position):
             view = View(*(row[name][None] for name in ("positions", "k_start", "k_end")))
             table = items._replace(content=content)
-            return blueprint.bind(params).hidden(row["tokens"][None], row["item_rows"][None], view, table)[0, position].sum()
+            return (
+                blueprint.bind(params)
+                .hidden(row["tokens"][None], row["item_rows"][None], view, table)[0, position]
+                .sum()
+            )
 
         gradient = np.asarray(jax.grad(state)(jnp.asarray(items.content)))
         assert (gradient[item] == 0).all()

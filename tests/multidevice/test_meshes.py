@@ -108,25 +108,19 @@ def test_a_checkpoint_moves_between_meshes_to_the_bit(world, tmp_path):
 
 def test_train_resumes_on_another_mesh_and_the_run_is_read_by_one_device(tiny_dataset, tmp_path):  # noqa: F811
     """20 steps on 4x2, against 10 on 2x2x2 and the rest on 4x2: the same parameters within rounding."""
-    runs = {}
-    for name, first in (("straight", MESHES["4x2"]), ("moved", MESHES["2x2x2"])):
-        run = tmp_path / name
-        half = replace(CONFIG, mesh=first, train=replace(CONFIG.train, patience=1, eval_every=10))
-        # Patience ends the first part after its first validation without a better score; the schedule is that of 20 steps.
-        scores = iter((0.2, 0.1, 0.05)) if name == "straight" else iter((0.2, 0.1, 0.05))
-        if name == "moved":
-            half = replace(half, train=replace(half.train, eval_every=5))
-        make = lambda *_, scores=scores: lambda params: {"ndcg@10": next(scores)}  # noqa: E731
-        train(half, [tiny_dataset], run, make_evaluator=make)
-        if name == "moved":
-            assert steps(run)[-1] == 10
-            train(replace(CONFIG, mesh=MESHES["4x2"]), [tiny_dataset], run)
-        runs[name] = run
+    straight, moved = tmp_path / "straight", tmp_path / "moved"
+    train(replace(CONFIG, mesh=MESHES["4x2"]), [tiny_dataset], straight)
+    # Patience ends the first part at step 10, in the middle of a schedule of 20 steps.
+    impatient = replace(CONFIG, mesh=MESHES["2x2x2"], train=replace(CONFIG.train, patience=1, eval_every=5))
+    scores = iter((0.2, 0.1))
+    train(impatient, [tiny_dataset], moved, make_evaluator=lambda *_: lambda params: {"ndcg@10": next(scores)})
+    assert steps(moved)[-1] == 10
+    train(replace(CONFIG, mesh=MESHES["4x2"]), [tiny_dataset], moved)
     dataset = open_dataset(tiny_dataset)
     shapes = Blueprint(CONFIG.model, dataset.vocab, dataset.content.shape[1]).shapes()
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), shapes)
-    (a, left), (b, right) = (load_params(run, "latest", shapes) for run in runs.values())
+    (a, left), (b, right) = (load_params(run, "latest", shapes) for run in (straight, moved))
     assert (a, b) == (STEPS, STEPS)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), left, right)
 

@@ -84,7 +84,9 @@ def test_never_holds_all_logits():
     shape = (16, 512)
 
     def loss(params, hidden, targets, weights):
-        return cross_entropy(blueprint.bind(params), hidden, targets, weights, targets * 0, 1, items, chunk=256).loss.sum()
+        return cross_entropy(
+            blueprint.bind(params), hidden, targets, weights, targets * 0, 1, items, chunk=256
+        ).loss.sum()
 
     args = (blueprint.shapes(), jax.ShapeDtypeStruct((*shape, 16), jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32),
             jax.ShapeDtypeStruct(shape, jnp.float32))  # fmt: skip

@@ -15,7 +15,16 @@ import pytest
 from m6rec_jax.artifacts.checkpoints import best_step, load_params, manifest, step_folder, steps
 from m6rec_jax.artifacts.manifest import MANIFEST
 from m6rec_jax.artifacts.run import read_run
-from m6rec_jax.config import CheckpointConfig, Config, DataConfig, MeshConfig, MixtureConfig, ModelConfig, OptimConfig, TrainConfig  # fmt: skip
+from m6rec_jax.config import (  # fmt: skip
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    MixtureConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.training.metrics import read_rows
@@ -105,7 +114,9 @@ def interrupted(dataset, run, at, how):
     """A process that gets signal `how` while step `at + 1` is being fed."""
     command = [sys.executable, "-c", KILLED, str(dataset), str(run), str(at), str(int(how))]
     root = Path(__file__).parents[2]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+    return subprocess.run(
+        command, cwd=root, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+    )
 
 
 def test_killed_at_a_random_step_and_resumed_equals_undisturbed(whole, tiny_dataset, tmp_path):  # noqa: F811
@@ -132,7 +143,9 @@ def test_accumulation_sums_to_the_same_step(tiny_dataset, tmp_path):  # noqa: F8
     still = replace(CONFIG.model, dropout=0.0, embed_dropout=0.0, id_dropout=0.0)
     losses = []
     for accumulate in (1, 4):
-        config = replace(CONFIG, model=still, train=TrainConfig(steps=5, log_every=1, eval_every=0, accumulate=accumulate))
+        config = replace(
+            CONFIG, model=still, train=TrainConfig(steps=5, log_every=1, eval_every=0, accumulate=accumulate)
+        )
         run = train(config, [tiny_dataset], tmp_path / str(accumulate))
         losses.append([row["loss"] for row in read_rows(run) if "loss" in row])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
@@ -141,7 +154,9 @@ def test_accumulation_sums_to_the_same_step(tiny_dataset, tmp_path):  # noqa: F8
 def test_patience_stops_early(tiny_dataset, tmp_path):  # noqa: F811
     config = replace(CONFIG, train=replace(CONFIG.train, steps=40, eval_every=5, patience=2))
     scores = iter((0.5, 0.3, 0.2))
-    run = train(config, [tiny_dataset], tmp_path / "run", make_evaluator=lambda *_: lambda params: {"ndcg@10": next(scores)})
+    run = train(
+        config, [tiny_dataset], tmp_path / "run", make_evaluator=lambda *_: lambda params: {"ndcg@10": next(scores)}
+    )
     assert steps(run)[-1] == 15
     assert best_step(run) == 5
 
