@@ -1,6 +1,6 @@
 """How fast `prepare` is: 100,000 users, a million events, 50,000 titled items, on this machine.
 
-    python benchmarks/prepare.py [--users 100000 --events 1000000 --items 50000 --levels 1] [--out FILE]
+    python -m benchmarks.prepare [--users 100000 --events 1000000 --items 50000 --levels 1] [--out FILE]
 
 Writes benchmarks/results/prepare.json: seconds a stage, events a second with and without tokenizer training, peak memory.
 """
@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -20,11 +18,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from m6rec_jax.artifacts.atomic import write_json
-from m6rec_jax.artifacts.schemas import BENCHMARK
+from benchmarks.record import write_results
 from m6rec_jax.data.prepare import prepare
 
-RESULTS = Path(__file__).parent / "results" / "prepare.json"
 SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "el", "or")]
 
 
@@ -64,31 +60,13 @@ def make_tables(folder: Path, users: int, events: int, items: int, seed: int = 0
     return card
 
 
-def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
-    return {
-        "cpus": os.cpu_count(),
-        "arch": platform.machine(),
-        "python": platform.python_version(),
-        "polars": pl.__version__,
-    }
-
-
-def commit() -> str:
-    """The commit that was measured; "" outside a git checkout."""
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
-    return done.stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--items", type=int, default=50_000)
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 3])
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/prepare.json")
     asked = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -116,16 +94,7 @@ def main() -> None:
                 }
             )
             print(json.dumps(rows[-1]))
-    write_json(
-        asked.out,
-        {
-            "schema": BENCHMARK.name,
-            "version": BENCHMARK.version,
-            "commit": commit(),
-            "machine": machine(),
-            "rows": rows,
-        },
-    )
+    print(write_results("prepare", rows, asked.out))
 
 
 if __name__ == "__main__":

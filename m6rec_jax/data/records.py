@@ -58,7 +58,7 @@ def encode(record: Record) -> bytes:
         body["tokens"] = np.asarray(record.tokens, "<i4").tobytes()
     if record.queries:
         body["queries"] = {int(i): np.asarray(q, "<i4").tobytes() for i, q in record.queries.items()}
-    return msgpack.packb(body)
+    return bytes(msgpack.packb(body))
 
 
 def encode_histories(
@@ -89,7 +89,7 @@ def encode_histories(
             body["targets"] = wanted
         if record in asked:
             body["queries"] = asked[record]
-        yield pack(body)
+        yield bytes(pack(body))
 
 
 def decode(data: bytes) -> Record:

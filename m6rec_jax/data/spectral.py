@@ -38,7 +38,8 @@ def leading(
 def right_vectors(matrix: sp.csr_array, width: int) -> np.ndarray:
     """Leading right singular vectors `[columns, w]`, w <= width."""
     turned = sp.csr_array(matrix.T)
-    return leading(lambda x: turned @ (matrix @ x), matrix.shape[1], min(width, *matrix.shape))[1]
+    rows, columns = int(matrix.shape[0]), int(matrix.shape[1])
+    return leading(lambda x: turned @ (matrix @ x), columns, min(width, rows, columns))[1]
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

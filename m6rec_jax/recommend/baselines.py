@@ -111,7 +111,7 @@ class ItemKNN:
 
 def top_of_sparse(scores: sp.csr_array, histories: Histories, k: int, repeat: bool) -> np.ndarray:
     """The k best positive entries of each row of a CSR `[U,C]`, history left out unless `repeat`; -1 beyond them."""
-    users, catalogue = scores.shape
+    users, catalogue = int(scores.shape[0]), int(scores.shape[1])
     owner, items = np.repeat(np.arange(users), np.diff(scores.indptr)), scores.indices
     keep = scores.data > 0
     if not repeat:

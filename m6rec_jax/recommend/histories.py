@@ -72,7 +72,7 @@ def interactions(dataset: Dataset) -> sp.csr_matrix:
     if not items:
         return sp.csr_matrix(shape)
     rows, columns = np.concatenate(users), np.concatenate(items)
-    return sp.coo_matrix((np.ones(len(rows)), (rows, columns)), shape).tocsr()
+    return sp.csr_matrix((np.ones(len(rows)), (rows, columns)), shape)
 
 
 def _records(dataset: Dataset, split: str) -> list[Record]:

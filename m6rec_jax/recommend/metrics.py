@@ -181,7 +181,7 @@ def beyond(rows: np.ndarray, histories: Sequence[np.ndarray], facts: Facts, k: i
         f"fill@{k}": float((top >= 0).sum() / max(len(top) * k, 1)),
     }
     if facts.categories is not None:
-        reached = facts.categories[np.flatnonzero(shown)].indices
+        reached = sp.csr_array(facts.categories[np.flatnonzero(shown)]).indices
         made[f"category_coverage@{k}"] = len(np.unique(reached)) / facts.categories.shape[1]
     return made
 
