@@ -17,7 +17,8 @@ UV ?= $(BIN)/uv
 COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compile --quiet --no-config \
 	--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean
+.PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean \
+	bench-prepare bench-seeds bench-objectives
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -64,6 +65,15 @@ lock:  ## resolve again; ARGS=--upgrade moves to newer releases
 	$(COMPILE) pyproject.toml --group build -c requirements/all.lock -o requirements/core.lock
 	$(COMPILE) --group serving -c requirements/all.lock -o requirements/serve.lock
 	@$(MAKE) --no-print-directory check-locks
+
+bench-prepare: install  ## events a second of `prepare`
+	$(BIN)/python -m benchmarks.prepare
+
+bench-seeds: install  ## the demo's run with three seeds, on the test split
+	$(BIN)/python -m benchmarks.seeds
+
+bench-objectives: install  ## causal, masked and seq2seq alone against the mixture, at equal tokens
+	$(BIN)/python -m benchmarks.objectives
 
 clean:  ## remove what was made: environments, demo, caches
 	rm -rf .venv* demo build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
