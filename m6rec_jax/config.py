@@ -1,21 +1,46 @@
 """Configuration of a training run: frozen dataclasses, checked when made, written beside every run.
 
-Layered YAML and dotted overrides are read in `cli`; a value that two settings contradict raises here,
-at parse time, and names both.
+Layered YAML and dotted overrides are read in `settings`. A value outside its range, and one that two settings
+contradict, raises here, when it is made, and is named.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from m6rec_jax.errors import InputError
+
+DType = Literal["float32", "bfloat16"]
+Remat = Literal["none", "dots", "full"]
 
 
 def check(condition: bool, message: str) -> None:
     """Raise InputError with `message` unless `condition`."""
     if not condition:
         raise InputError(message)
+
+
+def at_least(least: int, section: str, config: Any, *names: str) -> None:
+    """Raise InputError unless these settings are finite numbers, `least` or above."""
+    for name in names:
+        value = getattr(config, name)
+        check(least <= value < math.inf, f"{section}.{name}={value}: must be at least {least}")
+
+
+def above_zero(section: str, config: Any, *names: str) -> None:
+    """Raise InputError unless these settings are finite numbers above 0."""
+    for name in names:
+        value = getattr(config, name)
+        check(0 < value < math.inf, f"{section}.{name}={value}: must be above 0")
+
+
+def below_one(section: str, config: Any, *names: str) -> None:
+    """Raise InputError unless these settings are at least 0 and below 1."""
+    for name in names:
+        value = getattr(config, name)
+        check(0 <= value < 1, f"{section}.{name}={value}: must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -48,18 +73,20 @@ class ModelConfig:
     id_dropout: float = 0.1
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    dtype: DType = "float32"
+    remat: Remat = "none"
     content: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads"):
-            check(getattr(self, name) > 0, f"model.{name}={getattr(self, name)}: must be above 0")
+        above_zero("model", self, "layers", "width", "heads", "rope_theta", "norm_eps")
+        at_least(0, "model", self, "kv_heads", "ffn")
+        below_one("model", self, "dropout", "embed_dropout", "id_dropout")
+        for name, known in (("dtype", DType), ("remat", Remat)):
+            value = getattr(self, name)
+            check(value in get_args(known), f"model.{name}={value}: must be one of {', '.join(get_args(known))}")
         check(self.width % self.heads == 0, f"model.heads={self.heads} does not divide model.width={self.width}")
         check((self.width // self.heads) % 2 == 0, f"model.width={self.width} over model.heads={self.heads} gives an odd head size; rotary positions need an even one")  # fmt: skip
         check(self.heads % self.n_kv == 0, f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}")
-        for name in ("dropout", "embed_dropout", "id_dropout"):
-            check(0 <= getattr(self, name) < 1, f"model.{name}={getattr(self, name)}: must be at least 0 and below 1")
 
     @property
     def n_kv(self) -> int:
@@ -88,6 +115,11 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
 
+    def __post_init__(self) -> None:
+        for name in ("data", "fsdp", "tensor"):
+            size = getattr(self, name)
+            check(size > 0 or size == -1, f"mesh.{name}={size}: must be above 0, or -1 for all devices that are left")
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -114,10 +146,11 @@ class OptimConfig:
     label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        check(self.learning_rate > 0, f"optim.learning_rate={self.learning_rate}: must be above 0")
-        check(self.clip > 0, f"optim.clip={self.clip}: must be above 0")
-        smoothing = self.label_smoothing
-        check(0 <= smoothing < 1, f"optim.label_smoothing={smoothing}: must be at least 0 and below 1")
+        above_zero("optim", self, "learning_rate")
+        at_least(0, "optim", self, "warmup", "weight_decay")
+        below_one("optim", self, "b1", "b2", "label_smoothing")
+        check(0 <= self.final <= 1, f"optim.final={self.final}: must lie between 0 and 1")
+        check(self.clip > 0, f"optim.clip={self.clip}: must be above 0")  # .inf clips nothing
 
 
 @dataclass(frozen=True)
@@ -129,7 +162,7 @@ class DataConfig:
         rows: rows in a global batch (B), over all devices and accumulation steps.
         mask_rate: share of a sequence that the masked objectives hide.
         block: plan entries shuffled and packed together.
-        threads: reader threads.
+        threads: reader threads; 0 = the training thread reads.
     """
 
     length: int = 256
@@ -139,8 +172,9 @@ class DataConfig:
     threads: int = 2
 
     def __post_init__(self) -> None:
-        check(self.length >= 16, f"data.length={self.length}: must be at least 16")
-        check(self.rows > 0, f"data.rows={self.rows}: must be above 0")
+        at_least(16, "data", self, "length")
+        above_zero("data", self, "rows", "block")
+        at_least(0, "data", self, "threads")
         check(0 < self.mask_rate < 1, f"data.mask_rate={self.mask_rate}: must lie between 0 and 1")
 
 
@@ -159,8 +193,10 @@ class MixtureConfig:
     def __post_init__(self) -> None:
         check(bool(self.tasks), "mixture.tasks is empty: name at least one task")
         for name, weight in self.tasks.items():
-            check(weight >= 0, f"mixture.tasks.{name}={weight}: a share cannot be negative; 0 leaves the task out")
+            fits = 0 <= weight < math.inf
+            check(fits, f"mixture.tasks.{name}={weight}: a share is a number from 0 on; 0 leaves the task out")
         check(any(w > 0 for w in self.tasks.values()), "mixture.tasks: every share is 0; give one task a share above 0")
+        at_least(0, "mixture", self, "temperature")
 
 
 DEFAULT_MIXTURE = {
@@ -187,8 +223,7 @@ class CheckpointConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        check(self.every > 0, f"checkpoint.every={self.every}: must be above 0")
-        check(self.keep > 0, f"checkpoint.keep={self.keep}: must be above 0")
+        above_zero("checkpoint", self, "every", "keep")
 
 
 @dataclass(frozen=True)
@@ -212,8 +247,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(self.steps > 0, f"train.steps={self.steps}: must be above 0")
-        check(self.accumulate > 0, f"train.accumulate={self.accumulate}: must be above 0")
+        above_zero("train", self, "steps", "accumulate", "log_every")
+        at_least(0, "train", self, "eval_every", "patience")
+        check(0 <= self.seed < 2**32, f"train.seed={self.seed}: must be at least 0 and below 2^32")
 
 
 @dataclass(frozen=True)

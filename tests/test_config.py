@@ -10,7 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m6rec_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, dump_config
+from m6rec_jax.config import Config, DataConfig, MixtureConfig, ModelConfig, OptimConfig, TrainConfig, dump_config
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.transformer import Transformer
 from m6rec_jax.settings import SECTIONS, field_help, load_config, shipped
@@ -134,6 +134,50 @@ def test_every_setting_has_a_help_text(kind):
 def test_contradictions_raise_when_made(make, says):
     with pytest.raises(InputError, match=re.escape(says)):
         make()
+
+
+# One value outside the range of every number, at its edge where the range is open; and one inside.
+OUTSIDE = {
+    "model": {"layers": 0, "width": 0, "heads": 0, "kv_heads": -2, "ffn": -1, "dropout": 1.0, "embed_dropout": 1.0,
+              "id_dropout": 1.0, "rope_theta": 0.0, "norm_eps": 0.0},
+    "mesh": {"data": 0, "fsdp": 0, "tensor": -2},
+    "optim": {"learning_rate": 0.0, "warmup": -1, "final": 1.5, "weight_decay": -0.1, "b1": 1.0, "b2": 1.0, "clip": 0.0,
+              "label_smoothing": 1.0},
+    "data": {"length": 15, "rows": 0, "mask_rate": 1.0, "block": 0, "threads": -1},
+    "mixture": {"temperature": -0.1},
+    "checkpoint": {"every": 0, "keep": 0},
+    "train": {"steps": 0, "accumulate": 0, "log_every": 0, "eval_every": -1, "patience": -1, "seed": 2**32},
+}  # fmt: skip
+EDGE = {
+    "model": {"kv_heads": 0, "ffn": 0, "dropout": 0.0},
+    "mesh": {"data": -1, "tensor": 1},
+    "optim": {"warmup": 0, "final": 1.0, "weight_decay": 0.0, "b1": 0.0, "clip": float("inf"), "label_smoothing": 0.0},
+    "data": {"length": 16, "block": 1, "threads": 0},
+    "mixture": {"temperature": 0.0},
+    "checkpoint": {"every": 1, "keep": 1},
+    "train": {"log_every": 1, "eval_every": 0, "patience": 0, "seed": 2**32 - 1},
+}
+NUMBERS = [(s, f.name) for s, kind in SECTIONS.items() for f in fields(kind) if type(getattr(kind(), f.name)) in (int, float)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "name"), NUMBERS, ids=[f"{section}.{name}" for section, name in NUMBERS])
+def test_every_number_has_a_range_and_the_error_names_it(section, name):
+    for value in (OUTSIDE[section][name], -2, float("nan"), float("-inf")):
+        with pytest.raises(InputError, match=re.escape(f"{section}.{name}={value}: must ")):
+            SECTIONS[section](**{name: value})
+
+
+@pytest.mark.parametrize("section", EDGE)
+def test_the_edge_of_a_range_belongs_to_it(section):
+    assert SECTIONS[section](**EDGE[section])
+
+
+def test_choices_and_shares_are_checked_in_python_too():
+    with pytest.raises(InputError, match="model.dtype=f16: must be one of float32, bfloat16"):
+        ModelConfig(dtype="f16")
+    for share in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=re.escape(f"mixture.tasks.next-item={share}")):
+            MixtureConfig({"next-item": share})
 
 
 def test_the_five_sizes_are_shipped():
