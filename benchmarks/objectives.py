@@ -96,7 +96,10 @@ def rank_held_out(run: Path, config: Config, dataset: Dataset, layout: str) -> d
     records = [_without_pause(record) for record in dataset.records("valid").take(pool.records)]
     for start in range(0, len(records), 128):
         part = records[start : start + 128]
-        made = [pool.task.build(record, Piece(pool.stretch, 0, 0.5), facts) for record in part]
+        starts = pool.starts[start : start + 128]
+        made = [
+            pool.task.build(r, Piece(pool.stretch, int(at), 0.5), facts) for r, at in zip(part, starts, strict=True)
+        ]
         laid = [pool.objective.arrange(e, np.random.default_rng(0), config.data.mask_rate) for e in made]
         packed = [pack_row([(sequence, 0)], config.data.length) for sequence in laid]
         batch = {name: np.stack([row[name] for row in packed]) for name in packed[0]}

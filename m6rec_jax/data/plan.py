@@ -1,6 +1,6 @@
 """The epoch plan: which examples are trained on, in which order, packed into which rows (DESIGN section 8).
 
-The plan is an endless list of entries (task, record, window), cut into blocks. Everything about it is a pure
+The plan is an endless list of entries (task, record, start), cut into blocks. Everything about it is a pure
 function of the seed, so any process computes any row alone, and a run that stores how many rows it has consumed
 resumes on another mesh or process count with every entry used once.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from m6rec_jax.config import DataConfig, MixtureConfig
 from m6rec_jax.data.packing import pack_lengths
 from m6rec_jax.data.records import HISTORY
-from m6rec_jax.data.tasks import Facts, Task, tasks
+from m6rec_jax.data.tasks import Facts, Task, tasks, window_starts
 from m6rec_jax.errors import InputError
 from m6rec_jax.objectives import Objective, objectives
 from m6rec_jax.progress import note
@@ -25,13 +25,13 @@ from m6rec_jax.progress import note
 
 @dataclass(frozen=True)
 class Pool:
-    """All that one task can draw from a split: `records`, `windows` and `tokens` (of the stretch), `[n]` each."""
+    """All that one task can draw from a split: `records`, `starts` and `tokens` (of the stretch), `[n]` each."""
 
     task: Task
     objective: Objective
     stretch: int
     records: np.ndarray
-    windows: np.ndarray
+    starts: np.ndarray
     tokens: np.ndarray
 
 
@@ -42,7 +42,7 @@ class Entries:
     number: np.ndarray
     task: np.ndarray
     record: np.ndarray
-    window: np.ndarray
+    start: np.ndarray
     draw: np.ndarray
     length: np.ndarray
 
@@ -62,12 +62,15 @@ def make_pool(
     units = np.where(kinds == HISTORY, index[f"{split}_events"], tokens)
     records = np.flatnonzero(np.isin(kinds, task.records) & (units >= task.least))
     tokens = tokens[records]
-    windows = np.zeros(len(records), np.int32)
-    if task.windows and split == "train" and len(records):
-        counts = np.maximum(1, -(-tokens // stretch))
-        windows = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
+    if split != "train":
+        starts = np.where(kinds[records] == HISTORY, np.maximum(tokens - stretch, 0), 0)  # targets are last
+    elif task.windows and len(records):
+        windows = [window_starts(int(n), stretch, task.overlap(facts)) for n in tokens]
+        counts, starts = [len(w) for w in windows], np.concatenate(windows)
         records, tokens = np.repeat(records, counts), np.repeat(tokens, counts)
-    return Pool(task, objective, stretch, records, windows, np.minimum(tokens, stretch))
+    else:
+        starts = np.zeros(len(records), np.int64)
+    return Pool(task, objective, stretch, records, starts, np.minimum(tokens, stretch))
 
 
 def make_pools(
@@ -93,10 +96,19 @@ def make_pools(
 class Plan:
     """An endless order of entries over pools, and the rows they are packed into.
 
-    `shares [pools]`: wanted share of target tokens. Raises InputError when no pool has a record.
+    `shares [pools]`: wanted share of target tokens. `at`: a block and the rows before it, as `cursor` gave them, so
+    that a resumed run lays out no block it is past. Raises InputError when no pool has a record.
     """
 
-    def __init__(self, pools: list[Pool], shares: np.ndarray, config: DataConfig, facts: Facts, seed: int):
+    def __init__(
+        self,
+        pools: list[Pool],
+        shares: np.ndarray,
+        config: DataConfig,
+        facts: Facts,
+        seed: int,
+        at: tuple[int, int] = (0, 0),
+    ):
         self.pools, self.config, self.facts, self.seed = pools, config, facts, seed
         usable = np.array([len(pool.records) > 0 for pool in pools])
         if not usable.any():
@@ -107,7 +119,7 @@ class Plan:
         targets = np.array([self._mean_targets(pool) if has else 1.0 for pool, has in zip(pools, usable, strict=True)])
         rates = np.where(usable, shares, 0) / targets
         self.rates = rates / rates.sum()  # share of entries
-        self._ends = [0]  # rows up to the end of each block laid out so far
+        self._first_block, self._ends = at[0], [at[1]]  # rows up to the end of each block laid out so far
         self._lock = threading.Lock()
         self._permutation = lru_cache(maxsize=4 * len(pools))(self._permute)
         self._block = lru_cache(maxsize=16)(self._lay_out)
@@ -118,25 +130,40 @@ class Plan:
         before, after = self._counts(block * size), self._counts((block + 1) * size)
         task = np.repeat(np.arange(len(self.pools)), after - before)
         task = rng.permutation(task)
-        record, window, draw = np.zeros(size, np.int64), np.zeros(size, np.int32), rng.random(size)
+        record, start, draw = np.zeros(size, np.int64), np.zeros(size, np.int64), rng.random(size)
         length = np.zeros(size, np.int64)
         for t, pool in enumerate(self.pools):
             mine = np.flatnonzero(task == t)
             if len(mine):
                 chosen = self._draw(t, int(before[t]), len(mine))
-                record[mine], window[mine] = pool.records[chosen], pool.windows[chosen]
+                record[mine], start[mine] = pool.records[chosen], pool.starts[chosen]
                 sizes = pool.task.sizes(pool.tokens[chosen], draw[mine], self.facts)
                 length[mine] = pool.objective.length(*sizes, self.config.mask_rate)
-        return Entries(np.arange(block * size, (block + 1) * size), task, record, window, draw, length)
+        return Entries(np.arange(block * size, (block + 1) * size), task, record, start, draw, length)
 
     def row(self, number: int) -> Entries:
         """The entries packed into a row; rows count from the start of training."""
         with self._lock:
-            while self._ends[-1] <= number:
-                self._ends.append(self._ends[-1] + len(self._block(len(self._ends) - 1)[1]))
-            block = int(np.searchsorted(self._ends, number, side="right")) - 1
-            entries, rows = self._block(block)
-        return entries.take(rows[number - self._ends[block]])
+            block, before = self._locate(number)
+            entries, rows = self.block(block)
+        return entries.take(rows[number - before])
+
+    def cursor(self, number: int) -> tuple[int, int]:
+        """The block that holds a row, and the rows before that block: where a plan may start again (`at`)."""
+        with self._lock:
+            return self._locate(number)
+
+    def block(self, number: int) -> tuple[Entries, list[list[int]]]:
+        """The entries of a block and the rows they are packed into, as lists of places."""
+        return self._block(number)
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        while self._ends[-1] <= number:
+            self._ends.append(self._ends[-1] + len(self._block(self._first_block + len(self._ends) - 1)[1]))
+        place = int(np.searchsorted(self._ends, number, side="right")) - 1
+        if place < 0:
+            raise ValueError(f"row {number} lies before row {self._ends[0]}, where this plan starts")
+        return self._first_block + place, self._ends[place]
 
     def _lay_out(self, block: int) -> tuple[Entries, list[list[int]]]:
         entries = self.entries(block)

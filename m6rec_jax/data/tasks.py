@@ -19,36 +19,33 @@ from m6rec_jax.plugins import load_points
 from m6rec_jax.vocab import BOS, EOS, NEXT, SAY, SPELL, USER, Vocab
 from m6rec_jax.vocab import ITEM as OPEN_ITEM
 
-ATTRIBUTE_ROOM = 24  # tokens kept for what is known of a user, where anything is
 SAID_ROOM = 64  # text tokens of an item that translation tasks read or write
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What builders must know of a data set. `attributes(user row)` gives text tokens; `kind_weights [kinds]`."""
+    """What builders must know of a data set. `attributes(user row)` gives text tokens, of which `attribute_room` less
+    one are used; `kind_weights [kinds]`."""
 
     vocab: Vocab
     codes: np.ndarray
     timed: bool
     kind_weights: np.ndarray
     attributes: Callable[[int], np.ndarray] | None = None
+    attribute_room: int = 0
 
     @property
     def levels(self) -> int:
         return self.codes.shape[1]
 
-    @property
-    def attribute_room(self) -> int:
-        return ATTRIBUTE_ROOM if self.attributes else 0
-
 
 @dataclass(frozen=True)
 class Piece:
-    """One entry of the plan, for a builder: at most `stretch` tokens of the record, the `window`-th such stretch of
-    it, and a `draw` in [0, 1) that `sizes` saw too."""
+    """One entry of the plan, for a builder: at most `stretch` tokens of the record from token `start` on, and a `draw`
+    in [0, 1) that `sizes` saw too."""
 
     stretch: int
-    window: int
+    start: int
     draw: float
 
 
@@ -59,7 +56,8 @@ class Task:
     `stretch(room, facts)`: record tokens that fit when source and target have `room` tokens together.
     `sizes(tokens [n], draws [n], facts) -> (source [n], target [n])`: lengths at most, for stretches of `tokens`.
     `build(record, piece, facts)`: the example. `records`: kinds of record it is made from; `least`: fewest units
-    (events of a history, tokens of a text); `windows`: a long record gives several entries, one a stretch.
+    (events of a history, tokens of a text); `windows`: a long record gives several entries, one a stretch, that
+    overlap by `overlap(facts)` tokens.
     """
 
     name: str
@@ -70,6 +68,7 @@ class Task:
     build: Callable[[Record, Piece, Facts], Example]
     least: int = 1
     windows: bool = True
+    overlap: Callable[[Facts], int] = lambda facts: 0
 
 
 def tasks() -> dict[str, Task]:
@@ -80,20 +79,18 @@ def tasks() -> dict[str, Task]:
 # -- behaviour ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Stretch:
-    """Whole events of a history: tokens, the row each completes, event of each, loss weight of each."""
+def window_starts(tokens: int, stretch: int, overlap: int) -> np.ndarray:
+    """Where the windows of a record begin: enough to cover it, spread evenly, the last one ending at its end.
 
-    tokens: np.ndarray
-    rows: np.ndarray
-    events: np.ndarray
-    predict: np.ndarray
+    Whatever is at most `overlap + 1` tokens long lies whole in one of them.
+    """
+    count = max(1, -(-(tokens - overlap) // (stretch - overlap)))
+    return np.floor(np.linspace(0, max(tokens - stretch, 0), count)).astype(np.int64)
 
 
-def window_starts(tokens: int, stretch: int) -> np.ndarray:
-    """Where the windows of a record begin: enough to cover it, spread evenly, the last one ending at its end."""
-    count = max(1, -(-tokens // stretch))
-    return np.round(np.linspace(0, max(tokens - stretch, 0), count)).astype(np.int64)
+def _event_overlap(facts: Facts) -> int:
+    """A pause, a kind and an item's codes are one event, less one token."""
+    return facts.levels + 1
 
 
 @dataclass(frozen=True)
@@ -118,10 +115,7 @@ def _events(record: Record, piece: Piece, facts: Facts) -> _Events:
     if record.targets:
         predict *= events >= len(record.items) - record.targets
     if len(tokens) > piece.stretch:
-        start = (
-            len(tokens) - piece.stretch if record.targets else window_starts(len(tokens), piece.stretch)[piece.window]
-        )
-        stop = start + piece.stretch
+        start, stop = piece.start, piece.start + piece.stretch
         whole = np.ones(len(record.items), bool)  # events that lie in the window with all their tokens
         whole[events[:start]] = False
         whole[events[stop:]] = False
@@ -160,7 +154,7 @@ def _history_seq2seq(record: Record, piece: Piece, facts: Facts) -> Example:
     before, target = s.events < first, (s.events >= first) & (s.tokens >= facts.vocab.text.end)
     about = [BOS]
     if facts.attributes:
-        about += [USER, *facts.attributes(record.row)[: ATTRIBUTE_ROOM - 1]]
+        about += [USER, *facts.attributes(record.row)[: facts.attribute_room - 1]]
     source = np.concatenate([np.array(about, np.int32), s.tokens[before], np.array([NEXT], np.int32)])
     source_rows = np.concatenate([_none(len(about)), s.rows[before], _none(1)])
     return Example(source, source_rows, s.tokens[target], s.rows[target], s.predict[target], s.events[target])
@@ -182,8 +176,8 @@ def _text(record: Record, piece: Piece, facts: Facts) -> Example:
 
 def _text_window(record: Record, piece: Piece) -> tuple[np.ndarray, bool]:
     """A window of the text and whether it reaches its end."""
-    start = int(window_starts(len(record.tokens), piece.stretch)[piece.window])
-    return record.tokens[start : start + piece.stretch], start + piece.stretch >= len(record.tokens)
+    stop = piece.start + piece.stretch
+    return record.tokens[piece.start : stop], stop >= len(record.tokens)
 
 
 # -- translation between text and codes ----------------------------------------------------------------------------
@@ -215,11 +209,17 @@ _after_bos = lambda tokens, draws, facts: (np.ones_like(tokens), tokens)  # noqa
 _alone = lambda tokens, draws, facts: (np.zeros_like(tokens), tokens)  # noqa: E731
 
 BUILT_IN = (
-    Task("next-item", (HISTORY,), "causal", lambda room, facts: room - 1, _after_bos, _history),
-    Task("behaviour-masked", (HISTORY,), "masked", lambda room, facts: room - 1, _after_bos, _history, least=2),
+    Task(
+        "next-item", (HISTORY,), "causal", lambda room, facts: room - 1, _after_bos, _history, overlap=_event_overlap,
+    ),
+    Task(
+        "behaviour-masked", (HISTORY,), "masked", lambda room, facts: room - 1, _after_bos, _history, least=2,
+        overlap=_event_overlap,
+    ),
     Task(
         "behaviour-seq2seq", (HISTORY,), "seq2seq",
         lambda room, facts: room - facts.attribute_room - 2, _history_seq2seq_sizes, _history_seq2seq, least=2,
+        overlap=_event_overlap,
     ),
     Task(
         "text-causal", (ITEM, DOCUMENT), "causal",

@@ -34,6 +34,7 @@ from m6rec_jax.training.step import make_eval_step, make_train_step
 from m6rec_jax.training.validation import ValidationLoss, unigram_losses, validation_rows
 
 COPIED = ("tokenizer.model", "items.parquet", "codes.npz", "transitions.npz")
+ATTRIBUTE_SAMPLE, ATTRIBUTE_MOST = 1000, 32  # users looked at, and most tokens kept, for what is known of a user
 MakeEvaluator = Callable[[Blueprint, Dataset], Evaluator]
 
 
@@ -132,7 +133,9 @@ def facts_of(dataset: Dataset) -> Facts:
         said = known[user]
         return np.array(dataset.tokenizer.encode(", ".join([] if said is None else said)), np.int32)
 
-    return Facts(dataset.vocab, dataset.codes, dataset.timed, kind_weights, attributes)
+    longest = max(len(attributes(user)) for user in range(min(len(known), ATTRIBUTE_SAMPLE)))
+    room = 1 + min(longest, ATTRIBUTE_MOST)
+    return Facts(dataset.vocab, dataset.codes, dataset.timed, kind_weights, attributes, room)
 
 
 def on_host(params: Any) -> Any:

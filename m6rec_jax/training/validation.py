@@ -16,7 +16,6 @@ from m6rec_jax.model.items import ItemTable
 from m6rec_jax.training.sharding import place_batch
 
 SAMPLE = 512  # held-out examples a task
-UNIGRAM_ROWS = 256  # training rows whose targets are counted
 
 
 def validation_rows(plan: Plan, pools: list[Pool], records: RecordReader, seed: int) -> list[dict[str, np.ndarray]]:
@@ -29,9 +28,9 @@ def validation_rows(plan: Plan, pools: list[Pool], records: RecordReader, seed: 
         length = pool.objective.length(
             *pool.task.sizes(pool.tokens[chosen], draw, plan.facts), plan.config.mask_rate
         ).astype(np.int64)
-        parts.append((np.full(len(chosen), task), pool.records[chosen], pool.windows[chosen], draw, length))
-    task, record, window, draw, length = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    entries = Entries(np.arange(len(task)), task, record, window, draw, length)
+        parts.append((np.full(len(chosen), task), pool.records[chosen], pool.starts[chosen], draw, length))
+    task, record, start, draw, length = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    entries = Entries(np.arange(len(task)), task, record, start, draw, length)
     rows = pack_lengths(length, plan.config.length)
     return [build_row(plan, records, entries.take(row), pools) for row in rows]
 
@@ -39,22 +38,28 @@ def validation_rows(plan: Plan, pools: list[Pool], records: RecordReader, seed: 
 def unigram_losses(plan: Plan, records: RecordReader, held_out: list[dict[str, np.ndarray]]) -> dict[str, float]:
     """Loss a task on `held_out` rows of guessing by how often a token was a target of that task in training.
 
-    Counts (plus one) of `UNIGRAM_ROWS` training rows, normalised over a target's slice.
+    Counts (plus one) over the first block of the plan, normalised over a target's slice; where guessing evenly over
+    the slice is better (targets never seen in training), the loss of that.
     """
     slices = plan.facts.vocab.slices
     counts = np.ones((len(plan.pools), plan.facts.vocab.size))
-    for number in range(UNIGRAM_ROWS):
-        row = build_row(plan, records, plan.row(number), plan.pools)
+    even = np.zeros(plan.facts.vocab.size)
+    entries, rows = plan.block(0)
+    for places in rows:
+        row = build_row(plan, records, entries.take(places), plan.pools)
         np.add.at(counts, (row["task_ids"], row["targets"]), row["loss_weights"])
     for s in slices:
         inside = slice(s.offset, s.offset + s.size)
         counts[:, inside] /= counts[:, inside].sum(axis=1, keepdims=True)
-    loss, weight = np.zeros(len(plan.pools)), np.zeros(len(plan.pools))
+        even[inside] = 1 / s.size
+    loss, even_loss, weight = (np.zeros(len(plan.pools)) for _ in range(3))
     for row in held_out:
-        nll = -np.log(counts[row["task_ids"], row["targets"]])
-        np.add.at(loss, row["task_ids"], nll * row["loss_weights"])
-        np.add.at(weight, row["task_ids"], row["loss_weights"])
-    return {p.task.name: float(loss[i] / weight[i]) for i, p in enumerate(plan.pools) if weight[i] > 0}
+        task, target, weights = row["task_ids"], row["targets"], row["loss_weights"]
+        np.add.at(loss, task, -np.log(counts[task, target]) * weights)
+        np.add.at(even_loss, task, -np.log(np.where(weights > 0, even[target], 1)) * weights)
+        np.add.at(weight, task, weights)
+    best = np.minimum(loss, even_loss)
+    return {p.task.name: float(best[i] / weight[i]) for i, p in enumerate(plan.pools) if weight[i] > 0}
 
 
 class ValidationLoss:
