@@ -79,9 +79,7 @@ def main() -> None:
 def rank_held_out(run: Path, config: Config, dataset: Dataset, layout: str) -> dict[str, float]:
     """NDCG@10 and Recall@10 of validation targets in one task's own layout, items of the history removed (one level)."""
     blueprint = Blueprint(config.model, dataset.vocab, dataset.content.shape[1])
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), blueprint.shapes())
-    _, params = load_params(run, "latest", shapes)
+    _, params = load_params(run, "latest", blueprint.shapes())
     facts = facts_of(dataset)
     (pool,) = make_pools(MixtureConfig({layout: 1.0}), dataset.index, "valid", config.data, facts)
     items = ItemTable(*(jnp.asarray(x) for x in item_table(dataset.content, dataset.seen)))

@@ -92,10 +92,13 @@ def pick_step(run: Path | str, which: int | str = "best") -> int:
 
 
 def load_params(run: Path | str, which: int | str, abstract: Any) -> tuple[int, Any]:
-    """`(step, parameters)` shaped and placed like `abstract`; bytes and shapes are checked first.
+    """`(step, parameters)` shaped and placed like `abstract` (leaves without a place: whole, on this process's first
+    device); bytes and shapes are checked first.
 
     When the step is damaged, the newest good one before it is taken, and said so. Raises InputError when none is left.
     """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=s.sharding or here), abstract)
     first = pick_step(run, which)
     for step in [first, *(s for s in reversed(steps(run)) if s != first)]:
         if problems := check_step(run, step, "params"):

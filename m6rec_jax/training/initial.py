@@ -34,7 +34,7 @@ def from_run(run: Path, dataset: Dataset, blueprint: Blueprint, fresh: Any) -> A
             )
     old_blueprint = Blueprint(lender.config.model, lender.vocab, lender.content_width)
     step, old = load_params(run, "best", old_blueprint.shapes())
-    old, new = jax.device_get(old), jax.device_get(fresh)
+    old, new = jax.device_get(old), on_host(fresh)
 
     tables = {"text": old["embeddings"]["tables"]["text"]}
     matched = 0
@@ -55,6 +55,15 @@ def from_run(run: Path, dataset: Dataset, blueprint: Blueprint, fresh: Any) -> A
         f"--init-from {run}: step {step}; layers and text as they are, {matched:,} of {dataset.catalogue:,} items by id"
     )
     return jax.tree.map(lambda x, like: jax.device_put(np.asarray(x, like.dtype), like.sharding), lent, fresh)
+
+
+def on_host(params: Any) -> Any:
+    """Whole parameters as NumPy arrays on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(params)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(params, tiled=True)
 
 
 def _shared_items(run: Path, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

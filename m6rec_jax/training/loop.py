@@ -54,6 +54,11 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
     config, first = loop.config, int(state.step)
     log = MetricsLog(loop.run, first) if jax.process_index() == 0 else None
     best, since_best = _best_so_far(loop.run, first)
+    if config.train.patience and since_best >= config.train.patience and first < config.train.steps:
+        note(
+            f"stopped at step {first} in an earlier run: no better {BEST_METRIC} than {best:.4f} in {since_best} validations"
+        )
+        return state
     stop = _StopSignals()
     reader = _Reader(loop)
     try:
@@ -98,6 +103,8 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                 if not last:
                     batch = next(loop.batches)
         loop.writer.wait()
+        if reader.positions:
+            note(f"packing: {reader.tokens / reader.positions:.1%} of {reader.positions:,} positions carried a token")
     finally:
         if log:
             log.close()
@@ -110,6 +117,7 @@ class _Reader:
     def __init__(self, loop: Loop):
         self.loop = loop
         self.shown: dict[str, Any] = {}
+        self.tokens = self.positions = 0  # since this process began
         self._held: StepMetrics | None = None
         self.restart()
 
@@ -127,9 +135,11 @@ class _Reader:
         self._weight = self._weight + np.asarray(held.losses.weight)
         self._steps, self._tokens = self._steps + 1, self._tokens + int(held.tokens)
         self._norm, self._skipped = self._norm + float(held.grad_norm), int(held.skipped)
+        config = self.loop.config.data
+        self.tokens, self.positions = self.tokens + int(held.tokens), self.positions + config.rows * config.length
         rate = self._tokens / (time.perf_counter() - self._since)
         mean = self._loss.sum() / max(self._weight.sum(), 1)
-        self.shown = {"loss": f"{mean:.3f}", "tokens/s": f"{rate:,.0f}"}
+        self.shown |= {"loss": f"{mean:.3f}", "tokens/s": f"{rate:,.0f}"}
 
     def row(self, step: int) -> dict[str, Any]:
         """Means over the steps since the last row, the one just dispatched included; begins the next row."""
@@ -149,6 +159,14 @@ class _Reader:
             "skipped": self._skipped,
         }
         self.restart()
+        by_task = " ".join(f"{task}={row[f'loss/{task}']:.2f}" for task, _, weight in pairs if weight > 0)
+        self.shown |= {
+            "by task": by_task,
+            "padding": f"{row['padding']:.1%}",
+            "ms/step": f"{1000 * row['step_seconds']:,.0f}",
+            "grad": f"{row['grad_norm']:.2f}",
+            "lr": f"{row['learning_rate']:.1e}",
+        }
         return row
 
 

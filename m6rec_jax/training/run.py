@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import platform
 import shutil
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -25,7 +28,7 @@ from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.progress import note
 from m6rec_jax.training.checkpoint import CheckpointWriter, restore
-from m6rec_jax.training.initial import from_run
+from m6rec_jax.training.initial import from_run, on_host
 from m6rec_jax.training.loop import Evaluator, Loop, train_loop
 from m6rec_jax.training.optim import learning_rate, make_optimizer
 from m6rec_jax.training.sharding import check_fit, make_mesh, place_items
@@ -59,7 +62,7 @@ def train(
 
     # -- mesh ---------------------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
-    check_fit(mesh, config.data.rows, config.train.accumulate, config.model.heads, config.model.n_kv)
+    check_fit(mesh, config)
     if config.data.rows % jax.process_count():
         raise InputError(f"data.rows={config.data.rows} does not divide over {jax.process_count()} processes")
 
@@ -74,8 +77,7 @@ def train(
     blueprint = Blueprint(config.model, dataset.vocab, dataset.content.shape[1])
     optimizer = make_optimizer(config.optim, config.train.steps)
     resumed = bool(steps(run))
-    if jax.process_index() == 0:
-        _claim(run, config, dataset)
+    lock = _together(lambda: _claim(run, config, dataset))
     items = place_items(mesh, item_table(dataset.content, dataset.seen))
 
     # -- state: resumed, or from another run, or fresh ------------------------------------------------------------
@@ -118,6 +120,8 @@ def train(
     train_loop(loop, state, rows)
     if jax.process_index() == 0:
         _write_card(run, dataset, blueprint)
+    if lock is not None:
+        lock.close()
     return run
 
 
@@ -138,19 +142,29 @@ def facts_of(dataset: Dataset) -> Facts:
     return Facts(dataset.vocab, dataset.codes, dataset.timed, kind_weights, attributes, room)
 
 
-def on_host(params: Any) -> Any:
-    """Whole parameters as NumPy arrays on every process."""
-    if jax.process_count() == 1:
-        return jax.device_get(params)
-    from jax.experimental import multihost_utils
+def _together(claim: Callable[[], IO[str]]) -> IO[str] | None:
+    """`claim` on the first process; when it refuses, all processes raise the same InputError."""
+    lock, refusal = None, ""
+    if jax.process_index() == 0:
+        try:
+            lock = claim()
+        except InputError as error:
+            refusal = str(error)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
 
-    return multihost_utils.process_allgather(params, tiled=True)
+        said = np.frombuffer(refusal.encode()[:1024].ljust(1024), np.uint8)
+        refusal = bytes(multihost_utils.broadcast_one_to_all(said)).decode(errors="ignore").strip()
+    if refusal:
+        raise InputError(refusal)
+    return lock
 
 
-def _claim(run: Path, config: Config, dataset: Dataset) -> None:
-    """Make the run folder, or check that the one there was trained on this dataset with this model.
+def _claim(run: Path, config: Config, dataset: Dataset) -> IO[str]:
+    """Make the run folder, or check that the one there was trained on this dataset with this model; returns its lock.
 
-    Raises InputError naming what differs; only the length of training and how often it is looked at may change.
+    Raises InputError naming what differs (only the length of training and how often it is looked at may change), or
+    the process that trains this run already.
     """
     if (run / RUN_FILE).is_file():
         old = read_run(run)
@@ -174,6 +188,7 @@ def _claim(run: Path, config: Config, dataset: Dataset) -> None:
     elif run.is_dir() and any(run.iterdir()):
         raise InputError(f"{run}: not empty and not a run; name an empty or new folder with --run")
     run.mkdir(parents=True, exist_ok=True)
+    lock = _lock(run)
     for name in COPIED:
         if not (run / name).is_file():
             with atomic_path(run / name) as path:
@@ -182,9 +197,34 @@ def _claim(run: Path, config: Config, dataset: Dataset) -> None:
     trained_on = TrainedOn.of(dataset.path, dataset.digest, dataset.manifest)
     tokenizer = file_digest(run / "tokenizer.model")
     write_run(Run(run, config, dataset.vocab, dataset.content.shape[1], (trained_on,), tokenizer, code_version()))
+    return lock
+
+
+def _lock(run: Path) -> IO[str]:
+    """An open file whose lock ends with this process, however it ends: one trainer a run."""
+    file = open(run / "lock", "a+", encoding="utf-8")  # noqa: SIM115  held while the run trains
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise InputError(f"{run}: {holder} is training it; wait for its end, stop it, or use another --run") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    return file
 
 
 RESUMABLE = {("data", "threads"), ("data", "rows")}
+
+
+def _said_split(split: Any) -> str:
+    """A split rule in words: its name, and the shares where the rule has any."""
+    if not isinstance(split, dict):
+        return str(split)
+    shares = ", ".join(f"{name} {value:g}" for name, value in split.items() if name != "rule")
+    return split["rule"] if split["rule"] == "leave-one-out" or not shares else f"{split['rule']} ({shares})"
 
 
 def _write_card(run: Path, dataset: Dataset, blueprint: Blueprint) -> None:
@@ -197,7 +237,7 @@ def _write_card(run: Path, dataset: Dataset, blueprint: Blueprint) -> None:
         "",
         f"A generative recommender of {blueprint.parameters():,} parameters ({config.model.layers} layers, width "
         f"{config.model.width}), trained by m6rec_jax {code_version()} on `{dataset.name}`: {sizes['users']:,} users, "
-        f"{sizes['items']:,} items, {sizes['train_events']:,} training events; split {dataset.manifest['split']}.",
+        f"{sizes['items']:,} items, {sizes['train_events']:,} training events; split {_said_split(dataset.manifest['split'])}.",
         "",
         f"Best checkpoint: step {step}. Its figures on the validation split:",
         "",

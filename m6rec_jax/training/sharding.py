@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
-from flax import nnx
 
-from m6rec_jax.config import MeshConfig
+from m6rec_jax.config import Config, MeshConfig
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ITEM_AXES, ItemTable
 from m6rec_jax.model.sharding import AXES, BATCH, spec
+from m6rec_jax.vocab import PAD_MULTIPLE
 
 BATCH_AXES = (None, "batch", None)  # [accumulation slice, row, position]
 
@@ -39,33 +37,23 @@ def make_mesh(config: MeshConfig, devices: int | None = None) -> jax.sharding.Me
     return jax.make_mesh(tuple(sizes.values()), AXES, devices=jax.devices()[:count])
 
 
-def check_fit(mesh: jax.sharding.Mesh, rows: int, accumulate: int, heads: int, kv_heads: int) -> None:
-    """Raise InputError, before compiling, when rows or heads do not divide over the mesh."""
+def check_fit(mesh: jax.sharding.Mesh, config: Config) -> None:
+    """Raise InputError, before compiling, when rows, heads or widths do not divide over the mesh."""
+    rows, model = config.data.rows, config.model
     over = int(np.prod([mesh.shape[axis] for axis in BATCH]))
-    if rows % (over * accumulate):
+    if rows % (over * config.train.accumulate):
         raise InputError(
             f"data.rows={rows} does not divide over {over} row shards (mesh {' x '.join(BATCH)}) times "
-            f"train.accumulate={accumulate}; make it a multiple of {over * accumulate}"
+            f"train.accumulate={config.train.accumulate}; make it a multiple of {over * config.train.accumulate}"
         )
-    if kv_heads % mesh.shape["tensor"]:
-        raise InputError(
-            f"mesh.tensor={mesh.shape['tensor']} does not divide the {kv_heads} kv heads of model.heads={heads}; "
-            "lower mesh.tensor or raise model.kv_heads"
-        )
-
-
-def state_shardings(mesh: jax.sharding.Mesh, state: Any) -> Any:
-    """NamedSharding of every parameter of an (abstract) nnx state, from its logical axes."""
-    return jax.tree.map(
-        lambda variable: jax.NamedSharding(mesh, spec(*variable.axes)),
-        state,
-        is_leaf=lambda x: isinstance(x, nnx.Variable),
-    )
-
-
-def replicated(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
-    """One whole copy a device."""
-    return jax.NamedSharding(mesh, jax.P())
+    for axis, name, size in (
+        ("tensor", "kv heads (model.kv_heads, or model.heads)", model.n_kv),
+        ("tensor", "columns of the feed-forward layer (model.ffn)", model.ffn_width),
+        ("tensor", "rows to which tables are padded", PAD_MULTIPLE),
+        ("fsdp", "model.width", model.width),
+    ):
+        if size % mesh.shape[axis]:
+            raise InputError(f"mesh.{axis}={mesh.shape[axis]} does not divide the {size} {name}; change one of them")
 
 
 def place_items(mesh: jax.sharding.Mesh, items: ItemTable) -> ItemTable:

@@ -118,8 +118,6 @@ def test_train_resumes_on_another_mesh_and_the_run_is_read_by_one_device(tiny_da
     train(replace(CONFIG, mesh=MESHES["4x2"]), [tiny_dataset], moved)
     dataset = open_dataset(tiny_dataset)
     shapes = Blueprint(CONFIG.model, dataset.vocab, dataset.content.shape[1]).shapes()
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), shapes)
     (a, left), (b, right) = (load_params(run, "latest", shapes) for run in (straight, moved))
     assert (a, b) == (STEPS, STEPS)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), left, right)
@@ -131,6 +129,9 @@ def test_rows_that_do_not_divide_are_refused_before_compiling(tiny_dataset, tmp_
         train(config, [tiny_dataset], tmp_path / "run")
     config = replace(CONFIG, mesh=MeshConfig(2, 1, 4))
     with pytest.raises(InputError, match="mesh.tensor=4 does not divide the 2 kv heads"):
+        train(config, [tiny_dataset], tmp_path / "run")
+    config = replace(CONFIG, mesh=MeshConfig(1, 8, 1), model=replace(CONFIG.model, width=36, heads=2))
+    with pytest.raises(InputError, match="mesh.fsdp=8 does not divide the 36 model.width"):
         train(config, [tiny_dataset], tmp_path / "run")
     with pytest.raises(InputError, match="mesh data=16 .* there are 8"):
         train(replace(CONFIG, mesh=MeshConfig(16, 1, 1)), [tiny_dataset], tmp_path / "run")
