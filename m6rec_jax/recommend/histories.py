@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import scipy.sparse as sp
 
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.data.records import HISTORY, Record
+from m6rec_jax.errors import InputError
 
 Queries = Mapping[int, np.ndarray]
 
@@ -54,11 +56,34 @@ def held_out(dataset: Dataset, split: str) -> Histories:
 
 
 def everything(dataset: Dataset) -> Histories:
-    """All events of every user, in user order: what a list for tomorrow is made from. No targets."""
-    last: dict[int, Record] = {}
-    for split in ("train", "valid", "test"):  # each later record contains the earlier one of the same user
-        last |= {record.row: record for record in _records(dataset, split)}
-    return _histories([(last[row], len(last[row].items)) for row in sorted(last)])
+    """All events of every user who has any, in user order, whatever their split: what a list for tomorrow is made from.
+
+    No targets (-1). Reads events.parquet: a record of a split holds only what that split asks and its past. Raises
+    InputError when that file is unreadable.
+    """
+    path = dataset.path / "events.parquet"
+    try:
+        events = pl.read_parquet(path, columns=["user", "item", "time", "kind", "text"])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not readable ({reason}); prepare the dataset again") from None
+    owners, starts = np.unique(events["user"].to_numpy(), return_index=True)  # events lie by user, then time
+    items, cuts = events["item"].to_numpy().astype(np.int32), starts[1:]
+    asked = np.flatnonzero(items < 0)
+    tokens = dataset.tokenizer.encode_batch(events["text"].gather(asked).fill_null("").to_list())
+    queries: list[dict[int, np.ndarray]] = [{} for _ in owners]
+    for at, owner, ids in zip(asked, np.searchsorted(starts, asked, side="right") - 1, tokens, strict=True):
+        queries[owner][int(at - starts[owner])] = np.array(ids, np.int32)
+    split = lambda column, kind: np.split(column.astype(kind), cuts) if len(owners) else []  # noqa: E731
+    return Histories(
+        users=owners.astype(np.int64),
+        items=split(items, np.int32),
+        times=split(events["time"].to_numpy(), np.int64),
+        kinds=split(events["kind"].to_numpy(), np.uint8),
+        queries=list(queries),
+        targets=np.full(len(owners), -1, np.int64),
+        target_times=np.zeros(len(owners), np.int64),
+    )
 
 
 def interactions(dataset: Dataset) -> sp.csr_matrix:

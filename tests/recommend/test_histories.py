@@ -1,9 +1,12 @@
 import numpy as np
+import polars as pl
 import pytest
 
 from m6rec_jax.data.dataset import open_dataset
+from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.records import HISTORY
 from m6rec_jax.recommend.histories import everything, held_out, interactions
+from tests.fixtures import tiny_card, tiny_tables
 
 
 @pytest.fixture(params=["tiny_dataset", "tiny_levels"])
@@ -43,3 +46,28 @@ def test_everything_holds_each_user_once_with_all_events(dataset):
         assert items[len(last.items[i])] == last.targets[i]
     back = whole.take([2, 0])
     assert back.users.tolist() == [whole.users[2], whole.users[0]] and np.array_equal(back.items[1], whole.items[0])
+
+
+@pytest.mark.parametrize("rule", ["leave-one-out", "global-time"])
+def test_everything_is_what_the_source_says_whatever_the_split(rule, tmp_path):
+    tables = tiny_tables(kinds=True)
+    late = tables["events"]["t"].max() + 100  # only in the last part of a split by time; u7 ends with a search
+    more = [
+        ("newcomer", "item-3", late, "buy", None),
+        ("newcomer", "item-4", late + 1, "view", None),
+        ("u7", None, late + 2, "search", "wool hat"),
+    ]
+    events = pl.concat([tables["events"].select("u", "i", "t", "k", "q"),
+                        pl.DataFrame(more, schema=["u", "i", "t", "k", "q"], orient="row")])  # fmt: skip
+    data = prepare(tiny_card(tables | {"events": events}, split=rule), tmp_path / "data", vocab_size=640)
+    whole = everything(data)
+    ids = data.users["user_id"].gather(whole.users).to_list()
+    assert sorted(ids) == sorted(events["u"].unique().to_list())
+    assert (whole.targets == -1).all()
+    for place, user in enumerate(ids):
+        own = events.filter(pl.col("u") == user).sort("t", maintain_order=True)
+        assert [data.item_ids[i] if i >= 0 else None for i in whole.items[place]] == own["i"].to_list()
+        assert whole.times[place].tolist() == own["t"].to_list()
+        assert [data.kinds[k] for k in whole.kinds[place]] == own["k"].to_list()
+        said = {n: data.tokenizer.encode(q) for n, q in enumerate(own["q"].to_list()) if q is not None}
+        assert {n: q.tolist() for n, q in whole.queries[place].items()} == said
