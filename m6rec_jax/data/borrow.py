@@ -126,6 +126,7 @@ def _events(dataset: Dataset) -> pl.DataFrame:
             "user_id": dataset.users["user_id"].gather(events["user"]),
             "item_id": dataset.items["item_id"].gather(events["item"].clip(0)).to_frame("x").select(pl.when(known).then("x")).to_series(),
             "time": events["time"],
+            "fraction": events["fraction"],
             "kind": names.gather(events["kind"]).replace("", None),
             "value": events["value"],
             "text": events["text"],

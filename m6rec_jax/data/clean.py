@@ -79,7 +79,7 @@ class Cleaned:
 def clean(tables: Tables, card: Card, now: float | None = None) -> Cleaned:
     """Apply every rule. `now` (seconds since 1970) bounds times; the clock's by default.
 
-    Events come out sorted by (user's first row, time, row); each has an item of the items table, or, a query,
+    Events come out sorted by (user's first row, time at the source's precision, row); each has an item of the items table, or, a query,
     none and a text. Every item has a title and a text, perhaps empty. Raises InputError when no event is left.
     """
     counts = dict.fromkeys(RULES, 0)
@@ -131,9 +131,8 @@ def _clean_events(events: pl.DataFrame, card: Card, counts: dict, reject, now: f
         events = reject("events", "unknown_kind", events, ~events["kind"].is_in(list(card.kinds)))
     elif (kinds := events["kind"].n_unique()) > N_KINDS:
         raise InputError(f"{card.origin}: events.kind: {card.events.kind!r}: {kinds} different kinds, at most {N_KINDS} are possible; list those that count under `kinds:`")  # fmt: skip
-    return reject(
-        "events", "duplicate_event", events, _repeated(events, ["user_id", "item_id", "time", "kind", "value", "text"])
-    )
+    same = ["user_id", "item_id", "time", "fraction", "kind", "value", "text"]
+    return reject("events", "duplicate_event", events, _repeated(events, same))
 
 
 def _repeated(frame: pl.DataFrame, columns: list[str]) -> pl.Series:
@@ -176,7 +175,7 @@ def _codes(series: pl.Series) -> np.ndarray:
 
 def _sorted(events: pl.DataFrame) -> pl.DataFrame:
     first = pl.col("row").min().over("user_id")
-    return events.sort(first, "time", "row")
+    return events.sort(first, "time", "fraction", "row")
 
 
 def _clean_items(items: pl.DataFrame, card: Card, counts: dict, reject) -> pl.DataFrame:

@@ -18,11 +18,13 @@ NO_STRINGS = pl.lit([], dtype=pl.List(pl.String))
 
 @dataclass(frozen=True)
 class Events:
-    """n events by user, then time: rows of user and item (-1 = a query), times, kind numbers and their names."""
+    """n events by user, then time: rows of user and item (-1 = a query), times in whole seconds and what
+    the source says beyond them, kind numbers and their names."""
 
     users: np.ndarray
     items: np.ndarray
     times: np.ndarray
+    fractions: pl.Series
     kinds: np.ndarray
     values: pl.Series
     texts: pl.Series
@@ -46,6 +48,7 @@ class Events:
                 "user": self.users,
                 "item": self.items,
                 "time": self.times,
+                "fraction": self.fractions,
                 "kind": self.kinds,
                 "value": self.values,
                 "text": self.texts,
@@ -58,7 +61,9 @@ def event_arrays(
     events: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series, card: Card, kinds_before: Sequence[str] = ()
 ) -> Events:
     """Cleaned events (sorted by user and time) as arrays; kinds keep the numbers that they had in `kinds_before`."""
-    found = list(card.kinds) or events["kind"].drop_nulls().unique().sort().to_list()
+    # `kinds:` without a column of kinds says nothing of these events: a kind token before each would mean nothing.
+    listed = list(card.kinds) if card.events.kind else []
+    found = listed or events["kind"].drop_nulls().unique().sort().to_list()
     if events["kind"].null_count() and (found or kinds_before):
         found = ["", *found]  # the kind of events that do not say theirs
     names = list(dict.fromkeys([*kinds_before, *found]))
@@ -71,6 +76,7 @@ def event_arrays(
         users=rows_of(events["user_id"], user_ids),
         items=rows_of(events["item_id"], item_ids),
         times=events["time"].to_numpy(),
+        fractions=events["fraction"],
         kinds=kinds,
         values=events["value"],
         texts=events["text"],

@@ -142,7 +142,7 @@ def _missing(tables: Tables, card: Card) -> list[dict[str, Any]]:
             continue
         for column in frame.columns:
             optional = column in unnamed.get(name, ()) or column in ("text", "categories", "attributes")
-            if column == "row" or (optional and not getattr(section, column, "")):
+            if column in ("row", "fraction") or (optional and not getattr(section, column, "")):
                 continue
             cells = frame[column]
             empty = cells.list.len().fill_null(0) == 0 if cells.dtype == pl.List else cells.is_null()

@@ -19,6 +19,7 @@ EVENT_SCHEMA = {
     "user_id": pl.String,
     "item_id": pl.String,
     "time": pl.Int64,
+    "fraction": pl.Float64,
     "kind": pl.String,
     "value": pl.Float64,
     "text": pl.String,
@@ -31,7 +32,8 @@ CONTENT_LIMIT = 1000  # characters of a rejected row that are kept
 class Tables:
     """Canonical tables, source order kept in `row`; a column that the card does not name is there, all null.
 
-    events: user_id, item_id, time (seconds since 1970, or the order), kind, value, text.
+    events: user_id, item_id, time (whole seconds since 1970, or the order), fraction (what the source says of the time
+    beyond that, in [0, 1)), kind, value, text.
     items: item_id, title, text, categories, attributes (lists), num_* (f64), published, type, image, audio, video.
     users: user_id, attributes. corpus: text. impressions: user_id, item_id, time, clicked.
     `rejected`: rows that could not be read. `counts`: cells set to null on reading.
@@ -99,7 +101,9 @@ def _read_events(card: Card, table: Events, counts: dict[str, int]) -> tuple[pl.
         return _histories(_joined_lists(raw, table.user, table.item)), _no_bad_times()
     columns = {"user_id": values.ids(raw[table.user]), "item_id": values.ids(raw[table.item])}
     columns["row"] = pl.int_range(raw.height, dtype=pl.Int64, eager=True)
-    columns["time"] = values.times(raw[table.time], table.time_unit) if table.time else columns["row"]
+    columns["time"] = columns["row"]
+    if table.time:
+        columns["time"], columns["fraction"] = values.moments(raw[table.time], table.time_unit)
     for name in ("kind", "text"):
         if column := getattr(table, name):
             columns[name] = values.texts(raw[column])
@@ -110,9 +114,10 @@ def _read_events(card: Card, table: Events, counts: dict[str, int]) -> tuple[pl.
 
 
 def _canonical(events: pl.DataFrame) -> pl.DataFrame:
-    """The columns of EVENT_SCHEMA in their order; those that are not there, null."""
+    """The columns of EVENT_SCHEMA in their order; those that are not there, null (no fraction is 0)."""
+    absent = {"fraction": 0.0}
     return events.select(
-        (pl.col(name) if name in events.columns else pl.lit(None)).cast(kind).alias(name)
+        (pl.col(name) if name in events.columns else pl.lit(absent.get(name))).cast(kind).alias(name)
         for name, kind in EVENT_SCHEMA.items()
     )
 

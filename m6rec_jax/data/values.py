@@ -6,15 +6,16 @@ import ast
 import json
 import math
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 NAMELESS = {"attribute", "attributes", "features", "details", "properties", "tags"}  # names that say nothing of a value
+MICRO = 1_000_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TRUE, FALSE = ("1", "true", "t", "yes", "y", "click", "clicked"), ("0", "false", "f", "no", "n", "")
-DAY = 86_400
 
 
 def as_polars(frame: Any) -> pl.DataFrame:
@@ -87,61 +88,82 @@ def ids(series: pl.Series) -> pl.Series:
 
 
 def times(series: pl.Series, unit: str) -> pl.Series:
-    """Seconds since 1970 (i64), or the plain order number; null where it cannot be understood.
+    """Seconds since 1970 (i64), or the plain order number, rounded down; null where it cannot be understood.
 
     A column of dates needs no unit; a date without a zone is taken as UTC.
     """
+    return moments(series, unit)[0]
+
+
+def moments(series: pl.Series, unit: str) -> tuple[pl.Series, pl.Series]:
+    """`times`, and what rounding down took from each (f64 in [0, 1)): what sorts within a second."""
     if series.dtype.is_temporal():
-        return _epoch(series)
+        return _parted(*_ticks(series))
     if unit == "iso":
-        return _iso(texts(series))
+        return _parted(_iso(texts(series)), MICRO)
+    scale, rest = 1000 if unit == "ms" else 1, None
     if series.dtype.is_integer():
         number = series.cast(pl.Int64, strict=False)
     elif series.dtype.is_float():
-        number = series.floor().cast(pl.Int64, strict=False)
+        number, rest = series.floor().cast(pl.Int64, strict=False), series - series.floor()
     else:
         text = texts(series)
         number = text.cast(pl.Int64, strict=False)
         if number.null_count() > text.null_count():
-            number = number.fill_null(text.cast(pl.Float64, strict=False).floor().cast(pl.Int64, strict=False))
-    return number // 1000 if unit == "ms" else number
+            exact = text.cast(pl.Float64, strict=False)
+            number, rest = number.fill_null(exact.floor().cast(pl.Int64, strict=False)), exact - exact.floor()
+    return _parted(number, scale, rest)
 
 
-def _epoch(series: pl.Series) -> pl.Series:
+def _parted(ticks: pl.Series, a_second: int, rest: pl.Series | None = None) -> tuple[pl.Series, pl.Series]:
+    """Whole seconds, and the fraction left; `rest` is the fraction of a tick."""
+    seconds = ticks // a_second
+    left = (ticks - seconds * a_second).cast(pl.Float64)
+    if rest is not None:
+        left = left + rest.cast(pl.Float64).fill_nan(0).fill_null(0)
+    return seconds, (left / a_second).fill_null(0)
+
+
+def _ticks(series: pl.Series) -> tuple[pl.Series, int]:
+    """Whole ticks since 1970 of a column of dates or datetimes, and how many make a second."""
     if series.dtype == pl.Date:
-        return series.cast(pl.Datetime("us")).dt.epoch("s")
-    return (
-        series.dt.epoch("s")
-        if isinstance(series.dtype, pl.Datetime)
-        else pl.repeat(None, len(series), dtype=pl.Int64, eager=True)
-    )
+        series = series.cast(pl.Datetime("us"))
+    if not isinstance(series.dtype, pl.Datetime):
+        return pl.repeat(None, len(series), dtype=pl.Int64, eager=True), 1
+    return series.to_physical(), {"ms": 1000, "us": MICRO, "ns": 1000 * MICRO}[series.dtype.time_unit]
 
 
 def _iso(text: pl.Series) -> pl.Series:
+    """Microseconds since 1970."""
     made = pl.repeat(None, len(text), dtype=pl.Int64, eager=True)
     for form in ("%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"):
         if made.null_count() == text.null_count():
             return made
-        made = made.fill_null(text.str.to_datetime(form, strict=False, time_unit="us").dt.epoch("s"))
+        made = made.fill_null(text.str.to_datetime(form, strict=False, time_unit="us").dt.epoch("us"))
     if made.null_count() == text.null_count():
         return made
     left = text.filter(made.is_null()).drop_nulls().unique()
-    seconds = pl.Series([_iso_seconds(one) for one in left.to_list()], dtype=pl.Int64)
-    return made.fill_null(text.replace_strict(left, seconds, default=None, return_dtype=pl.Int64))
+    found = pl.Series([_iso_micros(one) for one in left.to_list()], dtype=pl.Int64)
+    return made.fill_null(text.replace_strict(left, found, default=None, return_dtype=pl.Int64))
+
+
+def _iso_micros(text: str) -> int | None:
+    try:
+        moment = datetime.fromisoformat(text)
+        return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - EPOCH) // timedelta(microseconds=1)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _iso_seconds(text: str) -> int | None:
-    try:
-        moment = datetime.fromisoformat(text)
-        return math.floor((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-    except (ValueError, OverflowError):
-        return None
+    micros = _iso_micros(text)
+    return None if micros is None else micros // MICRO
 
 
 def dates(series: pl.Series) -> pl.Series:
     """Seconds since 1970 of years (1995), days (19950131, 1995-01-31), seconds or milliseconds; null otherwise."""
     if series.dtype.is_temporal():
-        return _epoch(series)
+        return _parted(*_ticks(series))[0]
     return _mapped(texts(series), _date_seconds, pl.Int64)
 
 

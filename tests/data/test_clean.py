@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
@@ -299,3 +300,29 @@ def test_cleaning_is_idempotent(events, items, unknown, least):
     assert not any(
         twice.counts[rule] for rule in RULES if rule not in ("empty_title", "empty_text", "near_duplicate_item")
     )
+
+
+@pytest.mark.parametrize(
+    ("unit", "times"),
+    [
+        ("ms", [1_600_000_000_900, 1_600_000_000_100, 1_600_000_000_500]),
+        ("ms", ["1600000000900", "1600000000100.0", "1600000000100.5"]),
+        ("s", [1_600_000_000.9, 1_600_000_000.1, 1_600_000_000.5]),
+        ("iso", ["2020-01-01T00:00:00.9Z", "2020-01-01T00:00:00.1Z", "2020-01-01T00:00:00.100001Z"]),
+        ("iso", ["2020-01-01T00:00:00.9+01:00", "2020-01-01T00:00:00.1+01:00", "2020-01-01T00:00:00.5+01:00"]),
+        ("s", [datetime.fromtimestamp(-1, UTC) + timedelta(microseconds=m) for m in (900, 100, 500)]),
+        ("order", [7.75, 7.25, 7.5]),
+    ],
+)
+def test_what_happened_within_a_second_keeps_its_order(unit, times):
+    frame = pl.DataFrame({"u": ["a"] * 4, "i": ["late", "early", "middle", "late"], "t": [*times, times[0]]})
+    card = load_card({"name": "t", "events": {"path": frame, "user": "u", "item": "i", "time": "t", "time_unit": unit}})
+    made = clean(read_tables(card), card, NOW)
+    assert [item for _, item, _ in rows(made)] == ["early", "middle", "late"]
+    assert len({time for _, _, time in rows(made)}) == 1 and rejected(made) == [(3, "duplicate_event")]
+    assert clean(made.tables, card, NOW).tables.events.equals(made.tables.events)
+
+
+def test_one_item_twice_within_a_second_is_two_events():
+    made, _ = cleaned([("a", "x", "5.1"), ("a", "x", "5.9")])
+    assert rows(made) == [("a", "x", 5), ("a", "x", 5)]

@@ -347,3 +347,31 @@ def test_hostile_titles_reach_no_reserved_id(tmp_path):
     without = {"", "<source>", "</source>", "</s>"}  # nothing, and what are tags of HTML too
     assert len(said) == len(nasty) - len(without) and data.catalogue == len(nasty)
     assert all(r.tokens.min() >= len(SPECIALS) and len(r.tokens) <= 600 for r in said)
+
+
+def test_kinds_without_a_column_of_kinds_put_no_token_before_events(tmp_path):
+    """The example card with every section: it lists `kinds:`, and its events have no kind."""
+    rows = [(f"u{n % 8}", f"i{n * n % 13}", n) for n in range(64)]
+    pl.DataFrame(rows, schema=["user", "item", "t"], orient="row").write_csv(tmp_path / "events.csv")
+    items = pl.DataFrame({"id": [f"i{n}" for n in range(13)], "title": [f"cup {n}" for n in range(13)], "categories": [["a", "b"]] * 13})  # fmt: skip
+    items.write_ndjson(tmp_path / "items.jsonl")
+    pl.DataFrame({"user": ["u1"], "age": [30], "gender": ["f"]}).write_csv(tmp_path / "users.csv")
+    pl.DataFrame({"body": ["Cups are made of clay."]}).write_ndjson(tmp_path / "docs.jsonl")
+    pl.DataFrame({"user": ["u1"], "item": ["i1"], "t": [3], "y": [1]}).write_csv(tmp_path / "shown.csv")
+    (tmp_path / "card.yaml").write_text("""\
+name: beauty
+events: {path: events.csv, format: csv, user: user, item: item, time: t, time_unit: order}
+items:  {path: items.jsonl, format: jsonl, id: id, title: title, categories: categories}
+users:  {path: users.csv, format: csv, id: user, attributes: [age, gender]}
+corpus: {path: docs.jsonl, format: jsonl, text: [body]}
+impressions: {path: shown.csv, format: csv, user: user, item: item, time: t, clicked: y}
+split: {rule: leave-one-out}
+clean: {min_user_events: 3, min_item_events: 1, unknown_items: drop}
+repeat: false
+privacy: {ids: plain}
+kinds: {view: 0.3, click: 0.5, buy: 1.0, search: 0}
+""")
+    data = prepare(tmp_path / "card.yaml", tmp_path / "out")
+    assert data.kinds == [] and data.manifest["sizes"]["events"] == 64
+    histories_ = data.index["train_kind"] == HISTORY
+    assert (data.index["train_tokens"][histories_] == data.index["train_events"][histories_]).all()  # an event, a token
