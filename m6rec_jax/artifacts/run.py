@@ -20,6 +20,7 @@ from m6rec_jax.vocab import Vocab
 RUN_FILE = "run.json"
 # Files of a run that never change after its first minute; their digests stand in run.json.
 STATIC_FILES = ("config.yaml", "tokenizer.model", "items.parquet", "codes.npz", "transitions.npz")
+LAYOUT = "causal"  # how the trained model reads a history: each token sees those before it
 SUMMARY = ("name", "sizes", "split", "levels", "timed", "repeat", "kinds", "vocab", "version")
 
 
@@ -40,7 +41,8 @@ class TrainedOn:
 class Run:
     """A run folder: its configuration, its id space, the width of content vectors, its data, its code.
 
-    `tokenizer` is the digest of tokenizer.model; a later dataset must have the same one.
+    `tokenizer` is the digest of tokenizer.model; a later dataset must have the same one. `layout` is what is served:
+    the one among the trained layouts that recommends.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Run:
     datasets: tuple[TrainedOn, ...]
     tokenizer: str
     code: str
+    layout: str = LAYOUT
 
 
 def write_run(run: Run) -> None:
@@ -64,6 +67,7 @@ def write_run(run: Run) -> None:
         "datasets": [asdict(one) for one in run.datasets],
         "tokenizer": run.tokenizer,
         "code": run.code,
+        "layout": run.layout,
         "files": {p.name: {"bytes": p.stat().st_size, "xxh3": file_digest(p)} for p in present},
     }
     write_json(run.path / RUN_FILE, body)
@@ -90,6 +94,9 @@ def read_run(path: Path | str) -> Run:
     """The run at `path`; InputError (one line) when it is none, or its record is damaged."""
     body = read_run_file(path)
     file = Path(path) / RUN_FILE
+    layout = body.get("layout", LAYOUT)  # runs of before the field have no other
+    if layout != LAYOUT:
+        raise InputError(f"{file}: layout={layout!r}, and this program serves {LAYOUT!r}; serve it with the code that wrote it, {body.get('code')}")  # fmt: skip
     try:
         return Run(
             Path(path),
@@ -99,6 +106,7 @@ def read_run(path: Path | str) -> Run:
             tuple(TrainedOn(**one) for one in body["datasets"]),
             str(body["tokenizer"]),
             str(body["code"]),
+            layout,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{file}: damaged ({type(error).__name__}: {error}); take it from a copy, or train again") from None  # fmt: skip

@@ -34,6 +34,14 @@ def test_what_is_written_is_read_back(run):
     assert "card" not in run.datasets[0].summary
 
 
+def test_the_served_layout_is_recorded_and_older_runs_have_the_only_one(run):
+    body = read_run_file(run.path)
+    assert body["layout"] == "causal"
+    del body["layout"]
+    (run.path / RUN_FILE).write_text(json.dumps(body))
+    assert read_run(run.path) == run
+
+
 def test_static_files_are_digested(run):
     files = read_run_file(run.path)["files"]
     assert sorted(files) == ["config.yaml", "tokenizer.model"]
@@ -57,6 +65,7 @@ def rewrite(run, **changes):
         (lambda run: rewrite(run, schema="dataset"), "'dataset'"),
         (lambda run: rewrite(run, vocab={}), "damaged"),
         (lambda run: rewrite(run, config={"model": {"depth": 3}}), "model.depth"),
+        (lambda run: rewrite(run, layout="masked"), "layout='masked'"),
     ],
 )
 def test_a_wrong_folder_is_one_line_that_names_the_file(run, spoil, says):
