@@ -15,6 +15,8 @@ import polars as pl
 from m6rec_jax.artifacts.checkpoints import load_params, steps
 from m6rec_jax.artifacts.manifest import file_digest
 from m6rec_jax.artifacts.run import Run, read_run
+from m6rec_jax.data.arrays import read_arrays
+from m6rec_jax.data.codes import Codebooks
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.transitions import load_transitions
 from m6rec_jax.decoding.engine import Engine
@@ -332,11 +334,14 @@ def _load_engine(record: Run, step: int | str, data: Dataset | None, facts: Mapp
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), blueprint.shapes())
     at, params = load_params(record.path, step, shapes)
     if data is None:
-        with np.load(record.path / "codes.npz", allow_pickle=False) as stored:
-            codes, content = stored["codes"], stored["content"]
-        seen = pl.read_parquet(record.path / "items.parquet", columns=["seen"])["seen"].to_numpy()
+        stored = read_arrays(record.path / "codes.npz", "codes", "content")
+        codes, content = stored["codes"], stored["content"]
     else:
-        codes, content, seen = data.codes, data.content, data.seen
+        codes, content = data.codes, data.content
+    # Seen in this model's training: an item that came later has an untrained id part, however many events it has now.
+    trained = pl.read_parquet(record.path / "items.parquet", columns=["seen"])["seen"].to_numpy()
+    seen = np.zeros(len(codes), bool)
+    seen[: len(trained)] = trained[: len(codes)]
     made = Engine(
         blueprint.bind(params), codes, content, seen,
         timed=bool(facts["timed"]), n_kinds=len(facts["kinds"]), length=record.config.data.length,
@@ -345,18 +350,28 @@ def _load_engine(record: Run, step: int | str, data: Dataset | None, facts: Mapp
 
 
 def _check_fits(record: Run, data: Dataset) -> None:
-    """Raise InputError unless the dataset speaks the run's ids: same tokenizer, code levels and content width."""
+    """Raise InputError unless the dataset speaks the run's ids: its tokenizer, features and code levels, and the same
+    meaning of each code: its items in its rows (one level), its codebooks (several)."""
+    way_out = f"prepare it with --like {record.path}"
     if data.vocab.text.size != record.vocab.text.size or file_digest(data.path / "tokenizer.model") != record.tokenizer:
-        raise InputError(
-            f"{data.path}: its tokenizer is not that of {record.path}; prepare it with --like {record.path}"
-        )
-    if [s.padded for s in data.vocab.levels] != [s.padded for s in record.vocab.levels]:
-        raise InputError(
-            f"{data.path}: code levels {[s.size for s in data.vocab.levels]} do not fit the run's "
-            f"{[s.size for s in record.vocab.levels]}; prepare it with --like {record.path}"
-        )
+        raise InputError(f"{data.path}: its tokenizer is not that of {record.path}; {way_out}")
+    ours, theirs = record.vocab.levels, data.vocab.levels
+    if [s.padded for s in theirs] != [s.padded for s in ours]:
+        sizes = [s.size for s in theirs], [s.size for s in ours]
+        raise InputError(f"{data.path}: code levels {sizes[0]} do not fit the run's {sizes[1]}; {way_out}")
     if data.content.shape[1] != record.content_width:
-        raise InputError(f"{data.path}: item features of width {data.content.shape[1]}, the run was trained with {record.content_width}; prepare it with --like {record.path}")  # fmt: skip
+        raise InputError(f"{data.path}: item features of width {data.content.shape[1]}, the run was trained with {record.content_width}; {way_out}")  # fmt: skip
+    if len(ours) == 1:
+        known = pl.read_parquet(record.path / "items.parquet", columns=["item_id"])["item_id"]
+        if not data.items["item_id"][: len(known)].equals(known):
+            raise InputError(f"{data.path}: its catalogue does not begin with the {len(known):,} items of {record.path} in their order, so rows mean other items; {way_out}")  # fmt: skip
+    elif _books(data.path) != _books(record.path):
+        raise InputError(f"{data.path}: its codebooks are not those of {record.path}, so codes mean other things; {way_out}")  # fmt: skip
+
+
+def _books(folder: Path) -> dict[str, bytes]:
+    """The bytes of the codebooks in a dataset or a run."""
+    return {name: array.tobytes() for name, array in Codebooks.from_arrays(read_arrays(folder / "codes.npz")).arrays().items()}  # fmt: skip
 
 
 def _item_knn(data: Dataset, items: pl.DataFrame) -> ItemKNN | None:

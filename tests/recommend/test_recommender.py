@@ -5,14 +5,17 @@ import warnings
 import numpy as np
 import polars as pl
 import pytest
+from flax import nnx
 
 from m6rec_jax.data.dataset import open_dataset
+from m6rec_jax.data.prepare import prepare
 from m6rec_jax.errors import InputError
 from m6rec_jax.recommend.coldstart import SOURCES
 from m6rec_jax.recommend.evaluate import with_gate
 from m6rec_jax.recommend.histories import held_out
 from m6rec_jax.recommend.memory import Gate
 from m6rec_jax.recommend.recommender import MEMORY, MODEL, POPULARITY, Recommender
+from tests.fixtures import tiny_card, tiny_tables
 
 
 @pytest.fixture(scope="module", params=["plain", "levels"])
@@ -196,6 +199,47 @@ def test_a_dataset_of_another_make_is_refused(tiny_run, tiny_levels, tmp_path):
         Recommender.load(tiny_run, dataset=tiny_levels)
     with pytest.raises(InputError, match="not a run|no such folder"):
         Recommender.load(tmp_path)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_codes_that_mean_other_things_are_refused(levels, request, tmp_path):
+    """Same tokenizer, same widths, same sizes: only the rows (or the codebooks) are others."""
+    dataset, run = (("tiny_dataset", "tiny_run"), ("tiny_levels", "levels_run"))[levels == 3]
+    dataset, run = request.getfixturevalue(dataset), request.getfixturevalue(run)
+    made = tmp_path / "other"
+    shutil.copytree(dataset, made)
+    if levels == 1:
+        items = pl.read_parquet(made / "items.parquet")
+        items[np.random.default_rng(0).permutation(items.height)].write_parquet(made / "items.parquet")
+    else:
+        with np.load(made / "codes.npz", allow_pickle=False) as stored:
+            arrays = dict(stored)
+        arrays["codebook_1"] = arrays["codebook_1"][::-1]
+        np.savez(made / "codes.npz", **arrays)
+    with pytest.raises(InputError, match=f"other.*prepare it with --like {run}"):
+        Recommender.load(run, dataset=made)
+
+
+def test_an_item_that_came_after_training_is_its_content_alone(world, tmp_path):
+    data, run, _ = world
+    new = [f"new-{n}" for n in range(4)]
+    tables = tiny_tables(kinds=data.levels > 1)
+    events = tables["events"].drop_nulls("i")
+    bought = pl.concat([events.head(4).with_columns(i=pl.Series(new), t=pl.lit(n), u=pl.lit(f"v{m}"))
+                        for m in range(3) for n in range(4)], how="vertical_relaxed")  # fmt: skip
+    items = pl.concat([tables["items"], tables["items"].head(4).with_columns(id=pl.Series(new))])
+    card = tiny_card(tables | {"events": pl.concat([tables["events"], bought], how="vertical_relaxed"), "items": items})
+    grown = prepare(card, tmp_path / "grown", like=run)
+    assert grown.item_ids[-4:] == new and grown.seen[-4:].all()
+    engine = Recommender.load(run, dataset=grown).engine
+    seen = np.asarray(engine.items.seen)
+    assert seen[: data.catalogue].tolist() == data.seen.tolist() and not seen[data.catalogue :].any()
+    if data.levels > 1:
+        return
+    model = nnx.merge(engine._define, engine.params)
+    table = np.asarray(model.embeddings.table(1, engine.items))
+    content = np.asarray(engine.items.content) @ np.asarray(model.embeddings.content[...])
+    assert table[data.catalogue : grown.catalogue] == pytest.approx(content[data.catalogue : grown.catalogue], abs=1e-5)
 
 
 def test_table_has_the_columns_of_the_contract(world):
