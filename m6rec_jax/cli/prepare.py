@@ -21,9 +21,9 @@ def prepare(argv: list[str]) -> None:
     add("--out", required=True, metavar="DATASET", help="folder to write; it appears only when finished")
     add("--like", metavar="RUN", help="take tokenizer and codebooks from this run, so that its model can read the data")
     add("--append", action="store_true", help="add the events and items of the card to the dataset at --out")
-    add("--levels", type=int, default=1, metavar="N", help="codes an item: 1 = an id of its own, 3 or 4 = shared codes")
-    add("--codebook", type=int, default=256, metavar="N", help="codes a level, where there are several levels")
-    add("--vocab-size", type=int, default=4096, metavar="N", help="text pieces to learn; fewer where texts are few")
+    add("--levels", type=int, metavar="N", help="codes an item: 1 (default) = an id of its own, 3 or 4 = shared codes")
+    add("--codebook", type=int, metavar="N", help="codes a level, where there are several levels (default 256)")
+    add("--vocab-size", type=int, metavar="N", help="text pieces to learn; fewer where texts are few (default 4096)")
     options = parser.parse(argv)
     from m6rec_jax.data.prepare import prepare as prepare_dataset
 

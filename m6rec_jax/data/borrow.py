@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import polars as pl
@@ -13,10 +13,11 @@ import polars as pl
 from m6rec_jax.artifacts.manifest import MANIFEST
 from m6rec_jax.artifacts.run import RUN_FILE
 from m6rec_jax.data.arrays import read_arrays
-from m6rec_jax.data.card import Card
+from m6rec_jax.data.card import Card, Split
 from m6rec_jax.data.codes import Codebooks, assign_codes, fit_codebooks
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.data.features import Fields, TfidfEncoder
+from m6rec_jax.data.privacy import key_mark, read_key
 from m6rec_jax.data.records import DOCUMENT
 from m6rec_jax.data.sources import EVENT_SCHEMA, Tables
 from m6rec_jax.data.tokenizer import Tokenizer
@@ -110,11 +111,71 @@ def joined_tables(dataset: Dataset, new: Tables, card: Card) -> Tables:
     )
 
 
-def check_append(dataset: Dataset, card: Card) -> None:
-    """Refuse events that do not fit those there: another clock."""
-    if dataset.timed != (card.events.time_unit != "order"):
-        there = "seconds" if dataset.timed else "an order"
-        raise InputError(f"{card.origin}: events.time_unit: {card.events.time_unit}: the dataset {dataset.path} holds {there}; append events of the same clock")  # fmt: skip
+def continued(dataset: Dataset, card: Card) -> Card:
+    """The card of events to append: what it leaves out is as in the dataset.
+
+    Raises InputError naming the key, the dataset's value and the card's, where the two contradict each other: clock,
+    split, repeat, kinds and their weights, hidden ids and the key that hid them.
+    """
+    was = dataset.manifest
+
+    def refuse(key: str, value: Any, old: Any, way_out: str) -> NoReturn:
+        raise InputError(f"{card.origin}: {key}: {value}: the dataset {dataset.path} has {old}; {way_out}")
+
+    unit = card.events.time_unit
+    if dataset.timed != (unit != "order"):
+        refuse("events.time_unit", unit, "seconds" if dataset.timed else "an order", "append events of the same clock")
+    split, old_split = card.split, Split(**was["split"])
+    if "split" not in card.given:
+        split = old_split
+    elif _split_said(split) != _split_said(old_split):
+        refuse("split", _split_said(split), _split_said(old_split), "leave `split` out, or prepare everything anew")
+    if "repeat" in card.given and card.repeat != was["repeat"]:
+        refuse("repeat", _yaml(card.repeat), _yaml(was["repeat"]), "leave `repeat` out, or prepare everything anew")
+    hidden = was["privacy"]["ids"]
+    if card.privacy.ids != hidden:
+        way_out = "name the same key file" if hidden == "hmac" else "leave `privacy` out, or prepare everything anew"
+        refuse("privacy.ids", card.privacy.ids, hidden, way_out)
+    if (key := read_key(card)) is not None and key_mark(key) != was["privacy"]["key_mark"]:
+        refuse("privacy.key", card.privacy.key, "ids hidden with another key", "name the key it was prepared with")
+    # A dataset without kinds may have had `kinds:` in its card: they said nothing there, and say nothing now.
+    kinds = card.kinds
+    if card.events.kind or dataset.kinds:
+        listed = was["card"].get("kinds", {}) if dataset.kinds else {}
+        if card.kinds and not listed:
+            old = f"kinds {', '.join(dataset.kinds)}, all of weight 1" if dataset.kinds else "events without a kind"
+            refuse("kinds", card.kinds, old, "leave `kinds` out, or prepare everything anew")
+        for kind in listed.keys() & card.kinds.keys():
+            if card.kinds[kind] != listed[kind]:
+                refuse(
+                    f"kinds.{kind}", card.kinds[kind], listed[kind], "a weight cannot change; prepare everything anew"
+                )
+        kinds = {**listed, **card.kinds}
+    return replace(card, split=split, repeat=was["repeat"], kinds=kinds)
+
+
+def check_options(lent: Borrowed, folder: Path, asked: dict[str, int | None]) -> None:
+    """Refuse options of `prepare` that contradict what is borrowed from `folder`; None asks for nothing."""
+    several = lent.books.levels > 1
+    there = {
+        "levels": lent.books.levels,
+        "codebook": lent.books.size if several else asked["codebook"],  # one level has no codebook to speak of
+        "vocab_size": lent.tokenizer.size,
+        "content_width": lent.encoder.components.shape[1],
+    }
+    for name, wanted in asked.items():
+        if wanted is not None and wanted != there[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} {wanted}: {folder} has {there[name]}, and what follows it has to be the same; leave {flag} out")  # fmt: skip
+
+
+def _split_said(split: Split) -> str:
+    """A rule, with the shares where it has any."""
+    return split.rule if split.rule == "leave-one-out" else f"{split.rule} (valid {split.valid}, test {split.test})"
+
+
+def _yaml(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _events(dataset: Dataset) -> pl.DataFrame:

@@ -15,6 +15,7 @@ import yaml
 
 from m6rec_jax.data.card_checks import example, is_frame, known, short
 from m6rec_jax.data.card_types import (
+    UNSAID,
     Card,
     Clean,
     Corpus,
@@ -93,7 +94,7 @@ _Loader.add_implicit_resolver(
 
 
 def _parse(data: dict, origin: str, folder: Path) -> Card:
-    names = [f.name for f in fields(Card) if f.name != "origin"]
+    names = [f.name for f in fields(Card) if f.name not in UNSAID]
     made: dict[str, Any] = {}
     for key, value in data.items():
         if key not in names:
@@ -109,7 +110,7 @@ def _parse(data: dict, origin: str, folder: Path) -> Card:
         if key not in made:
             raise InputError(f"{origin}: {key}: missing; a card has at least `name:` and `events:`")
     made["name"] = _name(made["name"], f"{origin}: name")
-    return Card(**made, origin=origin)
+    return Card(**made, origin=origin, given=frozenset(made))
 
 
 def _section(section: str, value: Any, origin: str, folder: Path) -> Any:

@@ -10,6 +10,7 @@ from m6rec_jax.data.card_checks import check_card, is_frame
 
 Table: TypeAlias = Any  # a path, several of them in a tuple, or a polars or pandas DataFrame
 Columns: TypeAlias = tuple[str, ...]
+UNSAID = ("origin", "given")  # fields of a card that no card file has
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Card:
-    """A whole card, checked when made. `origin` is how messages name it.
+    """A whole card, checked when made. `origin` is how messages name it, `given` the keys it states itself.
 
     `split` left out is global-time, and leave-one-out where events have only an order. `kinds` gives each kind of
     event its weight as a target; 0 makes it input only.
@@ -202,8 +203,13 @@ class Card:
     kinds: dict[str, float] = field(default_factory=dict)
     quality: Quality = field(default_factory=Quality)
     origin: str = "card"
+    given: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
+        if not self.given:  # made in Python: a default says nothing
+            object.__setattr__(
+                self, "given", frozenset(f.name for f in fields(self) if _given(f, getattr(self, f.name)))
+            )
         if self.split is None:
             rule = "leave-one-out" if self.events.time_unit == "order" else "global-time"
             object.__setattr__(self, "split", Split(rule))
@@ -213,7 +219,7 @@ class Card:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a manifest: what differs from the defaults; files by name alone, DataFrames as "<table>"."""
-        return {f.name: _plain(value) for f in fields(self) if f.name != "origin" and _given(f, value := getattr(self, f.name))}  # fmt: skip
+        return {f.name: _plain(value) for f in fields(self) if f.name not in UNSAID and _given(f, value := getattr(self, f.name))}  # fmt: skip
 
 
 def _tuples(part: Any, *names: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,10 @@ import polars as pl
 import m6rec_jax
 from m6rec_jax import progress
 from m6rec_jax.artifacts.atomic import atomic_path
-from m6rec_jax.artifacts.manifest import MANIFEST, file_digest, read_manifest, write_manifest
+from m6rec_jax.artifacts.manifest import MANIFEST, file_digest, write_manifest
 from m6rec_jax.artifacts.schemas import DATASET
 from m6rec_jax.data import catalogue
-from m6rec_jax.data.borrow import LENT, Borrowed, borrow, check_append, code_items, joined_tables
+from m6rec_jax.data.borrow import LENT, Borrowed, borrow, check_options, code_items, continued, joined_tables
 from m6rec_jax.data.card import Card, load_card
 from m6rec_jax.data.card_checks import is_frame, paths_of
 from m6rec_jax.data.clean import Cleaned, clean
@@ -32,7 +33,7 @@ from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.events import Events, event_arrays, user_table
 from m6rec_jax.data.features import WIDTH, fit_encoder, fit_fields, item_texts
 from m6rec_jax.data.history import history_lengths
-from m6rec_jax.data.privacy import check_key_place
+from m6rec_jax.data.privacy import check_key_place, key_mark, read_key
 from m6rec_jax.data.quality import check_thresholds, quality_report
 from m6rec_jax.data.records import DOCUMENT, HISTORY, ITEM, Record, RecordWriter, encode_histories
 from m6rec_jax.data.sources import read_tables
@@ -47,7 +48,7 @@ STAGES = ("read", "clean", "quality", "split", "features", "transitions", "codes
 
 @dataclass(frozen=True)
 class Options:
-    """What a caller of `prepare` may choose."""
+    """What a caller of `prepare` may choose, where nothing is borrowed."""
 
     levels: int = 1
     codebook: int = 256
@@ -57,47 +58,66 @@ class Options:
 
 def prepare(
     card: Card | Path | str | dict[str, Any],
-    out: Path | str,
+    out: Path | str | None = None,
     *,
     like: Path | str | None = None,
     append: bool = False,
-    levels: int = 1,
-    codebook: int = 256,
-    vocab_size: int = 4096,
-    content_width: int = WIDTH,
+    levels: int | None = None,
+    codebook: int | None = None,
+    vocab_size: int | None = None,
+    content_width: int | None = None,
 ) -> Dataset:
     """Write the dataset of `card` into folder `out` and open it; quick when the same was prepared there before.
 
-    `like`, a run or dataset, lends its tokenizer, features and codes: old items keep theirs. `append` adds the card's
-    events to the dataset in `out`. Raises InputError on bad input, and rather than overwrite anything else in `out`.
+    `out` left out is `<name of the card>-dataset` in the current folder. `like`, a run or dataset, lends its tokenizer,
+    features and codes: old items keep theirs. `append` adds the card's events to the dataset in `out`; what the card
+    leaves out is as there. Sizes left out are those of `Options`, or of what is borrowed.
+
+    All tables are held in memory at once, and several copies of the events while they are cleaned and joined; `append`
+    reads the whole dataset again. Nothing works out of core: benchmarks/results/prepare.json says how much a million
+    events take, and it grows with events and with the text of items.
+
+    Raises InputError on bad input, and rather than overwrite anything in `out`.
     """
-    card, out = load_card(card), Path(out)
+    card = load_card(card)
+    out = Path(out) if out is not None else Path(re.sub(r"[^\w.-]+", "-", card.name).strip(".-") + "-dataset")
     check_key_place(card, out)
-    options = Options(levels, codebook, vocab_size, content_width)
-    inputs = _inputs_digest(card, options, like)
-    before = _before(out, inputs, append)
-    if before is not None and inputs in before.manifest["inputs"]:
-        progress.note(f"{out}: prepared before from the same input")
-        return before
+    before = _before(out, append)
+    grown = before if append else None
+    if grown is not None:
+        card = continued(grown, card)
+    asked = {"levels": levels, "codebook": codebook, "vocab_size": vocab_size, "content_width": content_width}
+    lender = Path(like) if like else out if grown is not None else None
+    lent = borrow(lender) if lender else None
+    if lent and lender:
+        check_options(lent, lender, asked)
+    options = Options(**{name: value for name, value in asked.items() if value is not None})
+    inputs = _inputs_digest(card, None if lent else options, like)
+    if before is not None:
+        known = before.manifest["inputs"]
+        if not append and known != [inputs]:
+            raise InputError(f"{out}: holds a dataset made from other input; name another --out, remove it, or add to it with --append")  # fmt: skip
+        if inputs in known:
+            progress.note(f"{out}: prepared before from the same input")
+            return before
     with progress.stage(f"prepare {card.name}", total=len(STAGES), unit="steps") as bar:
         clock = _Clock(bar)
         with clock("read"):
-            if before is not None:
-                check_append(before, card)
             tables = read_tables(card)
         with clock("clean"):
-            if before is not None:
-                tables = joined_tables(before, tables, card)
+            if grown is not None:
+                tables = joined_tables(grown, tables, card)
             cleaned = clean(tables, card)
-        lent = borrow(Path(like)) if like else borrow(out) if before is not None else None
         with atomic_path(out) as folder:
             folder.mkdir()
             with clock("quality"):
                 found = quality_report(tables, cleaned, card, folder / "quality.html")
                 check_thresholds(found, card)
             body = _write(card, cleaned, folder, lent, options, clock)
+            if grown is not None:
+                body["card"] = grown.manifest["card"] | body["card"]
             body["quality"] = found["limits"]
-            body["inputs"] = [*(before.manifest["inputs"] if before is not None else ()), inputs]
+            body["inputs"] = [*(grown.manifest["inputs"] if grown is not None else ()), inputs]
             body["seconds"] = {name: round(value, 3) for name, value in clock.seconds.items()}
             write_manifest(
                 folder, DATASET.name, DATASET.version, body, [p for p in folder.iterdir() if p.name != MANIFEST]
@@ -179,6 +199,7 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, op
         "content_width": content.shape[1],
         "timed": timed,
         "repeat": card.repeat,
+        "privacy": {"ids": card.privacy.ids} | ({"key_mark": key_mark(key)} if (key := read_key(card)) else {}),
         "kinds": events.kind_names,
         "kind_weights": events.kind_weights,
         "made_by": f"m6rec_jax {m6rec_jax.__version__}",
@@ -259,9 +280,13 @@ def _write_records(folder: Path, events: Events, label: np.ndarray, said: _Said,
     return index, sizes
 
 
-def _inputs_digest(card: Card, options: Options, like: Path | str | None) -> str:
+def _inputs_digest(card: Card, options: Options | None, like: Path | str | None) -> str:
     """Digest of all that decides the result: the card, its tables, the options, what is borrowed, the code's version."""
-    found: dict[str, Any] = {"card": card.to_dict(), "options": vars(options), "version": m6rec_jax.__version__}
+    found: dict[str, Any] = {
+        "card": card.to_dict(),
+        "options": vars(options) if options else {},
+        "version": m6rec_jax.__version__,
+    }
     for name in ("events", "items", "users", "corpus", "impressions"):
         if (table := getattr(card, name)) is not None:
             found[name] = (
@@ -281,7 +306,7 @@ def _frame_digest(frame: Any) -> str:
     return digest.hexdigest()
 
 
-def _before(out: Path, inputs: str, append: bool) -> Dataset | None:
+def _before(out: Path, append: bool) -> Dataset | None:
     """The dataset that lies in `out`; None when the place is free. InputError when it may not be touched."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file, not a folder; name another --out")
@@ -291,9 +316,6 @@ def _before(out: Path, inputs: str, append: bool) -> Dataset | None:
         return None
     if not (out / MANIFEST).is_file():
         raise InputError(f"{out}: not empty and not a dataset; name another --out")
-    known = read_manifest(out, DATASET.name, DATASET.version)["inputs"]
-    if not append and known != [inputs]:
-        raise InputError(f"{out}: holds a dataset made from other input; name another --out, remove it, or add to it with --append")  # fmt: skip
     return open_dataset(out)
 
 

@@ -41,6 +41,11 @@ def check_key_place(card: Card, out: Path | str) -> None:
         raise InputError(f"{card.origin}: privacy.key: {key}: lies inside the dataset {folder}; move it out of there")
 
 
+def key_mark(key: bytes) -> str:
+    """What tells two keys apart and nothing else: a keyed hash that is no user's."""
+    return hmac.digest(key, b"\0the mark of this key", hashlib.sha256).hex()[:HEX_DIGITS]
+
+
 def hide_ids(frame: pl.DataFrame, key: bytes | None, column: str = "user_id") -> pl.DataFrame:
     """`frame` with each id of `column` replaced by the hex of its keyed hash; unchanged without a key."""
     if key is None or column not in frame.columns or frame.height == 0:

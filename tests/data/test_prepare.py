@@ -131,7 +131,7 @@ def test_like_keeps_old_codes_and_gives_new_items_codes_from_their_text(tmp_path
     items = items.filter(pl.col("id") != "item-5")
     events = tables["events"].filter(pl.col("i") != "item-5").with_columns(i=pl.col("i").replace("item-9", "new-1"))
     card = tiny_card(tables | {"items": items, "events": events})
-    second = prepare(card, tmp_path / "second", like=first.path, levels=1, vocab_size=4000)
+    second = prepare(card, tmp_path / "second", like=first.path)
     assert second.item_ids[:ITEMS] == first.item_ids and second.item_ids[ITEMS:] == ["new-1", "new-2"]
     assert (second.codes[:ITEMS] == first.codes).all() and len(np.unique(second.codes, axis=0)) == ITEMS + 2
     assert second.tokenizer.model == first.tokenizer.model and second.levels == levels
@@ -375,3 +375,98 @@ kinds: {view: 0.3, click: 0.5, buy: 1.0, search: 0}
     assert data.kinds == [] and data.manifest["sizes"]["events"] == 64
     histories_ = data.index["train_kind"] == HISTORY
     assert (data.index["train_tokens"][histories_] == data.index["train_events"][histories_]).all()  # an event, a token
+
+
+def test_what_an_appended_card_leaves_out_is_as_it_was(tmp_path):
+    tables = tiny_tables(kinds=True)
+    split = {"rule": "ratio", "valid": 0.2, "test": 0.2}
+    out = tmp_path / "out"
+    first = prepare(tiny_card(tables, split=split, repeat=True), out, levels=3, **SMALL)
+    late = pl.DataFrame({"u": ["u9"], "i": ["item-3"], "t": [1_700_000_000], "k": ["view"], "q": [None]})
+    card = tiny_card({**tables, "events": late.cast({"q": pl.String})})
+    for key in ("split", "kinds", "items", "users", "corpus"):
+        del card[key]
+    for _ in range(2):  # and what the second card left out, the third may leave out too
+        grown = prepare(card, out, append=True)
+        for key in ("split", "repeat", "kinds", "kind_weights", "levels"):
+            assert grown.manifest[key] == first.manifest[key], key
+        assert grown.items.select("title", "listed").equals(first.items.select("title", "listed"))
+        card["events"] = {**card["events"], "path": card["events"]["path"].with_columns(pl.col("t") + 60)}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"split": "global-time"}, r"split: global-time \(valid 0\.1, test 0\.1\): .*ratio \(valid 0\.2, test 0\.2\)"),
+        ({"split": {"rule": "ratio", "valid": 0.2, "test": 0.1}}, r"split: ratio \(valid 0\.2, test 0\.1\).*test 0\.2"),
+        ({"repeat": False}, "repeat: false: .* has true"),
+        ({"kinds": {"view": 1, "buy": 1, "search": 0}}, r"kinds\.view: 1: .* has 0\.3"),
+        ({"privacy": {"ids": "hmac", "key": "KEY"}}, r"privacy\.ids: hmac: .* has plain"),
+    ],
+)
+def test_an_appended_card_that_contradicts_the_dataset_is_refused(grown_from, tmp_path, change, said):
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    if "privacy" in change:
+        change = {"privacy": {"ids": "hmac", "key": str(tmp_path / "key")}}
+    tables = tiny_tables(kinds=True)
+    card = tiny_card(tables, split={"rule": "ratio", "valid": 0.2, "test": 0.2}, repeat=True) | change
+    before = {p.name: p.read_bytes() for p in grown_from.iterdir()}
+    with pytest.raises(InputError, match=f"^card: {said}"):
+        prepare(card, grown_from, append=True)
+    assert {p.name: p.read_bytes() for p in grown_from.iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def grown_from(tmp_path_factory):
+    card = tiny_card(tiny_tables(kinds=True), split={"rule": "ratio", "valid": 0.2, "test": 0.2}, repeat=True)
+    return prepare(card, tmp_path_factory.mktemp("grown") / "out", levels=3, **SMALL).path
+
+
+def test_kinds_cannot_be_weighed_afterwards(tmp_path, tiny_dataset):
+    shutil.copytree(tiny_dataset, tmp_path / "out")
+    with pytest.raises(InputError, match=r"kinds: .*: the dataset .* has events without a kind; leave `kinds` out"):
+        prepare(tiny_card(tiny_tables(kinds=True)), tmp_path / "out", append=True)
+
+
+def test_hidden_users_are_joined_under_the_same_key_only(tmp_path):
+    for name, first in (("key", 0), ("other", 1)):
+        (tmp_path / name).write_bytes(bytes(range(first, first + 32)))
+    card = tiny_card(privacy={"ids": "hmac", "key": str(tmp_path / "key")})
+    data = prepare(card, tmp_path / "out", **SMALL)
+    with pytest.raises(InputError, match=r"privacy\.key: .*other: .*another key"):
+        prepare(card | {"privacy": {"ids": "hmac", "key": str(tmp_path / "other")}}, data.path, append=True)
+    with pytest.raises(InputError, match=r"privacy\.ids: plain: .* has hmac; name the same key file"):
+        prepare(tiny_card(), data.path, append=True)
+    grown = prepare(card, data.path, append=True)
+    assert grown.users.height == 60
+
+
+@pytest.mark.parametrize(
+    ("option", "there"), [({"levels": 1}, 3), ({"codebook": 256}, 16), ({"vocab_size": 4096}, ""), ({"content_width": 8}, "")]
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["like", "append"])
+def test_options_that_contradict_what_is_borrowed_are_refused(tmp_path, tiny_levels, option, there, how):
+    flag = f"--{next(iter(option)).replace('_', '-')}"
+    if how == "append":
+        shutil.copytree(tiny_levels, tmp_path / "out")
+    keys = {"append": True} if how == "append" else {"like": tiny_levels}
+    with pytest.raises(InputError, match=f"^{flag} {next(iter(option.values()))}: .* has {there}.*leave {flag} out"):
+        prepare(tiny_card(tiny_tables(kinds=True)), tmp_path / "out", **keys, **option)
+
+
+def test_options_that_repeat_what_is_borrowed_are_taken(tmp_path, tiny_levels):
+    size = open_dataset(tiny_levels).tokenizer.size
+    card = tiny_card(tiny_tables(kinds=True))
+    plain = prepare(card, tmp_path / "out", like=tiny_levels)
+    said = prepare(card, tmp_path / "out", like=tiny_levels, levels=3, codebook=16, vocab_size=size)  # the same input
+    assert said.digest == plain.digest
+
+
+def test_without_a_folder_the_dataset_is_named_after_the_card(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = prepare(
+        one_table([(f"u{n % 3}", f"i{n}", n) for n in range(12)]) | {"name": "my shop/2", "split": "leave-one-out"}
+    )
+    assert (
+        made.path.resolve() == (tmp_path / "my-shop-2-dataset").resolve() and (tmp_path / "my-shop-2-dataset").is_dir()
+    )
