@@ -74,7 +74,7 @@ def alone(world):
 def test_losses_equal_those_of_one_device(world, alone, mesh):
     together, state = world.losses(make_mesh(mesh))
     np.testing.assert_allclose(together, alone, rtol=1e-5)
-    assert together[-1] < together[0]
+    assert np.ptp(together) > 0.01  # there is something to agree on
     held = {leaf.sharding.spec for leaf in jax.tree.leaves(state.params)}
     assert any("fsdp" in str(spec) for spec in held)
     assert any("tensor" in str(spec) for spec in held) or mesh.tensor == 1
