@@ -33,7 +33,20 @@ VERBS = {
     "demo": ("demo", "demo", "everything once, on MovieLens-100K: fetch to report"),
 }
 # What the operating system refuses for reasons that only the user can mend.
-MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENAMETOOLONG}
+_SPACE, _PERMISSION = "free some space", "change its permissions or write elsewhere"
+_KIND = "a file and a folder were taken for each other; name another place, or move what is in the way"
+MENDABLE = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: _PERMISSION,
+    errno.EISDIR: _KIND,
+    errno.ENOTDIR: _KIND,
+    errno.EEXIST: _KIND,
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENAMETOOLONG: "give it a shorter name",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,7 +138,7 @@ def _mendable(error: Exception) -> str | None:
     """One line for faults of the machine that the user can mend: no space, no permission, no device memory."""
     if isinstance(error, OSError) and error.errno in MENDABLE:
         where = error.filename or "writing"
-        return f"{where}: {error.strerror}; free space or change its permissions, then run the same command again"
+        return f"{where}: {error.strerror}; {MENDABLE[error.errno]}, then run the command again"
     if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error):
         first = " ".join(str(error).split())[:160]
         return f"out of device memory ({first}); lower data.rows, raise train.accumulate, or set model.remat=full"

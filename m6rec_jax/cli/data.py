@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from m6rec_jax.cli.outputs import file_to_write, folder_to_write
 from m6rec_jax.progress import note
 from m6rec_jax.settings import Parser
 
@@ -24,9 +25,9 @@ def fetch(argv: list[str]) -> None:
         help="a copy of one's own (the archive, or a folder with its files) instead of the sources tried in order",
     )
     options = parser.parse(argv)
+    out = folder_to_write("--out", options.out)
     from m6rec_jax.data.registry import fetch as fetch_tables
 
-    out = Path(options.out)
     fetch_tables(options.name, out, source=Path(options.source) if options.source else None)
     note(f"wrote {out / 'card.yaml'}; next: m6rec prepare --card {out / 'card.yaml'} --out DATASET")
 
@@ -44,12 +45,13 @@ def card(argv: list[str]) -> None:
     )
     parser.add_argument("--out", metavar="FILE", help="file to write; without it the draft goes to standard output")
     options = parser.parse(argv)
+    out = file_to_write("--out", options.out) if options.out else None
     from m6rec_jax.artifacts.atomic import write_text
     from m6rec_jax.data.draft import draft_card
 
-    text = draft_card(Path(options.folder), Path(options.out).parent if options.out else None)
-    if options.out:
-        write_text(options.out, text)
-        note(f"wrote {options.out}; read it, then: m6rec prepare --card {options.out} --out DATASET")
+    text = draft_card(Path(options.folder), out.parent if out else None)
+    if out:
+        write_text(out, text)
+        note(f"wrote {out}; read it, then: m6rec prepare --card {out} --out DATASET")
     else:
         print(text, end="")

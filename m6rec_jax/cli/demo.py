@@ -13,6 +13,7 @@ from typing import Any
 from m6rec_jax.artifacts.atomic import write_json
 from m6rec_jax.artifacts.manifest import MANIFEST, file_digest
 from m6rec_jax.artifacts.run import RUN_FILE
+from m6rec_jax.cli.outputs import folder_to_write
 from m6rec_jax.cli.tables import print_lists, print_report
 from m6rec_jax.cli.train import run_training
 from m6rec_jax.config import Config
@@ -85,7 +86,8 @@ def demo(argv: list[str]) -> None:
     add_config_options(parser)
     given = any(word.split("=")[0] == "--config" for word in argv)
     options = parser.parse(argv if given else ["--config", "demo", *argv])
-    run_demo(config_of(options), Path(options.out), Path(options.source) if options.source else None)
+    out = folder_to_write("--out", options.out)
+    run_demo(config_of(options), out, Path(options.source) if options.source else None)
 
 
 def run_demo(config: Config, out: Path, source: Path | None) -> None:

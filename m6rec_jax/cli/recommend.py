@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from m6rec_jax.cli.outputs import file_to_write
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.settings import Parser
@@ -23,11 +24,12 @@ def evaluate(argv: list[str]) -> None:
     add("--split", choices=["test", "valid"], default="test", help="whose targets to predict")
     add("--out", required=True, metavar="FILE", help="the report, as JSON")
     options = parser.parse(argv)
+    out = file_to_write("--out", options.out)
     from m6rec_jax.cli.tables import print_report
     from m6rec_jax.recommend.evaluate import evaluate as measure
 
     dataset = Path(options.dataset) if options.dataset else None
-    report = measure(Path(options.run), dataset=dataset, split=options.split, out=Path(options.out))
+    report = measure(Path(options.run), dataset=dataset, split=options.split, out=out)
     print_report(report)
     note(f"wrote {options.out}")
 
@@ -51,6 +53,7 @@ def generate(argv: list[str]) -> None:
     for name in ("limit", "k"):
         if options[name] is not None and options[name] < 1:
             raise InputError(f"--{name}={options[name]}: must be above 0")
+    out = file_to_write("--out", options.out)
     users = None if options.users == "all" else read_users(Path(options.users))
     from m6rec_jax.recommend.generate import generate as recommend_all
 
@@ -60,7 +63,7 @@ def generate(argv: list[str]) -> None:
         users=users,
         limit=options.limit,
         k=options.k,
-        out=Path(options.out),
+        out=out,
     )
     note(f"wrote {options.out}")
 

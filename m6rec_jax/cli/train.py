@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from m6rec_jax.cli.outputs import folder_to_write
 from m6rec_jax.config import Config, dump_config
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note, speak
@@ -39,8 +40,9 @@ def train(argv: list[str]) -> None:
     for name in ("dataset", "run"):
         if not options[name]:
             raise InputError(f"--{name} is missing; m6rec train --help shows an example")
+    run = folder_to_write("--run", options.run)
     join_processes()
-    run_training(config, [Path(d) for d in options.dataset], Path(options.run), options.init_from)
+    run_training(config, [Path(d) for d in options.dataset], run, options.init_from)
 
 
 def run_training(config: Config, datasets: list[Path], run: Path, init_from: str | None = None) -> None:

@@ -52,6 +52,13 @@ class JaxRuntimeError(Exception):
         (ZeroDivisionError("oh\nno"), FAULT, "ZeroDivisionError: oh no; M6REC_DEBUG=1"),
         (OSError(errno.ENOSPC, "No space left on device", "run/x"), WRONG_INPUT, "run/x: No space left"),
         (PermissionError(errno.EACCES, "Permission denied", "out"), WRONG_INPUT, "out: Permission denied"),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", "out"),
+            WRONG_INPUT,
+            "out: Is a directory; a file and a folder",
+        ),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "out/x"), WRONG_INPUT, "out/x: Not a directory"),
+        (FileExistsError(errno.EEXIST, "File exists", "out"), WRONG_INPUT, "out: File exists"),
         (OSError(errno.EIO, "Input/output error", "x"), FAULT, "OSError"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"), WRONG_INPUT, "lower data.rows"),
         (JaxRuntimeError("INTERNAL: bad"), FAULT, "JaxRuntimeError"),
@@ -120,6 +127,30 @@ def test_the_overview_lists_every_verb(capsys):
 def test_wrong_command_lines_are_exit_2_and_one_line(argv, says, capsys):
     assert main(argv) == WRONG_INPUT
     assert says in one_line(capsys)
+
+
+OUT = [
+    ["data", "fetch", "ml-100k", "--out"],
+    ["data", "card", "--from", "nowhere", "--out"],
+    ["train", "--dataset", "nowhere", "--run"],
+    ["evaluate", "--run", "nowhere", "--out"],
+    ["generate", "--run", "nowhere", "--users", "all", "--out"],
+    ["demo", "--source", "nowhere", "--out"],
+]
+
+
+@pytest.mark.parametrize("argv", OUT, ids=lambda argv: " ".join(argv[:2]))
+def test_a_place_that_cannot_be_written_is_said_before_any_work(argv, tmp_path, monkeypatch, capsys):
+    """Before any work: the input, that is nowhere, is not yet looked at."""
+    (tmp_path / "file").write_text("")
+    assert main([*argv, str(tmp_path / "file" / "under" / "it")]) == WRONG_INPUT
+    assert f"{tmp_path / 'file'} is a file, not a folder" in one_line(capsys)
+    wrong = tmp_path if argv[0] in ("evaluate", "generate") or argv[1] == "card" else tmp_path / "file"
+    assert main([*argv, str(wrong)]) == WRONG_INPUT
+    assert f"{argv[-1]} {wrong}: a f" in one_line(capsys)  # a folder is there; a file is in the way
+    monkeypatch.setattr("m6rec_jax.cli.outputs.os.access", lambda path, mode: path != tmp_path)
+    assert main([*argv, str(tmp_path / "new")]) == WRONG_INPUT
+    assert f"no permission to write in {tmp_path}" in one_line(capsys)
 
 
 @pytest.mark.parametrize(("content", "says"), [(b"\n \n", "names no user"), (b"\xff\xfe\x00", "not UTF-8")])
