@@ -54,9 +54,9 @@ def run_training(config: Config, datasets: list[Path], run: Path, init_from: str
     from m6rec_jax.training.run import train as pretrain
 
     done = max(steps(run), default=0)
-    if done:
-        end = "nothing is left to train" if done >= config.train.steps else "resuming"
-        note(f"{run}: step {done:,} of {config.train.steps:,} is saved; {end}")
+    if done:  # whether patience ended it there, the loop says
+        end = "; nothing is left to train" if done >= config.train.steps else ""
+        note(f"{run}: step {done:,} of {config.train.steps:,} is saved{end}")
         if init_from:
             note(f"--init-from {init_from} counted at the first start only; the checkpoints of {run} go on")
     else:

@@ -46,6 +46,17 @@ def test_a_run_from_training_to_lists(tiny_dataset, tmp_path, capsys):
     assert {"item_id", "rank", "score", "source", "route", "reason", "model_version"} <= set(table.columns)
 
 
+def test_a_run_that_patience_ended_is_not_said_to_resume(tiny_dataset, tmp_path, capsys):
+    run = tmp_path / "run"
+    argv = ["train", *SMALL, "--dataset", str(tiny_dataset), "--run", str(run), "--train.steps=30"]
+    argv += ["--train.eval_every=1", "--train.patience=1", "--optim.learning_rate=1e-9"]
+    assert main(argv) == SUCCESS
+    assert "stopped at step 2" in capsys.readouterr().err
+    assert main(argv) == SUCCESS
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert first == f"{run}: step 2 of 30 is saved" and second.startswith("stopped at step 2 in an earlier run")
+
+
 @pytest.mark.slow
 def test_signals_save_and_the_same_command_resumes(tiny_dataset, tmp_path):
     run = tmp_path / "run"
@@ -61,7 +72,7 @@ def test_signals_save_and_the_same_command_resumes(tiny_dataset, tmp_path):
         _, err = child.communicate(timeout=60)
         assert child.returncode == code, err
         assert says in err.splitlines()[-1] and "Traceback" not in err
-        assert ("is saved; resuming" in err) == (number == signal.SIGINT)
+        assert (" is saved\n" in err) == (number == signal.SIGINT)
     assert main(["verify", str(run)]) == SUCCESS
 
 
