@@ -18,7 +18,7 @@ from m6rec_jax.cli.tables import print_lists, print_report
 from m6rec_jax.cli.train import run_training
 from m6rec_jax.config import Config
 from m6rec_jax.errors import InputError
-from m6rec_jax.progress import note
+from m6rec_jax.progress import note, stage
 from m6rec_jax.settings import Parser, add_config_options, config_of
 
 DATA_SET = "ml-100k"
@@ -44,8 +44,8 @@ class Stages:
 
     def complete(self, name: str, of: str, made: Path) -> bool:
         """Whether the stage ended before with the same input `of`, and what it made is still there."""
-        stage = self.known.get(name, {})
-        return bool(stage.get("done")) and stage.get("of") == of and made.exists()
+        known = self.known.get(name, {})
+        return bool(known.get("done")) and known.get("of") == of and made.exists()
 
     def run(self, name: str, of: str, made: Path, work: Callable[[], Any]) -> None:
         """Do the work unless the stage is complete."""
@@ -68,9 +68,8 @@ class Stages:
             write_json(self.file, self.known)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds a stage, and their total."""
-        each = {name: stage["seconds"] for name, stage in self.known.items()}
-        return {**each, "total": round(sum(each.values()), 2)}
+        """Seconds a stage, in all its runs together."""
+        return {name: known["seconds"] for name, known in self.known.items()}
 
 
 def demo(argv: list[str]) -> None:
@@ -98,21 +97,24 @@ def run_demo(config: Config, out: Path, source: Path | None) -> None:
     stages.run("fetch", DATA_SET, raw / "card.yaml", lambda: _fetch(raw, source))
     stages.run("prepare", DATA_SET, dataset / MANIFEST, lambda: _prepare(raw / "card.yaml", dataset))
     wanted = f"{file_digest(dataset / MANIFEST)} {json.dumps(config.as_dict(), sort_keys=True)}"
-    stages.run("train", wanted, run / RUN_FILE, lambda: run_training(config, [dataset], run))
+    stages.run("train", wanted, run / RUN_FILE, lambda: _train(config, dataset, run))
     best = _best(run)
     stages.run("evaluate", best, evaluation, lambda: _evaluate(run, dataset, evaluation))
     stages.run("generate", best, recommendations, lambda: _generate(run, dataset, recommendations))
-    with stages.timed("report", best):
-        report = json.loads(evaluation.read_text(encoding="utf-8"))
-        samples = _samples(dataset, recommendations)
-        _write_html(out / "report.html", report, run, samples, stages.seconds())
-    report["seconds"] = stages.seconds()
-    write_json(out / "report.json", report)
+    page, report, samples = out / "report.html", json.loads(evaluation.read_text(encoding="utf-8")), []
+    shown = f"{best} {file_digest(evaluation)} {file_digest(recommendations)}"
+    with stage("titles", SHOWN_USERS, "users") as bar:
+        for sample in _samples(dataset, recommendations):
+            samples.append(sample)
+            bar.advance(1)
+    stages.run("report", shown, page, lambda: _report(page, report, run, samples, stages.seconds()))
+    spent = stages.seconds()
+    write_json(out / "report.json", {**report, "seconds": round(sum(spent.values()), 2), "stages": spent})
     for sample in samples:
         print_lists(sample)
     print_report(report)
-    print(", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items()))
-    print(f"report: {out / 'report.html'}, {out / 'report.json'}; all lists: {recommendations}")
+    print(", ".join(f"{name} {value:.0f} s" for name, value in {**spent, "total": sum(spent.values())}.items()))
+    print(f"report: {page}, {out / 'report.json'}; all lists: {recommendations}")
 
 
 def _fetch(raw: Path, source: Path | None) -> None:
@@ -125,6 +127,17 @@ def _prepare(card: Path, dataset: Path) -> None:
     from m6rec_jax.data.prepare import prepare
 
     prepare(card, dataset)
+
+
+def _train(config: Config, dataset: Path, run: Path) -> None:
+    try:
+        run_training(config, [dataset], run)
+    except InputError as error:
+        fact, _, way_out = str(error).partition("; ")
+        if "--run" not in way_out:
+            raise
+        # Training advises another --run, which the demo does not have.
+        raise InputError(f"{fact}; go back to what it was, or start another demo with --out") from None
 
 
 def _best(run: Path) -> str:
@@ -147,7 +160,7 @@ def _generate(run: Path, dataset: Path, out: Path) -> None:
     generate(run, dataset=dataset, users=None, limit=None, k=10, out=out)
 
 
-def _samples(dataset: Path, recommendations: Path) -> list[dict[str, Any]]:
+def _samples(dataset: Path, recommendations: Path) -> Iterator[dict[str, Any]]:
     """A few users, spread over the data set: the end of the history and the head of the generated list, as titles."""
     import polars as pl
 
@@ -156,34 +169,32 @@ def _samples(dataset: Path, recommendations: Path) -> list[dict[str, Any]]:
 
     opened, table = open_dataset(dataset), pl.read_parquet(recommendations)
     histories, titles, ids = everything(opened), opened.items["title"].to_list(), opened.users["user_id"].to_list()
-    samples = []
     for i in range(SHOWN_USERS):
         at = (2 * i + 1) * len(histories) // (2 * SHOWN_USERS)
         user, items = ids[histories.users[at]], histories.items[at]
         rows = table.filter(pl.col("user_id") == user).sort("rank").head(SHOWN_ITEMS).iter_rows(named=True)
-        samples.append(
-            {
-                "user": user,
-                "history": [titles[row] for row in items[-SHOWN_ITEMS:] if row >= 0],
-                "more": max(0, len(items) - SHOWN_ITEMS),
-                "recommendations": [
-                    {
-                        "title": titles[opened.row_of(row["item_id"])],
-                        "item_id": row["item_id"],
-                        "score": row["score"],
-                        "source": row["source"],
-                        "because": [row["reason"].removeprefix("because of ")] if row["reason"] else [],
-                    }
-                    for row in rows
-                ],
-            }
-        )
-    return samples
+        yield {
+            "user": user,
+            "history": [titles[row] for row in items[-SHOWN_ITEMS:] if row >= 0],
+            "more": max(0, len(items) - SHOWN_ITEMS),
+            "recommendations": [
+                {
+                    "title": titles[opened.row_of(row["item_id"])],
+                    "item_id": row["item_id"],
+                    "score": row["score"],
+                    "source": row["source"],
+                    "because": [row["reason"].removeprefix("because of ")] if row["reason"] else [],
+                }
+                for row in rows
+            ],
+        }
 
 
-def _write_html(path: Path, report: dict[str, Any], run: Path, samples: list[dict[str, Any]], seconds: dict[str, float]) -> None:  # fmt: skip
-    from m6rec_jax.recommend.report import write_report
+def _report(page: Path, report: dict[str, Any], run: Path, samples: list[dict[str, Any]], spent: dict[str, float]) -> None:  # fmt: skip
+    with stage("report", 1, "pages") as bar:
+        from m6rec_jax.recommend.report import write_report
 
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    facts = [(f"Seconds: {name}", f"{value:.0f}") for name, value in seconds.items()]
-    write_report(path, report, [json.loads(line) for line in lines if line], samples, facts)
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        facts = [(f"Seconds: {name}", f"{value:.0f}") for name, value in spent.items()]
+        write_report(page, report, [json.loads(line) for line in lines if line], samples, facts)
+        bar.advance(1)

@@ -6,13 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-NAMES = {
-    "model": "model with memory",
-    "model_alone": "model alone",
-    "popularity": "popularity",
-    "item_knn": "item-kNN",
-    "counting_floor": "counting floor",
-}
 MEASURES = ("ndcg@10", "recall@10", "coverage@10", "novelty@10")
 
 
@@ -20,16 +13,14 @@ def print_report(report: Mapping[str, Any]) -> None:
     """A table on standard output: model with memory, model alone, each baseline, with half 95 % intervals; how measured."""
     from rich.table import Table
 
+    from m6rec_jax.recommend.report import systems
+
     table = Table(title=f"{report['split']} split, {report['users']:,} users", title_justify="left")
     table.add_column("")
     for measure in MEASURES:
         table.add_column(measure, justify="right")
-    intervals = {"model": report.get("ci95", {}), **report.get("intervals", {})}
-    systems = {"model": report["metrics"], "model_alone": report.get("model_alone"), **report["baselines"]}
-    for name, values in systems.items():
-        if values:
-            near = intervals.get(name, {})
-            table.add_row(NAMES.get(name, name), *(_cell(values.get(m), near.get(m)) for m in MEASURES))
+    for one in systems(report):
+        table.add_row(one["name"], *(_cell(one["metrics"].get(m), one["ci95"].get(m)) for m in MEASURES))
     _print(table, *(_plain(report[part]) for part in ("verdict", "protocol", "ties") if report.get(part)))
 
 
