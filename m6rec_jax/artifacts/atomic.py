@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
+HOST = re.sub(r"\W", "-", platform.node())  # a folder may be shared: another machine's processes are not ours to judge
 
 
 @contextmanager
 def atomic_path(target: Path | str) -> Iterator[Path]:
-    """Yield a path beside `target` to write (file or folder); renamed over it on success, removed on failure."""
+    """Yield a path beside `target` to write (file or folder); renamed over it on success, removed on failure.
+
+    What a killed process of this machine left beside `target` is removed first.
+    """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
+    _sweep(target)
+    partial = target.with_name(f".{target.name}.{os.getpid()}@{HOST}{PARTIAL}")
     remove(partial)
     try:
         yield partial
         if partial.is_dir() and target.is_dir():
-            old = target.with_name(f".{target.name}.{os.getpid()}.old{PARTIAL}")
+            old = target.with_name(f".{target.name}.{os.getpid()}@{HOST}.old{PARTIAL}")
             os.replace(target, old)
             os.replace(partial, target)
             remove(old)
@@ -31,6 +39,28 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
             os.replace(partial, target)
     finally:
         remove(partial)
+
+
+def _sweep(target: Path) -> None:
+    """Remove the partials of `target` whose process is no more; put back an old folder that was not replaced yet."""
+    for left in target.parent.glob(f".{escape(target.name)}.*{PARTIAL}"):
+        found = re.fullmatch(rf"(\d+)@{re.escape(HOST)}(\.old)?", left.name[len(target.name) + 2 : -len(PARTIAL)])
+        if found is None or _alive(int(found[1])):
+            continue
+        if found[2] and not target.exists():
+            os.replace(left, target)
+        else:
+            remove(left)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's, but there
+        return True
+    return True
 
 
 def write_json(target: Path | str, value: Any) -> None:

@@ -13,6 +13,7 @@ import polars as pl
 
 from m6rec_jax.data import values
 from m6rec_jax.data.card_checks import guess_format
+from m6rec_jax.data.formats import json_lines, json_records, record_columns, records_frame
 
 ROWS = 20_000  # looked at in each table
 
@@ -85,7 +86,7 @@ def look(path: Path) -> Sample | None:
         if kind == "" and path.suffix in (".txt", ".seq", ".dat"):
             return _sequences(path)
         if kind == "json" and (lines := _json_lines(path)):
-            kind, frame = "jsonl", _of_records(lines)
+            kind, frame = "jsonl", _framed(lines)
         elif kind:
             frame = READ[kind](path)
         else:
@@ -163,26 +164,20 @@ def _sequences(path: Path) -> Sample | None:
 
 def _json_lines(path: Path) -> list[dict]:
     """The first records when a .json file holds one object a line; [] when it is one JSON value."""
-    with open(path, encoding="utf-8-sig") as file:
-        lines = [line for line in islice(file, ROWS) if line.strip()]
     try:
-        records = [json.loads(line) for line in lines]
+        records = _first_lines(path)
     except ValueError:
         return []
     return records if len(records) > 1 and all(isinstance(one, dict) for one in records) else []
 
 
-def _json(path: Path) -> pl.DataFrame:
-    data = json.loads(path.read_text(encoding="utf-8-sig"))
-    if isinstance(data, dict):
-        data = [{"id": key, **value} for key, value in data.items() if isinstance(value, dict)]
-    return _of_records(data if isinstance(data, list) else [])
+def _first_lines(path: Path) -> list[dict]:
+    with open(path, encoding="utf-8-sig") as file:
+        return json_lines(islice(file, ROWS))
 
 
-def _of_records(records: list) -> pl.DataFrame:
-    records = [one for one in records if isinstance(one, dict)]
-    columns = dict.fromkeys(key for one in records for key in one)
-    return pl.DataFrame({c: [values.as_text(one.get(c)) for one in records] for c in columns}, schema=dict.fromkeys(columns, pl.String))  # fmt: skip
+def _framed(records: list[dict]) -> pl.DataFrame:
+    return records_frame(records, record_columns(records))
 
 
 def _delimited(path: Path, separator: str) -> pl.DataFrame:
@@ -194,16 +189,11 @@ def _recbole(path: Path) -> pl.DataFrame:
     return frame.rename({c: c.split(":")[0] for c in frame.columns})
 
 
-def _jsonl(path: Path) -> pl.DataFrame:
-    with open(path, encoding="utf-8-sig") as file:
-        return _of_records([json.loads(line) for line in islice(file, ROWS) if line.strip()])
-
-
 READ = {
     "csv": lambda path: _delimited(path, ","),
     "tsv": lambda path: _delimited(path, "\t"),
     "recbole": _recbole,
     "parquet": lambda path: pl.scan_parquet(path).head(ROWS).collect(),
-    "jsonl": _jsonl,
-    "json": _json,
+    "jsonl": lambda path: _framed(_first_lines(path)),
+    "json": lambda path: _framed(json_records(path.read_bytes())),
 }

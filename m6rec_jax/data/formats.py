@@ -7,7 +7,7 @@ reads the same whichever comes first; nested JSON comes as its text.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,26 @@ def _jsonl(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.D
 def _slow_jsonl(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.DataFrame:
     source = _utf8(path, getattr(card, section).encoding)
     lines = (source if isinstance(source, bytes) else source.read_bytes()).decode("utf-8-sig").split("\n")
+    return _of_records(card, section, path, wanted, json_lines(lines))
+
+
+def _json(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.DataFrame:
+    source = _utf8(path, getattr(card, section).encoding)
+    return _of_records(card, section, path, wanted, json_records(source if isinstance(source, bytes) else source.read_bytes()))  # fmt: skip
+
+
+def json_records(raw: bytes) -> list[dict[str, Any]]:
+    """The rows of one JSON value: a list of objects, or an object of them by id. Raises ValueError otherwise."""
+    data = json.loads(raw.decode("utf-8-sig"))
+    if isinstance(data, dict):
+        data = [{"id": key, **value} for key, value in data.items() if isinstance(value, dict)]
+    if not isinstance(data, list):
+        raise ValueError("a row has to be a JSON object")
+    return data
+
+
+def json_lines(lines: Iterable[str]) -> list[Any]:
+    """The values of JSON Lines, blank lines left out. Raises ValueError naming the line."""
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -143,25 +163,27 @@ def _slow_jsonl(card: Card, section: str, path: Path, wanted: dict[str, str]) ->
                 records.append(json.loads(line))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
-    return _of_records(card, section, path, wanted, records)
+    return records
 
 
-def _json(card: Card, section: str, path: Path, wanted: dict[str, str]) -> pl.DataFrame:
-    source = _utf8(path, getattr(card, section).encoding)
-    data = json.loads((source if isinstance(source, bytes) else source.read_bytes()).decode("utf-8-sig"))
-    if isinstance(data, dict):  # id -> record
-        data = [{"id": key, **value} for key, value in data.items() if isinstance(value, dict)]
-    return _of_records(card, section, path, wanted, data)
-
-
-def _of_records(card: Card, section: str, path: Path, wanted: dict[str, str], records: Any) -> pl.DataFrame:
-    if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
+def record_columns(records: list[dict[str, Any]]) -> list[str]:
+    """Every key of any record, in the order of their first appearance. Raises ValueError for what is no object."""
+    if not all(isinstance(one, dict) for one in records):
         raise ValueError("a row has to be a JSON object")
-    columns = _columns(wanted)
-    if records:
-        _check_columns(card, section, wanted, list(dict.fromkeys(key for one in records for key in one)), path)
+    return list(dict.fromkeys(key for one in records for key in one))
+
+
+def records_frame(records: list[dict[str, Any]], columns: list[str]) -> pl.DataFrame:
+    """Records as text columns, nested values as JSON."""
     cells = {c: [values.as_text(one.get(c)) for one in records] for c in columns}
     return pl.DataFrame(cells, schema=dict.fromkeys(columns, pl.String))
+
+
+def _of_records(card: Card, section: str, path: Path, wanted: dict[str, str], records: list[Any]) -> pl.DataFrame:
+    there = record_columns(records)
+    if records:
+        _check_columns(card, section, wanted, there, path)
+    return records_frame(records, _columns(wanted))
 
 
 READERS = {

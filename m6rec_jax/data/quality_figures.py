@@ -12,6 +12,7 @@ import polars as pl
 
 from m6rec_jax.data.card import Card
 from m6rec_jax.data.clean import REJECTING, REPAIRING, RULES, Cleaned, near_duplicates
+from m6rec_jax.data.inequality import gini
 from m6rec_jax.data.sources import Tables
 from m6rec_jax.data.splits import SPLITS, TRAIN, split_events
 from m6rec_jax.errors import InputError
@@ -81,15 +82,6 @@ def figures(tables: Tables, cleaned: Cleaned, card: Card) -> dict[str, Any]:
         "items": items.height,
     }
     return found
-
-
-def gini(counts: np.ndarray) -> float:
-    """Gini coefficient of non-negative counts: 0 when all are equal, towards 1 when one has everything."""
-    ordered = np.sort(counts).astype(np.float64)
-    n, total = len(ordered), ordered.sum()
-    if n == 0 or total == 0:
-        return 0.0
-    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
 
 
 def _repeats(users: np.ndarray, rows: np.ndarray, n_items: int) -> float:

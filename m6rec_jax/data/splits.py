@@ -74,8 +74,9 @@ class Held:
 def records_of(label: np.ndarray, users: np.ndarray, is_target: np.ndarray, split: int) -> Held:
     """Which events make up each user's record of `split`.
 
-    Train: the user's training events, no targets. Valid and test: everything earlier, input-only events included,
-    then the targets of that split; users without an earlier event or without a target have no record.
+    Train: the user's training events, no targets. Valid and test: all events of the splits before it, input-only ones
+    included, then the targets of that split without the input-only events among or after them; users without an event
+    in a split before or without a target have no record.
     """
     if split == TRAIN:
         use, ask = label == TRAIN, np.zeros(len(label), bool)

@@ -41,11 +41,6 @@ GARBLED = re.compile("[\x80-\u05ff\u2500-\u259f]")
 SPACE = re.compile(r"^\s+|\s+$|[^\S ]|\s{2,}")
 
 
-def clean_text(text: str, limit: int) -> str:
-    """One text cleaned and cut to `limit` characters."""
-    return _clean(text, limit)[0]
-
-
 def clean_column(series: pl.Series, limit: int, counts: dict[str, int]) -> pl.Series:
     """A string column cleaned; adds to `counts` the cells that each rule changed. Null stays null."""
     column = pl.col("x")

@@ -1,6 +1,6 @@
 """What a model has to beat: popularity, item-kNN, and the counting floor, each on the same histories (EVALUATION.md).
 
-Every one ranks the whole catalogue: `rank(histories, k, repeat) -> rows [U,k]`, history items left out unless
+Every one ranks all that is listed: `rank(histories, k, repeat) -> rows [U,k]`, history items left out unless
 `repeat`, ties by the lower catalogue row, places that a method has nothing for filled by popularity, -1 when the
 catalogue is used up. Users go through in batches, so no users x items table of everybody ever exists.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import polars as pl
 import scipy.sparse as sp
 
 from m6rec_jax.data.transitions import Transitions
@@ -29,12 +30,27 @@ class Ranker(Protocol):
     def rank(self, histories: Histories, k: int, repeat: bool = False) -> np.ndarray: ...
 
 
-class Popularity:
-    """Items by training events, most first."""
+def listed_of(items: pl.DataFrame) -> np.ndarray | None:
+    """Which items of items.parquet are still on offer, bool `[C]`; None when all are.
 
-    def __init__(self, events: np.ndarray) -> None:
-        self.events = np.asarray(events, np.int64)
-        self.order = np.lexsort((np.arange(len(events)), -self.events)).astype(np.int32)
+    An item that has left the shop keeps its row, its events and its id, and is no longer shown.
+    """
+    listed = items["listed"].fill_null(True).to_numpy() if "listed" in items.columns else np.ones(items.height, bool)
+    return None if listed.all() else listed
+
+
+class Popularity:
+    """Items by training events, most first; of a catalogue that is not all `listed` (bool `[C]`) those that are."""
+
+    def __init__(self, events: np.ndarray, listed: np.ndarray | None = None) -> None:
+        self.events, self.listed = np.asarray(events, np.int64), listed
+        order = np.lexsort((np.arange(len(events)), -self.events)).astype(np.int32)
+        self.order = order if listed is None else order[listed[order]]
+
+    @classmethod
+    def of(cls, items: pl.DataFrame) -> Popularity:
+        """That of items.parquet."""
+        return cls(items["events"].to_numpy(), listed_of(items))
 
     def rank(self, histories: Histories, k: int, repeat: bool = False) -> np.ndarray:
         """Lists int32 `[U,k]`."""
@@ -105,15 +121,19 @@ class ItemKNN:
             part = histories[start : start + BATCH]
             items, owner = flatten(part)
             had = sp.csr_array((np.ones(len(items)), (owner, items)), (len(part), self.similarity.shape[0]))
-            lists.append(self.popularity.fill(top_of_sparse(had @ self.similarity, part, k, repeat), part, repeat))
+            rows = top_of_sparse(had @ self.similarity, part, k, repeat, self.popularity.listed)
+            lists.append(self.popularity.fill(rows, part, repeat))
         return np.concatenate(lists) if lists else np.zeros((0, k), np.int32)
 
 
-def top_of_sparse(scores: sp.csr_array, histories: Histories, k: int, repeat: bool) -> np.ndarray:
-    """The k best positive entries of each row of a CSR `[U,C]`, history left out unless `repeat`; -1 beyond them."""
+def top_of_sparse(scores: sp.csr_array, histories: Histories, k: int, repeat: bool,
+                  allowed: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    """The k best positive, allowed entries of each row of a CSR `[U,C]`, history left out unless `repeat`; -1 beyond."""
     users, catalogue = int(scores.shape[0]), int(scores.shape[1])
     owner, items = np.repeat(np.arange(users), np.diff(scores.indptr)), scores.indices
     keep = scores.data > 0
+    if allowed is not None:
+        keep &= allowed[items]
     if not repeat:
         gone, whose = flatten(histories)
         keep &= ~np.isin(owner * catalogue + items, whose * catalogue + gone)
@@ -142,7 +162,8 @@ class CountingFloor:
         lists = []
         for start in range(0, len(histories), BATCH):
             part = histories[start : start + BATCH]
-            rows = self.memory.support(part, exclude=None if repeat else part).rows[:, :k]
+            seen, listed = None if repeat else part, self.popularity.listed
+            rows = self.memory.support(part, exclude=seen, allowed=listed).rows[:, :k]
             if rows.shape[1] < k:
                 rows = np.pad(rows, ((0, 0), (0, k - rows.shape[1])), constant_values=-1)
             lists.append(self.popularity.fill(rows, part, repeat))

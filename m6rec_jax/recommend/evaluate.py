@@ -13,6 +13,7 @@ import polars as pl
 from flax import nnx
 
 from m6rec_jax.artifacts.atomic import atomic_path, write_json
+from m6rec_jax.artifacts.checkpoints import best_step
 from m6rec_jax.artifacts.run import code_version, read_run
 from m6rec_jax.artifacts.schemas import EVALUATION
 from m6rec_jax.data.dataset import Dataset, open_dataset
@@ -21,7 +22,7 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.progress import note, stage
 from m6rec_jax.recommend import metrics
-from m6rec_jax.recommend.baselines import BATCH, CountingFloor, ItemKNN, Popularity, Ranker
+from m6rec_jax.recommend.baselines import BATCH, CountingFloor, ItemKNN, Popularity, Ranker, listed_of
 from m6rec_jax.recommend.coldstart import SOURCES
 from m6rec_jax.recommend.histories import Histories, held_out, interactions
 from m6rec_jax.recommend.memory import GATE_FILE, Gate, Memory
@@ -60,7 +61,7 @@ def evaluate(
     count = interactions(data)
     had = np.bincount(count.indices, minlength=data.catalogue)
     facts = metrics.Facts(had, int((np.diff(count.indptr) > 0).sum()), categories_of(data.items))
-    popularity = Popularity(recommender.popularity.events)
+    popularity = Popularity.of(data.items)
 
     lists, seconds = _ranked(recommender, asked, "recommend")
     alone, seconds_alone = _ranked(recommender, asked, "model alone", memory=False)
@@ -77,7 +78,7 @@ def evaluate(
 
     vectors = {name: metrics.per_user(rows, asked.targets, KS) for name, rows in ranked.items()}
     scores = {
-        name: _means(vectors[name]) | metrics.beyond(rows, _known(asked), facts, K) | {"valid_id_rate": metrics.valid_id_rate(rows, _known(asked), data.catalogue, repeat=data.repeat)}
+        name: _means(vectors[name]) | metrics.beyond(rows, _known(asked), facts, K) | {"valid_id_rate": metrics.valid_id_rate(rows, _known(asked), data.catalogue, repeat=data.repeat, allowed=popularity.listed)}
         for name, rows in ranked.items()
     }  # fmt: skip
     intervals = {name: metrics.bootstrap_ci(v, seed=seed) for name, v in vectors.items()}
@@ -134,7 +135,7 @@ def dataset_of(run: Path | str, dataset: Dataset | Path | str | None = None) -> 
 
 
 def fit_gate(run: Path | str, dataset: Dataset | Path | str | None = None, step: int | str = "best") -> Gate | None:
-    """Fit the gate of a run's memory on the validation split and store it as `run/gate.json`, unless it is there.
+    """The gate of a run's memory for these parameters and this dataset, see `with_gate`.
 
     None when the run has no model to weigh the memory against.
     """
@@ -147,9 +148,11 @@ def _fitted(engine: Engine, memory: Memory, dataset: Dataset, step: int, *, most
 
     The model's probabilities are those of decoding, the memory's are over what the user may be shown.
     """
-    asked = held_out(dataset, "valid")
-    known = [h[h >= 0] for h in asked.items]
+    asked, listed = held_out(dataset, "valid"), listed_of(dataset.items)
+    known = _known(asked)
     possible = np.array([len(h) > 0 for h in known], bool)
+    if listed is not None:
+        possible &= listed[asked.targets]
     if not dataset.repeat and len(asked):
         possible &= ~metrics.member(asked.targets[:, None], known)[:, 0]
     chosen = np.flatnonzero(possible)
@@ -160,22 +163,28 @@ def _fitted(engine: Engine, memory: Memory, dataset: Dataset, step: int, *, most
     p_memory, total = np.zeros(len(asked)), np.zeros(len(asked))
     for start in range(0, len(asked), BATCH):
         part = slice(start, start + BATCH)
-        support = memory.support(known[part], exclude=None if dataset.repeat else known[part])
+        support = memory.support(known[part], exclude=None if dataset.repeat else known[part], allowed=listed)
         p_memory[part], total[part] = support.probability(asked.targets[part]), support.total
     lengths = np.array([len(h) for h in known], np.float64)
-    return best_gate(np.exp(logp, dtype=np.float64), p_memory, lengths, total, step=step)
+    return best_gate(np.exp(logp, dtype=np.float64), p_memory, lengths, total, step=step, dataset=dataset.digest)
 
 
 def with_gate(recommender: Recommender, run: Path | str, dataset: Dataset) -> Recommender:
-    """The recommender with a gate for its parameters: the run's own, else fitted now and stored as `run/gate.json`."""
+    """The recommender with a gate for its parameters and this dataset: the run's own, else one fitted now.
+
+    What is fitted is stored as `run/gate.json` when it is for what the run serves with by itself: its best parameters
+    beside the dataset that it was trained on.
+    """
     if recommender.engine is None or recommender.memory is None:
         return recommender
-    if recommender.gate is None or recommender.gate.step != recommender.step:
-        gate = _fitted(recommender.engine, recommender.memory, dataset, recommender.step)
-        gate.save(Path(run) / GATE_FILE)
-        gained = f"{gate.gain:+.3f} nats a target over the model alone"
-        note(f"gate of the memory fitted on {gate.users:,} validation users: {gained}")
-        recommender.gate = gate
+    gate = recommender.gate
+    if gate is None or (gate.step, gate.dataset) != (recommender.step, dataset.digest):
+        gate = recommender.gate = _fitted(recommender.engine, recommender.memory, dataset, recommender.step)
+        own = dataset.digest == read_run(run).datasets[0].digest and gate.step == best_step(run)
+        if own:
+            gate.save(Path(run) / GATE_FILE)
+        gained = f"{gate.gain:+.3f} nats a target over the model alone" + ("" if own else "; not kept with the run")
+        note(f"gate of the memory fitted on {gate.users:,} validation users of {dataset.name}: {gained}")
     return recommender
 
 
@@ -202,7 +211,7 @@ class ValidationEvaluator:
         asked = self.asked
         lists = self.engine.recommend(
             asked.items, times=asked.times, kinds=asked.kinds, queries=asked.queries, k=K,
-            exclude=None if self.dataset.repeat else _known(asked),
+            exclude=None if self.dataset.repeat else _known(asked), allowed=listed_of(self.dataset.items),
         )  # fmt: skip
         found = metrics.per_user(lists.rows, asked.targets, (K,))
         return {name: float(found[name].mean()) for name in (f"ndcg@{K}", f"recall@{K}")} if len(asked) else {}

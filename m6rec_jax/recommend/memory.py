@@ -18,11 +18,11 @@ from scipy.optimize import minimize
 from m6rec_jax.artifacts.atomic import write_json
 from m6rec_jax.artifacts.schemas import GATE
 from m6rec_jax.data.transitions import Transitions
+from m6rec_jax.decoding.beam import GATE_MOST
 from m6rec_jax.errors import InputError
 from m6rec_jax.recommend.metrics import flatten
 
 GATE_FILE = "gate.json"
-GATE_MOST = 1 - 1e-6  # the model always keeps a little, as decoding wants it
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,7 @@ class Gate:
     users: int = 0
     gain: float = 0.0
     step: int = -1  # of the parameters it was fitted beside
+    dataset: str = ""  # digest of the dataset whose validation users fitted it
 
     def __call__(self, lengths: np.ndarray, total: np.ndarray) -> np.ndarray:
         """g float32 `[U]` for history lengths `[U]` and `Support.total` `[U]`; 0 where there is no support."""
@@ -211,7 +212,7 @@ def load_gate(path: Path | str) -> Gate:
 
 
 def fit_gate(p_model: np.ndarray, p_memory: np.ndarray, lengths: np.ndarray, total: np.ndarray, *,
-             step: int = -1, ridge: float = 1e-3) -> Gate:  # fmt: skip
+             step: int = -1, dataset: str = "", ridge: float = 1e-3) -> Gate:  # fmt: skip
     """The gate that maximises the mean of log((1-g) p_model + g p_memory) over validation users `[U]`.
 
     `p_model`, `p_memory`: probability that each part gives the user's target; users without support teach nothing.
@@ -221,7 +222,7 @@ def fit_gate(p_model: np.ndarray, p_memory: np.ndarray, lengths: np.ndarray, tot
     some = total > 0
     p_model, p_memory = np.maximum(p_model[some], 1e-12), p_memory[some]
     if not some.any():
-        return Gate(-30.0, 0.0, 0.0, 0, 0.0, step)
+        return Gate(-30.0, 0.0, 0.0, 0, 0.0, step, dataset)
     raw = np.stack([np.log1p(lengths[some]), np.log(total[some])], 1)
     centre, scale = raw.mean(0), np.maximum(raw.std(0), 1e-6)
     features = np.concatenate([np.ones((len(raw), 1)), (raw - centre) / scale], 1)
@@ -238,4 +239,4 @@ def fit_gate(p_model: np.ndarray, p_memory: np.ndarray, lengths: np.ndarray, tot
     gain = float(np.mean(np.log((1 - g) * p_model + g * p_memory) - np.log(p_model)))
     slopes = best[1:] / scale
     bias = float(best[0] - slopes @ centre)
-    return Gate(bias, float(slopes[0]), float(slopes[1]), int(some.sum()), gain, step)
+    return Gate(bias, float(slopes[0]), float(slopes[1]), int(some.sum()), gain, step, dataset)

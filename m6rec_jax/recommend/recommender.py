@@ -22,6 +22,7 @@ from m6rec_jax.data.transitions import load_transitions
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.progress import note
 from m6rec_jax.recommend.baselines import ItemKNN, Popularity
 from m6rec_jax.recommend.coldstart import SOURCES, Way, way
 from m6rec_jax.recommend.histories import Histories, interactions
@@ -77,7 +78,8 @@ class Recommender:
                  knn: ItemKNN | None = None, repeat: bool = False, step: int = -1, name: str = "", batch: int = 512) -> None:  # fmt: skip
         self.items, self.memory, self.engine, self.gate, self.knn = items, memory, engine, gate, knn
         self.repeat, self.step, self.name, self.batch = repeat, step, name, batch
-        self.popularity = Popularity(items["events"].to_numpy())
+        self.popularity = Popularity.of(items)
+        self._told = False  # that there is no gate
         self.item_ids: list[str] = items["item_id"].to_list()
         self.titles: list[str] = items["title"].fill_null("").to_list()
         self._rows = {item: row for row, item in enumerate(self.item_ids)}
@@ -101,12 +103,11 @@ class Recommender:
         made, at = (None, -1) if engine in ("memory", "popularity") else _load_engine(record, step, data, facts)
         if made is None and engine == "model":
             way(True, (), "model")  # says what is missing and the way out
-        gate = record.path / GATE_FILE
         return cls(
             items,
             memory=Memory(transitions),
             engine=made,
-            gate=load_gate(gate) if gate.is_file() else None,
+            gate=None if made is None else _gate_of(record, at),
             knn=_item_knn(data, items) if made is None and data is not None and engine == "auto" else None,
             repeat=bool(facts["repeat"]),
             step=at,
@@ -171,10 +172,12 @@ class Recommender:
         """Lists for many histories of catalogue rows (oldest first; -1 = an event without an item).
 
         `engine`: see `coldstart.way`. `memory=False` leaves the memory out of the model's lists. `allowed` bool `[C]`
-        filters the catalogue. Users go through sorted by length, `batch` at a time; `advance` hears of each batch.
+        filters the catalogue further than to what is listed. Users go through sorted by length, `batch` at a time; `advance` hears of each batch.
         """
         if k < 1:
             raise InputError(f"k={k}: must be at least 1")
+        if (listed := self.popularity.listed) is not None:
+            allowed = listed if allowed is None else allowed & listed
         items = [_inside(h, self.catalogue) for h in histories]
         request = _Request(
             items=items, known=[h[h >= 0] for h in items], k=k, allowed=allowed, beams=beams,
@@ -183,6 +186,9 @@ class Recommender:
         available = self.parts
         if "model" in available and engine != "memory" and not (memory and self.gate is not None):
             available -= {"memory"}  # without a gate nothing says how far to trust it beside the model
+            if memory and engine != "popularity" and not self._told:
+                self._told = True
+                note(f"{self.name}: no gate of the memory for step {self.step}, so the model recommends alone; m6rec evaluate fits one")  # fmt: skip
         made = Lists.empty(len(items), k)
         groups: dict[Way, list[int]] = {}
         for user, known in enumerate(request.known):
@@ -349,6 +355,18 @@ def _load_engine(record: Run, step: int | str, data: Dataset | None, facts: Mapp
     return made, at
 
 
+def _gate_of(record: Run, step: int) -> Gate | None:
+    """The run's gate where there is one and it was fitted beside the parameters of this step."""
+    path = record.path / GATE_FILE
+    if not path.is_file():
+        return None
+    gate = load_gate(path)
+    if gate.step == step:
+        return gate
+    note(f"{path}: fitted beside step {gate.step}, not used beside step {step}")
+    return None
+
+
 def _check_fits(record: Run, data: Dataset) -> None:
     """Raise InputError unless the dataset speaks the run's ids: its tokenizer, features and code levels, and the same
     meaning of each code: its items in its rows (one level), its codebooks (several)."""
@@ -377,6 +395,6 @@ def _books(folder: Path) -> dict[str, bytes]:
 def _item_knn(data: Dataset, items: pl.DataFrame) -> ItemKNN | None:
     """Item-kNN over the dataset's training events, where the library is installed."""
     try:
-        return ItemKNN(interactions(data), Popularity(items["events"].to_numpy()))
+        return ItemKNN(interactions(data), Popularity.of(items))
     except InputError:
         return None

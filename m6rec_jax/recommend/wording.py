@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from m6rec_jax.data.dataset import Dataset
+from m6rec_jax.recommend.baselines import listed_of
 from m6rec_jax.recommend.histories import Histories
 
 CONVENTIONS = {
@@ -37,10 +38,14 @@ def protocol(dataset: Dataset, split: str, users: int) -> str:
     between = " The history includes validation events, but nothing learns from them." if split == "test" else ""
     fitted = " (so on this split the gate has seen the targets)" if split == "valid" else ""
     repeat = "history items may come again" if dataset.repeat else "items of the history removed"
+    listed = listed_of(dataset.items)
+    offer = f"The whole catalogue of {dataset.catalogue:,} items"
+    if listed is not None:
+        offer = f"All {int(listed.sum()):,} listed items of a catalogue of {dataset.catalogue:,}"
     return (
         f"{held[0].upper()}{held[1:]}. {users:,} users.{between} Parameters, tokenizer, memory and baselines hold "
-        f"training events only; the memory's gate alone is fitted on validation targets{fitted}. The whole catalogue of "
-        f"{dataset.catalogue:,} items is ranked, {repeat}; rank = position in the list that the system returns."
+        f"training events only; the memory's gate alone is fitted on validation targets{fitted}. "
+        f"{offer} {'is' if listed is None else 'are'} ranked, {repeat}; rank = position in the list that the system returns."
     )
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from m6rec_jax.data.card import load_card
 from m6rec_jax.data.clean import clean
+from m6rec_jax.data.inequality import gini
 from m6rec_jax.data.quality import check_thresholds, quality_report
-from m6rec_jax.data.quality_figures import figures, gini
+from m6rec_jax.data.quality_figures import figures
 from m6rec_jax.data.sources import read_tables
 from m6rec_jax.errors import InputError
 
@@ -131,3 +132,11 @@ def test_gini_is_half_the_relative_mean_difference(counts):
     n, total = len(counts), counts.sum()
     slow = np.abs(counts[:, None] - counts).sum() / (2 * n * total) if total else 0
     assert gini(counts) == pytest.approx(slow, abs=1e-12)
+
+
+def test_the_same_data_gives_the_same_page(tmp_path):
+    _, first, _ = report(tmp_path)
+    _, second, _ = report(tmp_path)
+    assert second == first
+    ids = re.findall(r'\bid="([^"]*)"', first)
+    assert len(ids) == len(set(ids)), "charts of one page share no id"
