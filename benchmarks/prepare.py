@@ -1,5 +1,7 @@
 """How fast `prepare` is: 100,000 users, a million events, 50,000 titled items, on this machine.
 
+Each row is prepared in a process of its own, so that its peak memory is its own too.
+
     python -m benchmarks.prepare [--users 100000 --events 1000000 --items 50000 --levels 1] [--out FILE]
 
 Writes benchmarks/results/prepare.json: seconds a stage, events a second with and without tokenizer training, peak memory.
@@ -10,10 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -21,6 +28,7 @@ import polars as pl
 from benchmarks.record import write_results
 from m6rec_jax.data.prepare import prepare
 
+T = TypeVar("T")
 SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "el", "or")]
 
 
@@ -60,6 +68,41 @@ def make_tables(folder: Path, users: int, events: int, items: int, seed: int = 0
     return card
 
 
+def measure(card: Path, out: Path, levels: int) -> dict[str, Any]:
+    """One row: `prepare` timed in this process, which has done nothing else."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    data = prepare(card, out, levels=levels)
+    whole, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    stages, events = data.manifest["seconds"], data.manifest["sizes"]["events"]
+    return {
+        "levels": levels,
+        "users": data.users.height,
+        "items": data.catalogue,
+        "events": events,
+        "seconds": round(whole, 2),
+        "cpu_seconds": round(cpu, 2),
+        "load_average": round(os.getloadavg()[0], 1),
+        "events_per_second": round(events / whole),
+        "events_per_second_without_tokenizer": round(events / (whole - stages["tokenizer"])),
+        "seconds_by_stage": stages,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def peak_memory_mb() -> int:
+    """The most that this process has held. VmHWM starts anew with a program, ru_maxrss keeps that of its parent."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return round(int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) / 1024)  # type: ignore[index]
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def in_child(function: Callable[..., T], *given: Any) -> T:
+    """`function(*given)` in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *given).result()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=100_000)
@@ -73,26 +116,7 @@ def main() -> None:
         folder = Path(name)
         card = make_tables(folder, asked.users, asked.events, asked.items)
         for levels in asked.levels:
-            start, start_cpu = time.perf_counter(), time.process_time()
-            data = prepare(card, folder / f"dataset-{levels}", levels=levels)
-            whole, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-            stages = data.manifest["seconds"]
-            timed = whole - stages["tokenizer"]
-            rows.append(
-                {
-                    "levels": levels,
-                    "users": data.users.height,
-                    "items": data.catalogue,
-                    "events": data.manifest["sizes"]["events"],
-                    "seconds": round(whole, 2),
-                    "cpu_seconds": round(cpu, 2),
-                    "load_average": round(os.getloadavg()[0], 1),
-                    "events_per_second": round(data.manifest["sizes"]["events"] / whole),
-                    "events_per_second_without_tokenizer": round(data.manifest["sizes"]["events"] / timed),
-                    "seconds_by_stage": stages,
-                    "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                }
-            )
+            rows.append(in_child(measure, card, folder / f"dataset-{levels}", levels))
             print(json.dumps(rows[-1]))
     print(write_results("prepare", rows, asked.out))
 

@@ -10,11 +10,12 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -43,6 +44,8 @@ from m6rec_jax.data.transitions import count_transitions
 from m6rec_jax.errors import InputError
 from m6rec_jax.vocab import Vocab
 
+T = TypeVar("T")
+AT_ONCE = 1000  # texts or records between two looks at the bar
 STAGES = ("read", "clean", "quality", "split", "features", "transitions", "codes", "tokenizer", "records", "tables")
 
 
@@ -104,15 +107,15 @@ def prepare(
         clock = _Clock(bar)
         with clock("read"):
             tables = read_tables(card)
-        with clock("clean"):
-            if grown is not None:
-                tables = joined_tables(grown, tables, card)
+        if grown is not None:
+            tables = joined_tables(grown, tables, card)
+        with clock("clean", tables.events.height, "rows"):
             cleaned = clean(tables, card)
         with atomic_path(out) as folder:
             folder.mkdir()
             with clock("quality"):
                 found = quality_report(tables, cleaned, card, folder / "quality.html")
-                check_thresholds(found, card)
+                check_thresholds(found, card, folder / "quality.html", out.with_name(f"{out.name}.quality.html"))
             body = _write(card, cleaned, folder, lent, options, clock)
             if grown is not None:
                 body["card"] = grown.manifest["card"] | body["card"]
@@ -140,7 +143,7 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, op
         counts = np.bincount(events.items[train], minlength=items.height)
         items = items.with_columns(events=counts, seen=counts > 0)
         users = users.with_columns(events=np.bincount(events.users[train], minlength=users.height))
-    with clock("features"):
+    with clock("features", items.height, "items"):
         fields = lent.fields if lent else fit_fields(items)
         items = fields.apply(items)
         texts = item_texts(items)
@@ -151,19 +154,21 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, op
         transitions = count_transitions(events.users[train], events.items[train], events.times[train],
                                         events.weights[train], catalogue=items.height)  # fmt: skip
         transitions.save(folder / "transitions.npz")
-    with clock("codes"):
+    with clock("codes", items.height, "items"):
         codes, books = code_items(content, transitions, items["item_id"], options.levels, options.codebook, lent)
         np.savez(
             folder / "codes.npz", codes=codes, content=content, **books.arrays(), **encoder.arrays(), **fields.arrays()
         )
     said = _Said.of(items, tables.corpus)
-    with clock("tokenizer"):
+    queries = events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0)))
+    with clock("tokenizer", 0 if lent else sum(1 for _ in said.heard(users, queries)), "texts") as bar:
         if lent:
             tokenizer = lent.tokenizer
             tokenizer.save(folder / "tokenizer.model")
         else:
-            queries = events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0)))
-            tokenizer = train_tokenizer(said.heard(users, queries), folder / "tokenizer.model", options.vocab_size)
+            tokenizer = train_tokenizer(
+                _counted(said.heard(users, queries), bar), folder / "tokenizer.model", options.vocab_size
+            )
             if tokenizer.size < options.vocab_size:
                 progress.note(f"tokenizer: {tokenizer.size} pieces; the texts support no more of vocab_size {options.vocab_size}")  # fmt: skip
     with clock("records"):
@@ -264,11 +269,13 @@ def _write_records(folder: Path, events: Events, label: np.ndarray, said: _Said,
         users, others = events.users[at], texts.get(split, [])
         tokens = history_lengths(levels, users, events.times[at], timed, n_kinds, query_lengths[at])
         asked = {i: np.array(coded[int(at[i])], np.int32) for i in np.flatnonzero(events.items[at] < 0).tolist()}
-        with RecordWriter(folder, split) as writer:
-            for blob in encode_histories(users[starts[:-1]], starts, events.items[at], events.times[at],
-                                         events.kinds[at], held.targets, asked):  # fmt: skip
-                writer.write(blob)
-            for record in others:
+        histories = encode_histories(users[starts[:-1]], starts, events.items[at], events.times[at], events.kinds[at],
+                                     held.targets, asked)  # fmt: skip
+        with (
+            progress.stage(f"{split} records", total=len(n) + len(others), unit="records") as bar,
+            RecordWriter(folder, split) as writer,
+        ):
+            for record in _counted(chain(histories, others), bar):
                 writer.write(record)
         n_tokens = np.add.reduceat(tokens, starts[:-1]) if len(n) else n
         index[f"{split}_kind"] = np.array([HISTORY] * len(n) + [r.kind for r in others], np.uint8)
@@ -319,17 +326,32 @@ def _before(out: Path, append: bool) -> Dataset | None:
     return open_dataset(out)
 
 
+def _counted(things: Iterable[T], bar: progress.Stage) -> Iterator[T]:
+    """`things`, counted on a bar every `AT_ONCE`."""
+    n = 0
+    for n, thing in enumerate(things, 1):
+        if n % AT_ONCE == 0:
+            bar.advance(AT_ONCE)
+        yield thing
+    bar.advance(n % AT_ONCE)
+
+
 @dataclass
 class _Clock:
-    """Seconds of each stage, shown on one bar."""
+    """Seconds of each stage; a bar of all stages, and one of its own for a stage that works on `total` of something."""
 
     bar: progress.Stage
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str, total: int = 0, unit: str = "") -> Iterator[progress.Stage]:
         start = time.perf_counter()
         self.bar.advance(0, at=name)
-        yield
+        if total:
+            with progress.stage(name, total=total, unit=unit) as own:
+                yield own
+                own.advance(total - own.done)  # of what a single call works through nothing is known before its end
+        else:
+            yield self.bar
         self.seconds[name] = time.perf_counter() - start
         self.bar.advance(1)

@@ -41,11 +41,12 @@ def limits(found: dict[str, Any], card: Card) -> list[dict[str, Any]]:
     return made
 
 
-def check_thresholds(found: dict[str, Any], card: Card) -> None:
-    """Raise InputError naming every threshold of the card that the data does not keep."""
+def check_thresholds(found: dict[str, Any], card: Card, page: Path, kept: Path) -> None:
+    """Raise InputError naming every threshold of the card that the data does not keep, and `kept`: a copy of `page`."""
     if broken := [one for one in limits(found, card) if not one["good"]]:
         said = "; ".join(f"quality.{b['key']}: {b['limit']}: {_exact(b['value'])} was found" for b in broken)
-        raise InputError(f"{card.origin}: {said}; mend the data or move the limit")
+        write_text(kept, page.read_text(encoding="utf-8"))
+        raise InputError(f"{card.origin}: {said}; see {kept}, then mend the data or move the limit")
 
 
 def remarks(found: dict[str, Any], card: Card) -> list[dict[str, str]]:

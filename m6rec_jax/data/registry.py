@@ -19,6 +19,7 @@ from pathlib import Path
 
 import polars as pl
 
+from m6rec_jax import progress
 from m6rec_jax.artifacts.atomic import atomic_path, write_text
 from m6rec_jax.artifacts.manifest import MANIFEST, read_manifest, verify_files, write_manifest
 from m6rec_jax.errors import InputError
@@ -67,10 +68,12 @@ def fetch(name: str, out: Path | str, source: Path | str | None = None) -> Path:
         raise InputError(f"--out {out}: a file is in the way; name a folder")
     card = out / "card.yaml"
     if not _finished(out, name):
-        tables = _first_answer(name, data, Path(source) if source is not None else None)
-        for file, frame in tables.items():
-            with atomic_path(out / file) as partial:
-                frame.write_ndjson(partial) if file.endswith(".jsonl") else frame.write_csv(partial)
+        with progress.stage(f"fetch {name}", unit="rows") as bar:
+            tables = _first_answer(name, data, Path(source) if source is not None else None, bar)
+            for file, frame in tables.items():
+                with atomic_path(out / file) as partial:
+                    frame.write_ndjson(partial) if file.endswith(".jsonl") else frame.write_csv(partial)
+                bar.advance(frame.height)
         write_manifest(out, SCHEMA, VERSION, {"name": name}, [out / file for file in tables])
     if not card.exists():
         write_text(card, data.card)
@@ -89,14 +92,16 @@ def _finished(out: Path, name: str) -> bool:
     return not verify_files(out, manifest["files"])
 
 
-def _first_answer(name: str, data: Registered, source: Path | None) -> dict[str, pl.DataFrame]:
+def _first_answer(name: str, data: Registered, source: Path | None, bar: progress.Stage) -> dict[str, pl.DataFrame]:
     if source is not None:
+        bar.advance(0, source=source)
         try:
             return _read(data, source)
         except NoAnswer as reason:
             raise InputError(f"--source {source}: {reason}; give {data.wanted}") from None
     reasons = []
     for label, attempt in _attempts(name, data):
+        bar.advance(0, source=label)
         try:
             return attempt()
         except NoAnswer as reason:

@@ -3,6 +3,7 @@
 import filecmp
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -274,9 +275,10 @@ def test_kinds_that_the_card_does_not_list_are_numbered_and_all_count(tmp_path):
 
 
 def test_thresholds_of_the_card_refuse_the_data(tmp_path):
-    with pytest.raises(InputError, match=r"quality\.min_users: 1000: 60 was found"):
+    page = tmp_path / "out.quality.html"
+    with pytest.raises(InputError, match=rf"quality\.min_users: 1000: 60 was found; see {page}, then"):
         prepare(tiny_card(quality={"min_users": 1000}), tmp_path / "out", **SMALL)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [page] and "min_users" in page.read_text()
 
 
 def test_hidden_ids_are_nowhere_in_the_folder(tmp_path):
@@ -470,3 +472,14 @@ def test_without_a_folder_the_dataset_is_named_after_the_card(tmp_path, monkeypa
     assert (
         made.path.resolve() == (tmp_path / "my-shop-2-dataset").resolve() and (tmp_path / "my-shop-2-dataset").is_dir()
     )
+
+
+def test_long_stages_are_counted_in_what_they_work_on(tmp_path, capsys):
+    data = prepare(tiny_card(), tmp_path / "out", **SMALL)
+    said = capsys.readouterr().err
+    sizes = data.manifest["sizes"]
+    for line in (f"train records: {sizes['train_records']} records", f"clean: {sizes['events']} rows",
+                 f"features: {ITEMS} items", f"codes: {ITEMS} items"):  # fmt: skip
+        assert f"{line}\n" in said and f"{line.split(':')[0]}: done, {line.split(': ')[1]} in" in said, line
+    texts = re.search(r"^tokenizer: (\d+) texts$", said, re.MULTILINE)
+    assert texts and f"tokenizer: done, {texts[1]} texts in" in said and int(texts[1]) > 2 * ITEMS

@@ -114,16 +114,20 @@ def test_degenerate_data(n, same_time):
         ({"min_events": 10**6}, False), ({"min_users": 203}, True), ({"min_users": 204}, False), ({"min_items": 41}, False),
     ],
 )  # fmt: skip
-def test_thresholds(limit, holds):
+def test_thresholds(limit, holds, tmp_path):
     card = load_card(shop(quality=limit))
     tables = read_tables(card)
     found = figures(tables, clean(tables, card), card)
+    (tmp_path / "page.html").write_text("the page")
+    check = (found, card, tmp_path / "page.html", tmp_path / "kept.html")
     if holds:
-        check_thresholds(found, card)
+        check_thresholds(*check)
+        assert not (tmp_path / "kept.html").exists()
         return
     ((key, value),) = limit.items()
     with pytest.raises(InputError, match=rf"card: quality.{key}: {value}: .* was found"):
-        check_thresholds(found, card)
+        check_thresholds(*check)
+    assert (tmp_path / "kept.html").read_text() == "the page"
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30))

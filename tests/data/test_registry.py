@@ -84,6 +84,13 @@ def test_the_second_time_nothing_is_fetched_and_an_edited_card_stays(copies, tmp
     assert card.read_text().endswith("# mine\n")
 
 
+def test_the_fetch_says_what_it_does(copies, tmp_path, capsys):
+    fetch("ml-100k", tmp_path / "out", copies["wheel"])
+    said = capsys.readouterr().err
+    assert "fetch ml-100k ...\n" in said and f"fetch ml-100k: done, {100_000 + 1682 + 943:,} rows in" in said
+    assert f"source {copies['wheel']}" in said
+
+
 def test_a_damaged_table_is_fetched_again(copies, tmp_path):
     fetch("ml-100k", tmp_path / "out", copies["wheel"])
     whole = content(tmp_path / "out")
