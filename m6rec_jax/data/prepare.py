@@ -76,9 +76,9 @@ def prepare(
     features and codes: old items keep theirs. `append` adds the card's events to the dataset in `out`; what the card
     leaves out is as there. Sizes left out are those of `Options`, or of what is borrowed.
 
-    All tables are held in memory at once, and several copies of the events while they are cleaned and joined; `append`
-    reads the whole dataset again. Nothing works out of core: benchmarks/results/prepare.json says how much a million
-    events take, and it grows with events and with the text of items.
+    Everything is held in memory at once, the events several times over while they are cleaned and joined: a million
+    events of 50,000 titled items took 0.7 GB, with three levels 0.9 GB (benchmarks/results/prepare.json), and it grows
+    with events and text. Nothing works out of core; `append` reads the whole dataset again, so it is no way round this.
 
     Raises InputError on bad input, and rather than overwrite anything in `out`.
     """
