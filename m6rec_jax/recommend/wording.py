@@ -39,13 +39,13 @@ def protocol(dataset: Dataset, split: str, users: int) -> str:
     fitted = " (so on this split the gate has seen the targets)" if split == "valid" else ""
     repeat = "history items may come again" if dataset.repeat else "items of the history removed"
     listed = listed_of(dataset.items)
-    offer = f"The whole catalogue of {dataset.catalogue:,} items"
+    offer = f"The whole catalogue of {dataset.catalogue:,} items is"
     if listed is not None:
-        offer = f"All {int(listed.sum()):,} listed items of a catalogue of {dataset.catalogue:,}"
+        offer = f"All {int(listed.sum()):,} listed items of a catalogue of {dataset.catalogue:,} are"
     return (
         f"{held[0].upper()}{held[1:]}. {users:,} users.{between} Parameters, tokenizer, memory and baselines hold "
         f"training events only; the memory's gate alone is fitted on validation targets{fitted}. "
-        f"{offer} {'is' if listed is None else 'are'} ranked, {repeat}; rank = position in the list that the system returns."
+        f"{offer} ranked, {repeat}; rank = position in the list that the system returns."
     )
 
 

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict, replace
 
 import jax
 import numpy as np
@@ -10,13 +11,16 @@ import pytest
 from m6rec_jax.artifacts.checkpoints import load_params
 from m6rec_jax.artifacts.run import read_run
 from m6rec_jax.data.dataset import open_dataset
+from m6rec_jax.data.prepare import prepare
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.recommend.evaluate import ValidationEvaluator, evaluate, fit_gate
 from m6rec_jax.recommend.generate import generate
 from m6rec_jax.recommend.histories import everything, held_out
 from m6rec_jax.recommend.memory import load_gate
+from m6rec_jax.recommend.recommender import Recommender
 from m6rec_jax.recommend.report import write_report
+from tests.fixtures import tiny_card, tiny_tables
 
 BASELINES = {"popularity", "item_knn", "counting_floor"}
 MEASURES = {
@@ -81,6 +85,26 @@ def test_the_gate_is_fitted_on_validation_and_stored_once(measured, tiny_run):
     before = (tiny_run / "gate.json").stat().st_mtime_ns
     assert fit_gate(tiny_run, data) == gate
     assert (tiny_run / "gate.json").stat().st_mtime_ns == before
+
+
+def test_a_gate_speaks_for_its_own_parameters_and_data_only(measured, tiny_run, tiny, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    file = run / "gate.json"
+    kept, gate = file.read_bytes(), load_gate(file)
+    assert gate.dataset == tiny.digest
+    other = prepare(tiny_card(tiny_tables(seed=5)), tmp_path / "other", like=run)
+    report = evaluate(run, "test", dataset=other)
+    assert report["gate"]["dataset"] == other.digest and report["gate"] != asdict(gate)
+    assert "not kept with the run" in capsys.readouterr().err and file.read_bytes() == kept
+    replace(gate, step=gate.step + 1).save(file)
+    young = Recommender.load(run)
+    assert young.gate is None and f"fitted beside step {gate.step + 1}" in capsys.readouterr().err
+    asked = held_out(tiny, "test")
+    for _ in range(2):
+        assert set(young.recommend_histories(asked).routes) == {"model"}
+    assert capsys.readouterr().err.count("recommends alone") == 1
+    assert fit_gate(run, tiny) == gate and load_gate(file) == gate
 
 
 @pytest.fixture(scope="module")

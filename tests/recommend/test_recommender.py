@@ -1,6 +1,7 @@
 import itertools
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -10,10 +11,11 @@ from flax import nnx
 from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.errors import InputError
+from m6rec_jax.recommend.baselines import CountingFloor, ItemKNN, Popularity
 from m6rec_jax.recommend.coldstart import SOURCES
-from m6rec_jax.recommend.evaluate import with_gate
-from m6rec_jax.recommend.histories import held_out
-from m6rec_jax.recommend.memory import Gate
+from m6rec_jax.recommend.evaluate import evaluate, with_gate
+from m6rec_jax.recommend.histories import held_out, interactions
+from m6rec_jax.recommend.memory import Gate, Memory
 from m6rec_jax.recommend.recommender import MEMORY, MODEL, POPULARITY, Recommender
 from tests.fixtures import tiny_card, tiny_tables
 
@@ -240,6 +242,41 @@ def test_an_item_that_came_after_training_is_its_content_alone(world, tmp_path):
     table = np.asarray(model.embeddings.table(1, engine.items))
     content = np.asarray(engine.items.content) @ np.asarray(model.embeddings.content[...])
     assert table[data.catalogue : grown.catalogue] == pytest.approx(content[data.catalogue : grown.catalogue], abs=1e-5)
+
+
+def test_what_has_left_the_shop_is_not_shown(world, tmp_path):
+    data, run, _ = world
+    events = data.items["events"].to_numpy()
+    gone = {data.item_ids[i] for i in np.argsort(-events)[:6]}  # the most popular ones, no less
+    tables = tiny_tables(kinds=data.levels > 1)
+    less = tables | {
+        "items": tables["items"].filter(~pl.col("id").is_in(gone)),
+        "events": tables["events"].filter(~pl.col("i").is_in(gone) | pl.col("i").is_null()),
+    }
+    later = prepare(tiny_card(less), tmp_path / "later", like=run)
+    off = np.array([item in gone for item in later.item_ids])
+    assert later.catalogue == data.catalogue and off.sum() == 6
+    rows = np.flatnonzero(off)
+    # The shop forgot them, the memory and the counts need not have: they do as they did.
+    items = later.items.with_columns(events=data.items["events"], seen=data.items["seen"])
+    later = replace(later, items=items)
+    recommender = with_gate(Recommender.load(run, dataset=later), run, later)
+    recommender.memory = Memory(data.transitions)
+    asked = held_out(later, "test")
+    some = np.arange(later.catalogue) % 2 == 0
+    for engine in ("auto", "memory", "popularity"):
+        for allowed in (None, some):
+            lists = recommender.recommend_histories(asked, 10, engine=engine, allowed=allowed)
+            assert (lists.rows >= 0).all() and not np.isin(lists.rows, rows).any()
+            assert allowed is None or allowed[lists.rows].all()
+    popularity, known = Popularity.of(items), [h[h >= 0] for h in asked.items]
+    for ranker in (popularity, CountingFloor.of(data.transitions, popularity), ItemKNN(interactions(data), popularity)):
+        listed = ranker.rank(known, 10)
+        assert (listed >= 0).all() and not np.isin(listed, rows).any()
+    assert recommender.recommend([data.item_ids[i] for i in rows], 3)[0].route == "model+memory"  # known, not shown
+    report = evaluate(run, "test", dataset=later)
+    assert report["metrics"]["valid_id_rate"] == report["baselines"]["item_knn"]["valid_id_rate"] == 1.0
+    assert f"{later.catalogue - 6} listed items of a catalogue of {later.catalogue}" in report["protocol"]
 
 
 def test_table_has_the_columns_of_the_contract(world):
