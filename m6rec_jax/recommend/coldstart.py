@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from m6rec_jax.errors import InputError
 
 PARTS = ("model", "memory", "item-knn", "popularity")  # what can rank
-SOURCES = ("none", "model", "memory", "item-knn", "popularity")  # what carried an item; index = code in arrays
+# What carried an item; index = code in arrays. Item-kNN counts as memory: both are what others did, and the route says
+# which of the two it was.
+SOURCES = ("none", "model", "memory", "popularity")
 ENGINES = ("auto", "model", "memory", "popularity")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from m6rec_jax.recommend.wording import CONVENTIONS, protocol, ties, verdict
 
 K = 10
 KS = (5, 10)
+LOOKS_FILE = "looks.jsonl"
 
 
 def evaluate(
@@ -41,12 +44,13 @@ def evaluate(
     dataset: Dataset | Path | str | None = None,
     *,
     step: int | str = "best",
-    seed: int = 0,
+    bootstrap_seed: int = 0,
     batch: int = 512,
 ) -> dict[str, Any]:
     """Measure a run on the users of `split` and return the report; with `out` write it there as JSON.
 
-    Per-user vectors go to `<out stem>.users.parquet` beside it. `seed` is that of intervals and randomisation.
+    Per-user vectors go to `<out stem>.users.parquet` beside it. `bootstrap_seed` is that of intervals and
+    randomisation; the report's `seed` is the run's. Each look at test targets is noted in `run/looks.jsonl`.
     Raises InputError when the split is unknown or holds no user.
     """
     if split not in ("test", "valid"):
@@ -58,6 +62,7 @@ def evaluate(
         raise InputError(
             f"{data.path}: no user has an event in the {split} split; choose another split rule in its card"
         )
+    looks = looked(run, split, recommender.step, data)
     count = interactions(data)
     had = np.bincount(count.indices, minlength=data.catalogue)
     facts = metrics.Facts(had, int((np.diff(count.indptr) > 0).sum()), categories_of(data.items))
@@ -78,12 +83,14 @@ def evaluate(
 
     vectors = {name: metrics.per_user(rows, asked.targets, KS) for name, rows in ranked.items()}
     scores = {
-        name: _means(vectors[name]) | metrics.beyond(rows, _known(asked), facts, K) | {"valid_id_rate": metrics.valid_id_rate(rows, _known(asked), data.catalogue, repeat=data.repeat, allowed=popularity.listed)}
+        name: _means(vectors[name]) | metrics.beyond(rows, facts, K) | {"valid_id_rate": metrics.valid_id_rate(rows, _known(asked), data.catalogue, repeat=data.repeat, allowed=popularity.listed)}
         for name, rows in ranked.items()
     }  # fmt: skip
-    intervals = {name: metrics.bootstrap_ci(v, seed=seed) for name, v in vectors.items()}
+    lift = f"popularity_lift@{K}"
+    intervals = {name: metrics.bootstrap_ci(v, seed=bootstrap_seed) for name, v in vectors.items()}
     comparison = {
-        other: compare(vectors["model"], vectors[other], seed=seed) for other in ("counting_floor", "model_alone")
+        other: compare(vectors["model"], vectors[other], seed=bootstrap_seed)
+        for other in ("counting_floor", "model_alone")
     }
     report = {
         "schema": EVALUATION.name,
@@ -93,7 +100,9 @@ def evaluate(
         "split": split,
         "users": len(asked),
         "catalogue": data.catalogue,
-        "seed": seed,
+        "seed": read_run(run).config.train.seed,
+        "bootstrap_seed": bootstrap_seed,
+        "looks": looks,
         "run": str(run),
         "step": recommender.step,
         "code": code_version(),
@@ -102,6 +111,7 @@ def evaluate(
         "ci95": intervals["model"],
         "model_alone": scores["model_alone"],
         "baselines": {name: scores[name] for name in rankers},
+        "beyond": {n: {lift: metrics.popularity_lift(r[:, :K], _known(asked), facts)} for n, r in ranked.items()},
         "intervals": {name: intervals[name] for name in ("model_alone", *rankers)},
         "comparison": comparison,
         **verdict(scores, comparison["counting_floor"]),
@@ -120,6 +130,18 @@ def evaluate(
         write_users(Path(out).with_name(f"{Path(out).stem}.users.parquet"), data, asked, ranked, vectors)
         write_json(out, report)
     return report
+
+
+def looked(run: Path | str, split: str, step: int, dataset: Dataset) -> int:
+    """How often the test targets of this run have been looked at, this time included; each look adds a line to
+    `run/looks.jsonl`. A look at validation targets only counts."""
+    file = Path(run) / LOOKS_FILE
+    if split == "test":
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        line = {"time": now, "code": code_version(), "split": split, "step": step, "dataset": dataset.digest}
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
+    return len(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else 0
 
 
 def dataset_of(run: Path | str, dataset: Dataset | Path | str | None = None) -> Dataset:

@@ -121,13 +121,16 @@ def gini(counts: np.ndarray) -> float:
 
 
 def novelty(rows: np.ndarray, facts: Facts) -> np.ndarray:
-    """Mean inverse user frequency of each list `[U]`: mean of -log2(users who had the item / users).
+    """Mean inverse user frequency of each list `[U]` in [0, 1]: mean of -log2(users who had the item / users), divided
+    by log2(users).
 
-    An item nobody had counts as if one user had it (RecTools' MIUF does the same). An empty list scores 0.
+    0 = everybody had the item, 1 = one user had it. An item nobody had counts as if one user had it (RecTools' MIUF,
+    the same in bits, does so too). An empty list scores 0.
     """
     bits = -np.log2(np.maximum(facts.users_had, 1) / max(facts.users, 1))
+    share = bits / np.log2(max(facts.users, 2))
     there = rows >= 0
-    return np.where(there, bits[np.maximum(rows, 0)], 0).sum(1) / np.maximum(there.sum(1), 1)
+    return np.where(there, share[np.maximum(rows, 0)], 0).sum(1) / np.maximum(there.sum(1), 1)
 
 
 def popularity_lift(rows: np.ndarray, histories: Sequence[np.ndarray], facts: Facts) -> float:
@@ -164,11 +167,11 @@ def valid_id_rate(rows: np.ndarray, histories: Sequence[np.ndarray], catalogue: 
     return float((good & returned).sum() / returned.sum()) if returned.any() else 1.0
 
 
-def beyond(rows: np.ndarray, histories: Sequence[np.ndarray], facts: Facts, k: int) -> dict[str, float]:
-    """Measures beyond accuracy of the first k of each list.
+def beyond(rows: np.ndarray, facts: Facts, k: int) -> dict[str, float]:
+    """Measures beyond accuracy of the first k of each list, all in [0, 1].
 
     - `coverage@k`: share of the catalogue that stands in at least one list; `category_coverage@k` likewise.
-    - `gini@k`: of the times each catalogue item is shown. `novelty@k`, `popularity_lift@k`: see those functions.
+    - `gini@k`: of the times each catalogue item is shown. `novelty@k`: see there.
     - `fill@k`: share of the U x k places that hold an item.
     """
     top = rows[:, :k]
@@ -177,7 +180,6 @@ def beyond(rows: np.ndarray, histories: Sequence[np.ndarray], facts: Facts, k: i
         f"coverage@{k}": float((shown > 0).mean()),
         f"gini@{k}": gini(shown),
         f"novelty@{k}": float(novelty(top, facts).mean()) if len(top) else 0.0,
-        f"popularity_lift@{k}": popularity_lift(top, histories, facts),
         f"fill@{k}": float((top >= 0).sum() / max(len(top) * k, 1)),
     }
     if facts.categories is not None:

@@ -28,7 +28,7 @@ from m6rec_jax.recommend.coldstart import SOURCES, Way, way
 from m6rec_jax.recommend.histories import Histories, interactions
 from m6rec_jax.recommend.memory import GATE_FILE, Gate, Memory, Support, load_gate
 
-NONE, MODEL, MEMORY, KNN, POPULARITY = range(len(SOURCES))
+NONE, MODEL, MEMORY, POPULARITY = range(len(SOURCES))
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,11 @@ class Recommender:
         user, place = np.nonzero(lists.rows >= 0)
         rows, sources = lists.rows[user, place], lists.sources[user, place]
         reasons = [
-            f"because of {' and '.join(self.because(histories[u], row))}" if source == MEMORY else ""
-            for u, row, source in zip(user.tolist(), rows.tolist(), sources.tolist(), strict=True)
+            f"because of {' and '.join(behind)}" if behind else ""
+            for behind in (
+                self.because(histories[u], row) if source == MEMORY else []
+                for u, row, source in zip(user.tolist(), rows.tolist(), sources.tolist(), strict=True)
+            )
         ]
         return pl.DataFrame(
             {
@@ -245,7 +248,7 @@ class Recommender:
                     rows = _append(rows, self.knn.rank(part.known, request.k, self.repeat), part.allowed)
                 else:
                     rows = self.popularity.fill(rows, part.known, self.repeat, part.allowed)
-                lists = _continued(lists, rows, KNN if name == "item-knn" else POPULARITY, self.popularity)
+                lists = _continued(lists, rows, MEMORY if name == "item-knn" else POPULARITY, self.popularity)
         made.rows[users], made.scores[users], made.sources[users] = lists.rows, lists.scores, lists.sources
         made.routes[users], made.exact[users] = line.route, lists.exact
 

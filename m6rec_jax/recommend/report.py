@@ -46,7 +46,12 @@ def systems(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             for key, metrics in reversed(evaluation.get("baselines", {}).items())
         ),
     ]  # fmt: skip
-    return [{**one, "name": NAMES.get(one["key"], one["key"])} for one in listed if one["metrics"]]
+    more = evaluation.get("beyond", {})  # what is no fraction
+    return [
+        {**one, "name": NAMES.get(one["key"], one["key"]), "metrics": {**one["metrics"], **more.get(one["key"], {})}}
+        for one in listed
+        if one["metrics"]
+    ]
 
 
 def table_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -74,9 +79,7 @@ def _cell(key: str, value: float | None) -> str:
         return f"{100 * value:.1f} %"
     if key == "popularity_lift@10":
         return f"{100 * value:+.0f} %"
-    return (
-        f"{value:.2f}" if key == "novelty@10" else f"{value:.4f}" if "@" in key and key != "gini@10" else f"{value:.3f}"
-    )
+    return f"{value:.4f}" if key.startswith(("ndcg", "recall", "mrr")) else f"{value:.3f}"
 
 
 def _bars(evaluation: Mapping[str, Any], metric: str, label: str) -> str:
@@ -140,8 +143,8 @@ def write_report(path: Path | str, evaluation: Mapping[str, Any], history: Seque
     """Write the report as one self-contained HTML file, atomically.
 
     `evaluation`: what `evaluate` returns. `history`: rows of metrics.jsonl. `samples`: `{user, history: [title],
-    more: events not shown, recommendations: [{title, item_id, score, source, because: [title]}]}`, as
-    `evaluate.sample_lists` makes them. `facts`: more (name, value) lines for the last section.
+    more: events not shown, recommendations: [{title, item_id, score, source, because: [title]}]}`. `facts`: more
+    (name, value) lines for the last section.
     """
     environment = Environment(
         loader=PackageLoader("m6rec_jax.recommend"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

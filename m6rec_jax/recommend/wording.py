@@ -17,7 +17,7 @@ CONVENTIONS = {
     "Precision@k": "hits among the first k divided by k, the same number as accuracy@k",
     "MRR@k": "1/rank of the target, 0 beyond k",
     "Coverage": "share of the catalogue that stands in at least one user's first 10",
-    "Novelty": "mean of -log2(users who had the item in training / users), in bits",
+    "Novelty": "mean of -log2(users who had the item in training / users) / log2(users): 0 = everybody had it, 1 = one user or nobody",
     "Gini": "how unevenly items are shown: 0 = all alike, near 1 = always the same few",
     "Popularity lift": "how much more popular the lists are than the users' own histories",
 }

@@ -40,7 +40,7 @@ def saved_run(dataset: Path, run: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """A run of `tiny_dataset`. Tests may let it have its gate, nothing else."""
+    """A run of `tiny_dataset`. Tests may let it have its gate and its looks, nothing else."""
     return saved_run(tiny_dataset, tmp_path_factory.mktemp("runs") / "plain")
 
 

@@ -51,8 +51,13 @@ def test_report_has_the_keys_of_the_contract(measured):
     assert set(report["baselines"]) == BASELINES
     for scores in (report["metrics"], report["model_alone"], *report["baselines"].values()):
         assert set(scores) >= MEASURES
-        assert all(0 <= scores[m] <= 1 for m in MEASURES - {"novelty@10"})
+        assert all(0 <= value <= 1 for value in scores.values())
         assert scores["valid_id_rate"] == 1.0
+    assert set(report["beyond"]) == {"model", "model_alone", *BASELINES}
+    # Popularity shows what all had: far more popular than what its users had themselves.
+    assert (
+        report["beyond"]["popularity"]["popularity_lift@10"] > 0 and "log2(users)" in report["conventions"]["Novelty"]
+    )
     for name, (low, high) in report["ci95"].items():
         assert low <= report["metrics"][name] <= high
     for name, bounds in report["intervals"].items():
@@ -62,6 +67,22 @@ def test_report_has_the_keys_of_the_contract(measured):
     above = report["metrics"]["ndcg@10"] > report["baselines"]["counting_floor"]["ndcg@10"]
     assert report["above_floor"] == above and ("below" in report["verdict"] or "above" in report["verdict"])
     assert "Leave-one-out" in report["protocol"] and "row order" in report["ties"]
+
+
+def test_the_seed_is_the_runs_and_looks_at_test_targets_are_counted(tiny_run, tiny, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("looks.jsonl"))
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record["config"]["train"]["seed"] = 17
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    first = evaluate(run, "test", dataset=tiny)
+    assert evaluate(run, "valid", dataset=tiny)["looks"] == first["looks"] == 1
+    second = evaluate(run, "test", dataset=tiny, bootstrap_seed=3)
+    assert (second["seed"], second["bootstrap_seed"], first["seed"], first["bootstrap_seed"]) == (17, 3, 17, 0)
+    assert second["ci95"] != first["ci95"] and second["metrics"] == first["metrics"] and second["looks"] == 2
+    looks = [json.loads(line) for line in (run / "looks.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [set(look) for look in looks] == [{"time", "code", "split", "step", "dataset"}] * 2
+    assert {(look["split"], look["step"], look["code"]) for look in looks} == {("test", first["step"], first["code"])}
 
 
 def test_per_user_vectors_average_to_the_report(measured):

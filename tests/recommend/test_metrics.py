@@ -95,13 +95,16 @@ def test_beyond_accuracy_by_hand():
     histories = [np.array([2]), np.array([3, 3]), np.array([2])]
     categories = metrics.category_matrix([["a"], ["a", "b"], ["c"], None])
     facts = metrics.Facts(users_had=np.array([4, 1, 2, 0]), users=8, categories=categories)
-    got = metrics.beyond(rows, histories, facts, 2)
+    got = metrics.beyond(rows, facts, 2)
     assert got["coverage@2"] == 2 / 4
     assert got["category_coverage@2"] == pytest.approx(2 / 3)
     assert got["fill@2"] == 3 / 6
-    assert metrics.novelty(rows, facts).tolist() == [2.0, 1.0, 0.0]  # (1 + 3)/2, 1, nothing
+    assert metrics.novelty(rows, facts) == pytest.approx([2 / 3, 1 / 3, 0.0])  # bits (1 + 3)/2, 1, nothing, of 3
+    assert got["novelty@2"] == pytest.approx(1 / 3) and all(0 <= value <= 1 for value in got.values())
+    one = metrics.Facts(users_had=np.array([1, 0, 1, 0]), users=1)
+    assert metrics.novelty(rows, one).tolist() == [0, 0, 0]
     # lists: (4+1)/2 and 4; histories: 2 and 0; the third user has no list and is left out of both
-    assert got["popularity_lift@2"] == pytest.approx((2.5 + 4) / (2 + 0) - 1)
+    assert metrics.popularity_lift(rows, histories, facts) == pytest.approx((2.5 + 4) / (2 + 0) - 1)
     assert metrics.category_matrix([None, []]) is None
 
 

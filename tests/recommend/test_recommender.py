@@ -170,9 +170,20 @@ def test_without_a_checkpoint_memory_and_item_knn_answer(world, tmp_path):
     young = Recommender.load(tmp_path / "young", dataset=data)
     lists = young.recommend_histories(held_out(data, "test"), 40)
     assert set(lists.routes.tolist()) == {"memory"} and (lists.rows >= 0).all()
-    assert {SOURCES[s] for s in np.unique(lists.sources)} >= {"memory", "item-knn"}
-    order = np.array([SOURCES.index(name) for name in ("memory", "item-knn", "popularity")])
-    assert (np.diff(order.argsort()[lists.sources - order.min()], axis=1) >= 0).all()  # each part behind the last
+    assert {SOURCES[s] for s in np.unique(lists.sources)} <= {"memory", "popularity"}
+    assert (np.diff(lists.sources.astype(int), axis=1) >= 0).all()  # popularity last, and what item-kNN adds is memory
+    asked = held_out(data, "test")
+    known = [h[h >= 0] for h in asked.items]
+    support, neighbours = young.memory.support(known, exclude=known), young.knn.rank(known, 40)
+    added = 0
+    for user, row in enumerate(lists.rows):
+        beyond = ~np.isin(row, support.rows[user]) & np.isin(row, neighbours[user]) & (lists.sources[user] == MEMORY)
+        added += beyond.sum()
+    assert added > 0
+    young.memory = None
+    alone = young.recommend_histories(asked, 5)
+    assert set(alone.routes.tolist()) == {"item-knn"} and (alone.sources == MEMORY).any()
+    assert set(young.table(["x"] * len(asked), asked.items, alone)["reason"]) == {""}  # nobody counted what is behind
     assert (np.diff(lists.scores, axis=1) <= 0).all()
     assert young.model_version == "young@none"
     assert Recommender.load(tmp_path / "young").recommend(data.item_ids[:1])[0].route == "memory"
