@@ -2,6 +2,7 @@
 
 Part n holds the lists of users n * chunk .. (n + 1) * chunk and is renamed into place when whole. A rerun makes only
 the parts that are missing, then all are joined in order, so the file has the same bytes however often it was stopped.
+Once joined, the parts go, and a small record beside the file says what it answers and what its bytes are.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from m6rec_jax.artifacts.atomic import atomic_path, write_json
-from m6rec_jax.artifacts.manifest import MANIFEST, write_manifest
+from m6rec_jax.artifacts.atomic import atomic_path, remove, write_json
+from m6rec_jax.artifacts.manifest import file_digest
 from m6rec_jax.errors import InputError
-from m6rec_jax.progress import stage
+from m6rec_jax.progress import note, stage
 
 User = TypeVar("User")
 
@@ -41,14 +42,22 @@ def generate(
     """Write `recommend(users)` for all users to `out`, `chunk` users at a time; returns the number of lines.
 
     `recommend` gives the columns of `COLUMNS`, users in their order. `job` says in JSON what the answers depend on
-    (model version, k, which users); the parts under `out.parts/` are used again only for the same job. Raises
-    InputError when they belong to another one, ValueError when a column is missing.
+    (model version, k, which users); a file that `out.job.json` calls finished for the same job, and whose bytes are
+    still those, stays as it is, and the parts of an interrupted job under `out.parts/` are used again. Raises
+    InputError when these belong to another job, ValueError when a column is missing.
     """
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out}: is a folder; name the Parquet file to write")
-    folder = out.with_name(out.name + ".parts")
-    _claim(folder, {"chunk": chunk, **job})
+    folder, record = out.with_name(f"{out.name}.parts"), out.with_name(f"{out.name}.{JOB}")
+    wanted = json.loads(json.dumps({"chunk": chunk, **job}))
+    finished = _read(record)
+    if finished is not None and finished.get("job") == _read(folder / JOB):
+        remove(folder)  # what a kill between joining and tidying left
+    if finished is not None and finished.get("job") == wanted and out.is_file() and file_digest(out) == finished.get("xxh3"):  # fmt: skip
+        note(f"{out}: finished before, for the same job")
+        return finished["lines"]
+    _claim(folder, wanted)
     parts: list[Path] = []
     done = min(chunk * len(list(folder.glob("part-*.parquet"))), chunk * 10**9 if total is None else total)
     with stage("generate", total, "users", done=done) as bar:
@@ -60,18 +69,28 @@ def generate(
                     table.write_parquet(path)
                 bar.advance(len(some))
     lines = int(pl.scan_parquet(parts).select(pl.len()).collect().item()) if parts else 0
-    if not (folder / MANIFEST).is_file() or not out.is_file():
-        _join(parts, out)
-        write_manifest(folder, "parts", 1, {"lines": lines}, [folder / JOB, *parts])
+    _join(parts, out)
+    write_json(record, {"job": wanted, "lines": lines, "bytes": out.stat().st_size, "xxh3": file_digest(out)})
+    for part in parts:
+        remove(part)
+    remove(folder)  # its job file last, so that a kill in between leaves no parts without their job
     return lines
 
 
-def _claim(folder: Path, job: dict[str, Any]) -> None:
+def _read(file: Path) -> dict[str, Any] | None:
+    """A JSON object; None when the file is missing or holds something else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _claim(folder: Path, wanted: dict[str, Any]) -> None:
     """Make the folder of this job's parts; InputError when it holds those of another."""
     file = folder / JOB
-    wanted = json.loads(json.dumps(job))
     if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = _read(file) or {}
         for key in sorted({*wanted, *found}):
             if wanted.get(key) != found.get(key):
                 raise InputError(

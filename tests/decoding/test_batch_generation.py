@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,7 +13,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from m6rec_jax.artifacts.manifest import read_manifest, verify_files
+from m6rec_jax.artifacts.atomic import remove
+from m6rec_jax.artifacts.manifest import file_digest
+from m6rec_jax.decoding import batch
 from m6rec_jax.decoding.batch import COLUMNS, generate
 from m6rec_jax.errors import InputError
 
@@ -42,9 +46,9 @@ def test_all_users_in_order_with_the_contract_columns(tmp_path):
     assert dict(table.schema) == COLUMNS
     assert table["user_id"].unique(maintain_order=True).to_list() == USERS
     assert table["rank"].to_list() == [1, 2, 3] * 53
-    folder = tmp_path / "recs.parquet.parts"
-    manifest = read_manifest(folder, "parts", 1)
-    assert manifest["lines"] == 159 and len(manifest["files"]) == 7 and not verify_files(folder, manifest["files"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recs.parquet", "recs.parquet.job.json"]  # nothing twice
+    record = json.loads((tmp_path / "recs.parquet.job.json").read_text(encoding="utf-8"))
+    assert record["lines"] == 159 and record["xxh3"] == file_digest(out) and record["job"] == {"chunk": 10, **JOB}
 
 
 def test_stopped_anywhere_and_rerun_gives_the_same_bytes(tmp_path):
@@ -69,6 +73,33 @@ def test_stopped_anywhere_and_rerun_gives_the_same_bytes(tmp_path):
         assert calls + again == [USERS[i : i + 10] for i in range(0, 53, 10)]  # nobody was asked for twice
         generate(lambda users: pytest.fail("made again"), USERS, out, job=JOB, chunk=10)
         assert out.read_bytes() == wanted
+    out.write_bytes(wanted[:-1])  # what was damaged or is gone since is made again
+    assert generate(recommend, USERS, out, job=JOB, chunk=10) == 159 and out.read_bytes() == wanted
+    out.unlink()
+    assert generate(recommend, USERS, out, job=JOB, chunk=10) == 159 and out.read_bytes() == wanted
+
+
+def test_killed_while_tidying_up_leaves_nothing_in_the_way(tmp_path, monkeypatch):
+    out = tmp_path / "recs.parquet"
+    gone = []
+
+    def killed(path):
+        if len(gone) == 3:
+            raise KeyboardInterrupt
+        gone.append(path)
+        remove(path)
+
+    monkeypatch.setattr(batch, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        generate(recommend, USERS, out, job=JOB, chunk=10)
+    monkeypatch.undo()
+    wanted = out.read_bytes()
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    assert generate(lambda users: pytest.fail("made again"), USERS, out, job=JOB, chunk=10) == 159
+    assert out.read_bytes() == wanted and not (tmp_path / "recs.parquet.parts").exists()
+    other = tmp_path / "copy" / "recs.parquet"
+    assert generate(recommend, USERS[:5], other, job=JOB | {"users": "five"}, chunk=10) == 15
+    assert pl.read_parquet(other).height == 15 and not (tmp_path / "copy" / "recs.parquet.parts").exists()
 
 
 SCRIPT = """
@@ -102,11 +133,21 @@ def test_killed_process_leaves_parts_that_a_rerun_uses(tmp_path):
 
 def test_parts_of_another_job_are_refused(tmp_path):
     out = tmp_path / "recs.parquet"
-    generate(recommend, USERS, out, job=JOB)
+    calls = []
+
+    def fragile(users):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(users)
+        return recommend(users)
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(fragile, USERS, out, job=JOB, chunk=10)
     with pytest.raises(InputError, match=r"recs.parquet.parts: parts of another job \(k was 3, is 5\)"):
-        generate(recommend, USERS, out, job=JOB | {"k": 5})
-    out.unlink()
-    assert generate(recommend, USERS, out, job=JOB) == 159 and out.is_file()  # joined again from its parts
+        generate(recommend, USERS, out, job=JOB | {"k": 5}, chunk=10)
+    assert generate(recommend, USERS, out, job=JOB, chunk=10) == 159
+    assert generate(recommend, USERS[:4], out, job=JOB | {"users": "four"}) == 12  # a finished one is no obstacle
+    assert pl.read_parquet(out).height == 12
 
 
 def test_no_users_and_bad_tables(tmp_path):

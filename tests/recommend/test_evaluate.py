@@ -12,6 +12,7 @@ from m6rec_jax.artifacts.checkpoints import load_params
 from m6rec_jax.artifacts.run import read_run
 from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.prepare import prepare
+from m6rec_jax.data.privacy import hide_id
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.recommend.evaluate import ValidationEvaluator, evaluate, fit_gate
@@ -188,6 +189,40 @@ def test_generate_writes_lists_for_known_and_unknown_users(tiny_run, tiny, tiny_
     assert table["route"].to_list() == ["popularity"] * 10 + ["model+memory"] * 10
     generate(tiny_run, tiny_dataset, limit=2, engine="popularity", k=2, out=out)
     assert pl.read_parquet(out)["source"].to_list() == ["popularity"] * 4
+
+
+def test_users_that_the_dataset_does_not_know_are_spoken_of(tiny_run, tiny, tiny_dataset, tmp_path, capsys):
+    out = tmp_path / "recs.parquet"
+    generate(tiny_run, tiny_dataset, users=["u5", "who", "u6", "who"], out=out)
+    assert "1 of 3 ids are not in" in capsys.readouterr().err
+    generate(tiny_run, tiny_dataset, users=["u5"], out=out)
+    assert "not in" not in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"none of the 2 ids is in .*users\.parquet"):
+        generate(tiny_run, tiny_dataset, users=["who", "else"], out=out)
+    with pytest.raises(InputError, match="holds plain ids"):
+        generate(tiny_run, tiny_dataset, users=["u5"], out=out, key=out)
+
+
+def test_raw_ids_are_hidden_where_the_dataset_hides_them(tiny_run, tmp_path):
+    key, wrong, out = tmp_path / "key", tmp_path / "wrong", tmp_path / "recs.parquet"
+    key.write_bytes(bytes(range(32)))
+    wrong.write_bytes(bytes(32))
+    card = tiny_card(privacy={"ids": "hmac", "key": str(key)})
+    data = prepare(card, tmp_path / "hidden", like=tiny_run)
+    first = data.users["user_id"][0]
+    generate(tiny_run, data, users=["u5", "stranger", first], out=out, key=key)
+    listed = pl.read_parquet(out)
+    hashes = [hide_id(raw, key.read_bytes()) for raw in ("u5", "stranger")]
+    assert listed["user_id"].unique(maintain_order=True).to_list() == [*hashes, first]
+    assert listed["route"].unique(maintain_order=True).to_list() == ["model+memory", "popularity"]
+    with pytest.raises(InputError, match="none of the 1 ids is in .*hashed, or give the key"):
+        generate(tiny_run, data, users=["u5"], out=out)
+    with pytest.raises(InputError, match="not the key"):
+        generate(tiny_run, data, users=["u5"], out=out, key=wrong)
+    with pytest.raises(InputError, match="1 of 2 ids are not in .*hashed ids"):
+        generate(tiny_run, data, users=["u5", first], out=out)
+    with pytest.raises(InputError, match="no such file"):
+        generate(tiny_run, data, users=["u5"], out=out, key=tmp_path / "lost")
 
 
 def test_html_report_is_one_safe_file(measured, tmp_path):
