@@ -1,14 +1,8 @@
-"""Charts of the quality report as inline SVG whose colours are the page's own CSS variables (light and dark).
-
-matplotlib draws with marker colours that no palette has; `_svg` swaps them for variables.
-"""
+"""Charts of the quality report, in the style of `artifacts.charts`."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from matplotlib import rc_context
@@ -16,9 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-INK, SOFT, RULE, ACCENT, ACCENT_SOFT, OTHER, WARN, PAPER = (f"#0{i}0{i}0{i}" for i in range(1, 9))
-VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", ACCENT: "accent", ACCENT_SOFT: "accent-soft", OTHER: "other", WARN: "warn", PAPER: "card"}  # fmt: skip
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "m6rec", "font.size": 9, "axes.unicode_minus": False}
+from m6rec_jax.artifacts.charts import ACCENT, ACCENT_SOFT, INK, OTHER, PAPER, SOFT, STYLE, WARN, quiet, svg
 
 
 def all_charts(found: dict[str, Any]) -> dict[str, str]:
@@ -49,7 +41,7 @@ def _activity(activity: dict[str, Any]) -> str:
     axes.set_xticks(list(ticks), [days[i] for i in ticks])
     axes.get_xticklabels()[0].set_horizontalalignment("left")
     axes.get_xticklabels()[-1].set_horizontalalignment("right")
-    return _svg(figure, "activity", f"Events from {days[0]} to {days[-1]}, and users seen for the first time")
+    return svg(figure, "activity", f"Events from {days[0]} to {days[-1]}, and users seen for the first time")
 
 
 def _lorenz(tail: dict[str, Any]) -> str:
@@ -64,7 +56,7 @@ def _lorenz(tail: dict[str, Any]) -> str:
     axes.set_xticks(ticks, [f"{100 * tick:.0f} %" for tick in ticks])
     axes.set_yticks(ticks[1:], [f"{100 * tick:.0f} %" for tick in ticks[1:]])
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    return _svg(figure, "lorenz", f"Share of events against share of items, Gini {tail['gini']:.2f}")
+    return svg(figure, "lorenz", f"Share of events against share of items, Gini {tail['gini']:.2f}")
 
 
 def _bands(parts: Sequence[dict[str, Any]]) -> str:
@@ -80,34 +72,10 @@ def _bands(parts: Sequence[dict[str, Any]]) -> str:
             left += share
     axes.set(xlim=(-0.055, 1), ylim=(len(parts) - 0.4, -0.1))
     axes.axis("off")
-    return _svg(figure, "bands", "Share of events by the popularity of their item, for each split")
+    return svg(figure, "bands", "Share of events by the popularity of their item, for each split")
 
 
 def _quiet(axes: Axes) -> None:
-    axes.set_facecolor("none")
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(RULE)
-    axes.tick_params(length=0, colors=SOFT, labelsize=8, pad=3)
-    axes.grid(axis="y", color=RULE, linewidth=0.7)
-    axes.set_axisbelow(True)
+    quiet(axes)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-
-
-def _svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as one <svg> element: no prolog, no size, ids that begin with its name, colours as CSS variables."""
-    figure.patch.set_alpha(0)
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    prefix = f"{name}-"
-    text = re.sub(r'\bid="', f'id="{prefix}', text)
-    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", text)
-    head = f'<svg viewBox="\\1" role="img" aria-label="{escape(label)}">'
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', head, text, count=1).replace("xlink:href", "href")
-    for colour, name in VARIABLES.items():
-        text = text.replace(colour, f"var(--{name})")
-    return text.strip()

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from m6rec_jax.data.inequality import gini
+
 Targets = np.ndarray | Sequence[np.ndarray]
 
 
@@ -109,15 +111,6 @@ def category_matrix(categories: Sequence[Sequence[str] | None]) -> sp.csr_matrix
     if not names:
         return None
     return sp.csr_matrix((np.ones(len(item), bool), (item, column)), (len(categories), len(names)))
-
-
-def gini(counts: np.ndarray) -> float:
-    """Gini index of how often each of C items was shown: 0 = all alike, near 1 = all on one item."""
-    total = counts.sum()
-    if not total:
-        return 0.0
-    ordered, n = np.sort(counts).astype(np.float64), len(counts)
-    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
 
 
 def novelty(rows: np.ndarray, facts: Facts) -> np.ndarray:

@@ -38,7 +38,7 @@ UNRANKED = {"popularity_lift@10", "valid_id_rate"}  # no best value to mark
 def systems(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every measured system, the served one first: key, name, metrics, 95 % intervals, whether it is ours."""
     intervals = evaluation.get("intervals", {})
-    listed = [
+    listed: list[dict[str, Any]] = [
         {"key": "model", "metrics": evaluation["metrics"], "ci95": evaluation.get("ci95", {}), "own": True},
         {"key": "model_alone", "metrics": evaluation.get("model_alone"), "ci95": intervals.get("model_alone", {}), "own": True},
         *(
@@ -85,6 +85,7 @@ def _cell(key: str, value: float | None) -> str:
 def _bars(evaluation: Mapping[str, Any], metric: str, label: str) -> str:
     made = [one for one in systems(evaluation) if metric in one["metrics"]]
     return charts.bars(
+        metric.replace("@", "-"),
         [one["name"] for one in made],
         [one["metrics"][metric] for one in made],
         [one["ci95"].get(metric) for one in made],
@@ -109,7 +110,9 @@ def loss_charts(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         lines = [(*one, role) for one, role in ((train, "train"), (valid, "valid")) if one[0]]
         last = (valid[1] or train[1])[-1] if lines else None
         if last is not None:
-            svg = charts.curves(lines, f"loss of {task}, ends at {last:.3f}", unigram[-1] if unigram else None)
+            svg = charts.curves(
+                f"loss-{len(made)}", lines, f"loss of {task}, ends at {last:.3f}", unigram[-1] if unigram else None
+            )
             made.append({"task": task, "svg": svg, "last": last, "unigram": unigram[-1] if unigram else None})
     return made
 
@@ -119,7 +122,7 @@ def validation_chart(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | N
     steps, values = _series(history, "valid/ndcg@10")
     if not steps:
         return None
-    return {"svg": charts.curves([(steps, values, "valid")], f"validation NDCG@10, best {max(values):.4f}"), "best": max(values)}  # fmt: skip
+    return {"svg": charts.curves("validation", [(steps, values, "valid")], f"validation NDCG@10, best {max(values):.4f}"), "best": max(values)}  # fmt: skip
 
 
 def training_facts(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
