@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -24,6 +24,14 @@ from m6rec_jax.progress import note
 from m6rec_jax.training.state import TrainState
 
 
+class Position(NamedTuple):
+    """Where in the plan a run stands: `rows` consumed, the `block` of the next row, and the rows before that block."""
+
+    rows: int = 0
+    block: int = 0
+    block_start: int = 0
+
+
 class CheckpointWriter:
     """Saves states of a run, one at a time in the background, and keeps the newest and the best."""
 
@@ -34,7 +42,7 @@ class CheckpointWriter:
         if jax.process_index() == 0:
             sweep(run)
 
-    def save(self, state: TrainState, rows: int, metrics: dict[str, float]) -> int:
+    def save(self, state: TrainState, position: Position, metrics: dict[str, float]) -> int:
         """Start saving; returns the step. The arrays are copied off before this returns, so the state may be donated.
 
         Raises InputError when this or the save before it failed, a full disk for one.
@@ -49,10 +57,10 @@ class CheckpointWriter:
         parts = {
             "params": state.params,
             "optimizer": {"moments": state.optimizer, "step": state.step, "skipped": state.skipped},
-            "data": {"rows": rows},
+            "data": position._asdict(),
         }
         shapes = {name: tree_shapes(parts[name]) for name in ("params", "optimizer")}
-        body = {"step": step, "rows": rows, "metrics": metrics, "shapes": shapes}
+        body = {"step": step, "rows": position.rows, "metrics": metrics, "shapes": shapes}
         try:
             response = ocp.save_checkpointables_async(folder, parts)
         except Exception as error:
@@ -104,8 +112,8 @@ def sweep(run: Path) -> None:
             shutil.rmtree(path)
 
 
-def restore(run: Path, abstract: TrainState) -> tuple[TrainState, int] | None:
-    """`(state, rows consumed)` of the newest good step, placed like `abstract`; None when there is no checkpoint.
+def restore(run: Path, abstract: TrainState) -> tuple[TrainState, Position] | None:
+    """`(state, position in the plan)` of the newest good step, placed like `abstract`; None when there is no checkpoint.
 
     A damaged step is passed over with a line that says why, and loses its manifest: training comes by it again.
     Raises InputError when a shape differs or all are damaged.
@@ -127,7 +135,7 @@ def restore(run: Path, abstract: TrainState) -> tuple[TrainState, int] | None:
             (step_folder(run, bad) / MANIFEST).unlink(missing_ok=True)
         saved = loaded["optimizer"]
         state = TrainState(loaded["params"], saved["moments"], saved["step"], saved["skipped"])
-        return state, int(loaded["data"]["rows"])
+        return state, Position(**loaded["data"])
     if known:
         raise InputError(f"{run / FOLDER}: every checkpoint is damaged; restore one from a copy or use another --run")
     return None

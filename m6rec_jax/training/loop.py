@@ -21,7 +21,7 @@ from m6rec_jax.config import Config
 from m6rec_jax.errors import Requeue
 from m6rec_jax.model.items import ItemTable
 from m6rec_jax.progress import note, stage
-from m6rec_jax.training.checkpoint import CheckpointWriter
+from m6rec_jax.training.checkpoint import CheckpointWriter, Position
 from m6rec_jax.training.metrics import MetricsLog, read_rows
 from m6rec_jax.training.sharding import place_batch
 from m6rec_jax.training.state import TrainState
@@ -41,6 +41,7 @@ class Loop:
     step: Callable[..., tuple[TrainState, StepMetrics]]
     items: ItemTable
     batches: Iterator[dict[str, np.ndarray]]
+    cursor: Callable[[int], tuple[int, int]]
     learning_rate: optax.Schedule
     validate: Evaluator
     writer: CheckpointWriter
@@ -93,7 +94,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                     reader.restart()
                 enough = bool(config.train.patience) and since_best >= config.train.patience
                 if last or enough or stopping or figures or done % config.checkpoint.every == 0:
-                    loop.writer.save(state, rows, figures)
+                    loop.writer.save(state, Position(rows, *loop.cursor(rows)), figures)
                 if stopping:
                     loop.writer.wait()
                     stop.leave(done)

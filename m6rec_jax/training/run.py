@@ -27,7 +27,7 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.progress import note
-from m6rec_jax.training.checkpoint import CheckpointWriter, restore
+from m6rec_jax.training.checkpoint import CheckpointWriter, Position, restore
 from m6rec_jax.training.initial import from_run, on_host
 from m6rec_jax.training.loop import Evaluator, Loop, train_loop
 from m6rec_jax.training.optim import learning_rate, make_optimizer
@@ -69,7 +69,6 @@ def train(
     # -- data ---------------------------------------------------------------------------------------------------
     facts = facts_of(dataset)
     pools = make_pools(config.mixture, dataset.index, "train", config.data, facts)
-    plan = Plan(pools, mixture_shares(config.mixture, pools), config.data, facts, config.train.seed)
     names = [pool.task.name for pool in pools]
     records = dataset.records("train")
 
@@ -83,11 +82,14 @@ def train(
     # -- state: resumed, or from another run, or fresh ------------------------------------------------------------
     with jax.set_mesh(mesh):
         state = init_state(blueprint, optimizer, config.train.seed)
-        rows = 0
+        position = Position()
         if resumed:
-            state, rows = restore(run, abstract_state(state)) or (state, 0)
+            state, position = restore(run, abstract_state(state)) or (state, position)
         elif init_from is not None:
             state = state._replace(params=from_run(Path(init_from), dataset, blueprint, state.params))
+
+    rows, at = position.rows, (position.block, position.block_start)
+    plan = Plan(pools, mixture_shares(config.mixture, pools), config.data, facts, config.train.seed, at)
 
     # -- validation ---------------------------------------------------------------------------------------------
     held_out = make_pools(config.mixture, dataset.index, "valid", config.data, facts)
@@ -113,6 +115,7 @@ def train(
         step=make_train_step(blueprint, optimizer, len(pools), config.train.seed, config.optim.label_smoothing),
         items=items,
         batches=batches(source, config.data.threads) if left > 0 else iter(()),
+        cursor=plan.cursor,
         learning_rate=learning_rate(config.optim, config.train.steps),
         validate=validate,
         writer=CheckpointWriter(run, config.checkpoint),

@@ -15,7 +15,7 @@ from m6rec_jax.data.plan import Plan, make_pools, mixture_shares
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.training.checkpoint import CheckpointWriter, restore
+from m6rec_jax.training.checkpoint import CheckpointWriter, Position, restore
 from m6rec_jax.training.optim import make_optimizer
 from m6rec_jax.training.run import facts_of, train
 from m6rec_jax.training.sharding import make_mesh, place_batch, place_items
@@ -95,12 +95,12 @@ def test_a_checkpoint_moves_between_meshes_to_the_bit(world, tmp_path):
     with jax.set_mesh(make_mesh(MESHES["2x2x2"])):
         state = init_state(world.blueprint, world.optimizer, 3)
         writer = CheckpointWriter(tmp_path, CONFIG.checkpoint)
-        writer.save(state, 40, {})
+        writer.save(state, Position(40, 2, 33), {})
         writer.wait()
     with jax.set_mesh(make_mesh(MESHES["4x2"])):
         abstract = abstract_state(init_state(world.blueprint, world.optimizer, 0))
-        moved, rows = restore(tmp_path, abstract)
-    assert rows == 40
+        moved, position = restore(tmp_path, abstract)
+    assert position == Position(40, 2, 33)
     for a, b, like in zip(*(jax.tree.leaves(t) for t in (state, moved, abstract)), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
         assert b.sharding == like.sharding

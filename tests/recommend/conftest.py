@@ -14,7 +14,7 @@ from m6rec_jax.artifacts.run import Run, TrainedOn, write_run
 from m6rec_jax.config import Config
 from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.training.checkpoint import CheckpointWriter
+from m6rec_jax.training.checkpoint import CheckpointWriter, Position
 from m6rec_jax.training.state import TrainState
 from tests.fixtures import tiny, tiny_dataset, tiny_levels, tiny_root  # noqa: F401
 
@@ -33,7 +33,7 @@ def saved_run(dataset: Path, run: Path) -> Path:
     write_run(Run(run, config, data.vocab, width, (trained_on,), file_digest(run / "tokenizer.model"), "test"))
     params = jax.tree.map(lambda x: 3 * x, Blueprint(config.model, data.vocab, width).init(0))
     writer = CheckpointWriter(run, config.checkpoint)
-    writer.save(TrainState(params, {"none": jnp.zeros(1)}, jnp.int32(STEP), jnp.int32(0)), 0, {"ndcg@10": 0.1})
+    writer.save(TrainState(params, {"none": jnp.zeros(1)}, jnp.int32(STEP), jnp.int32(0)), Position(), {"ndcg@10": 0.1})
     writer.wait()
     return run
 

@@ -139,6 +139,20 @@ def test_killed_at_a_random_step_and_resumed_equals_undisturbed(whole, tiny_data
     assert losses(tmp_path / "run")[-1] == losses(whole)[-1]
 
 
+def test_a_resume_lays_out_no_block_it_is_past(tiny_dataset, tmp_path, monkeypatch):  # noqa: F811
+    """With small blocks, the second half of a run asks the plan for no block of the first but the sampled block 0."""
+    from m6rec_jax.data.plan import Plan
+
+    config = replace(CONFIG, data=replace(CONFIG.data, block=32), train=replace(CONFIG.train, eval_every=0))
+    run = train(config, [tiny_dataset], tmp_path / "run")
+    shutil.rmtree(step_folder(run, 20))
+    asked, real = set(), Plan._lay_out
+    monkeypatch.setattr(Plan, "_lay_out", lambda plan, block: asked.add(block) or real(plan, block))
+    train(config, [tiny_dataset], run)
+    assert steps(run)[-1] == 20
+    assert min(asked - {0}) > 5
+
+
 def test_sigterm_saves_this_very_step_and_asks_to_be_requeued(tiny_dataset, tmp_path):  # noqa: F811
     done = interrupted(tiny_dataset, tmp_path / "run", 7, signal.SIGTERM)
     assert done.returncode == 75, done.stderr
