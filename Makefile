@@ -18,7 +18,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 	--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-emit-index-url --no-header
 
 .PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean \
-	bench-prepare bench-seeds bench-objectives
+	bench-prepare bench-seeds bench-objectives bench-metrics
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -74,6 +74,9 @@ bench-seeds: install  ## the demo's run with three seeds, on the test split
 
 bench-objectives: install  ## causal, masked and seq2seq alone against the mixture, at equal tokens
 	$(BIN)/python -m benchmarks.objectives
+
+bench-metrics: install  ## seconds and memory of the measures at 10^6 users and 10^6 items
+	$(BIN)/python -m benchmarks.metrics
 
 clean:  ## remove what was made: environments, demo, caches
 	rm -rf .venv* demo build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

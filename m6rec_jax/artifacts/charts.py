@@ -1,30 +1,53 @@
 """What all charts of our pages share: inline SVG whose colours are the page's own CSS variables (light and dark).
 
-matplotlib draws with marker colours that no palette has; `svg` swaps them for variables.
+matplotlib draws with marker colours that no palette has (`PAGE`); `svg` swaps them for variables. What is drawn with
+`PRINT`, the colours of a light page, `png` writes as a picture.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from m6rec_jax.artifacts.atomic import atomic_path
 
 INK, SOFT, RULE, ACCENT, ACCENT_SOFT, OTHER, WARN, PAPER = (f"#0{i}0{i}0{i}" for i in range(1, 9))
 VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", ACCENT: "accent", ACCENT_SOFT: "accent-soft", OTHER: "other", WARN: "warn", PAPER: "card"}  # fmt: skip
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "m6rec", "font.size": 9, "axes.unicode_minus": False}
 
 
-def quiet(axes: Axes) -> None:
+@dataclass(frozen=True)
+class Paint:
+    """The colours of one medium."""
+
+    ink: str
+    soft: str
+    rule: str
+    accent: str
+    accent_soft: str
+    other: str
+    warn: str
+    paper: str
+
+
+PAGE = Paint(INK, SOFT, RULE, ACCENT, ACCENT_SOFT, OTHER, WARN, PAPER)
+PRINT = Paint("#1c1b1a", "#6b6762", "#e6e2dc", "#0f6b5c", "#dcefe9", "#b9b3ab", "#a4481b", "#ffffff")
+
+
+def quiet(axes: Axes, paint: Paint = PAGE) -> None:
     """One line below, faint lines across, nothing else."""
     axes.set_facecolor("none")
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(RULE)
-    axes.tick_params(length=0, colors=SOFT, labelsize=8, pad=3)
-    axes.grid(axis="y", color=RULE, linewidth=0.7)
+        spine.set_color(paint.rule)
+    axes.tick_params(length=0, colors=paint.soft, labelsize=8, pad=3)
+    axes.grid(axis="y", color=paint.rule, linewidth=0.7)
     axes.set_axisbelow(True)
 
 
@@ -45,3 +68,15 @@ def svg(figure: Figure, name: str, label: str) -> str:
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     return text.strip()
+
+
+def png(figure: Figure, path: Path, title: str, note: str) -> None:
+    """The figure (drawn with `PRINT`) as a picture on white, its title and a note above it."""
+    height = figure.get_figheight()
+    figure.patch.set_facecolor(PRINT.paper)
+    figure.text(0, 1 + 0.38 / height, title, color=PRINT.ink, fontsize=11, weight="bold", va="bottom")
+    figure.text(0, 1 + 0.17 / height, note, color=PRINT.soft, fontsize=8, va="bottom")
+    with atomic_path(path) as partial:
+        figure.savefig(
+            partial, format="png", dpi=200, bbox_inches="tight", pad_inches=0.25, metadata={"Software": None}
+        )

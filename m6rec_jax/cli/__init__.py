@@ -27,6 +27,7 @@ VERBS = {
     "prepare": ("prepare", "prepare", "turn raw tables into a dataset: clean, tokenise, code, split"),
     "train": ("train", "train", "pretrain a model on datasets; run again to resume"),
     "evaluate": ("recommend", "evaluate", "measure a run against popularity, item-kNN and the counting floor"),
+    "compare": ("compare", "compare", "tell whether runs differ: paired tests over the same users"),
     "generate": ("recommend", "generate", "recommend to many users at once, into Parquet"),
     "verify": ("verify", "verify", "check the files of a dataset or run against their digests"),
     "doctor": ("doctor", "doctor", "show versions, devices, memory and missing extras"),

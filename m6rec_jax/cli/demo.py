@@ -192,9 +192,11 @@ def _samples(dataset: Path, recommendations: Path) -> Iterator[dict[str, Any]]:
 
 def _report(page: Path, report: dict[str, Any], run: Path, samples: list[dict[str, Any]], spent: dict[str, float]) -> None:  # fmt: skip
     with stage("report", 1, "pages") as bar:
+        from m6rec_jax.recommend.charts import write_charts
         from m6rec_jax.recommend.report import write_report
 
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         facts = [(f"Seconds: {name}", f"{value:.0f}") for name, value in spent.items()]
+        write_charts(report, page.with_name("charts"))
         write_report(page, report, [json.loads(line) for line in lines if line], samples, facts)
         bar.advance(1)

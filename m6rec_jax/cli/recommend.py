@@ -22,7 +22,12 @@ def evaluate(argv: list[str]) -> None:
     add("--run", required=True, metavar="RUN", help="folder that `m6rec train` wrote; its best checkpoint is measured")
     add("--dataset", metavar="DATASET", help="where the dataset lies now; without it, where the run was trained on it")
     add("--split", choices=["test", "valid"], default="test", help="whose targets to predict")
-    add("--out", required=True, metavar="FILE", help="the report, as JSON")
+    add(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="the report, as JSON; per-user measures go to FILE's stem + .users.parquet, charts as PNG into a folder, stem + .charts",
+    )
     options = parser.parse(argv)
     out = file_to_write("--out", options.out)
     from m6rec_jax.cli.tables import print_report
@@ -30,8 +35,12 @@ def evaluate(argv: list[str]) -> None:
 
     dataset = Path(options.dataset) if options.dataset else None
     report = measure(Path(options.run), dataset=dataset, split=options.split, out=out)
+    from m6rec_jax.recommend.charts import write_charts
+
+    charts = out.with_name(f"{out.stem}.charts")
+    write_charts(report, charts)
     print_report(report)
-    note(f"wrote {options.out}")
+    note(f"wrote {options.out}; charts in {charts}")
 
 
 def generate(argv: list[str]) -> None:

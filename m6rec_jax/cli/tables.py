@@ -13,7 +13,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     """A table on standard output: model with memory, model alone, each baseline, with half 95 % intervals; how measured."""
     from rich.table import Table
 
-    from m6rec_jax.recommend.report import systems
+    from m6rec_jax.recommend.wording import systems
 
     table = Table(title=f"{report['split']} split, {report['users']:,} users", title_justify="left")
     table.add_column("")
@@ -22,6 +22,23 @@ def print_report(report: Mapping[str, Any]) -> None:
     for one in systems(report):
         table.add_row(one["name"], *(_cell(one["metrics"].get(m), one["ci95"].get(m)) for m in MEASURES))
     _print(table, *(_plain(report[part]) for part in ("verdict", "protocol", "ties") if report.get(part)))
+
+
+def print_comparison(comparison: Mapping[str, Any]) -> None:
+    """A row a pair and measure: both means, the difference with its 95 % interval, corrected p, and who wins."""
+    from rich.table import Table
+
+    table = Table(title=f"{comparison['split']} split, {comparison['users']:,} users", title_justify="left")
+    for name, side in (("measure", "left"), ("A", "left"), ("B", "left"), ("A is", "right"), ("B is", "right"), ("A - B (95 %)", "right"), ("p, Holm", "right"), ("winner", "left")):  # fmt: skip
+        table.add_column(name, justify=side, overflow="fold")
+    for row in comparison["rows"]:
+        low, high = row["ci95"]
+        p = f"{row['p_holm']:.4f}" if row["p_holm"] >= 0.001 else "< 0.001"
+        table.add_row(
+            row["metric"], _plain(row["a"]), _plain(row["b"]), f"{row['mean_a']:.4f}", f"{row['mean_b']:.4f}",
+            f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f})", p, _plain(row["winner"] or "not significant"),
+        )  # fmt: skip
+    _print(table, _plain(comparison["method"]), _plain(comparison["protocol"]))
 
 
 def print_lists(sample: Mapping[str, Any]) -> None:

@@ -26,6 +26,8 @@ from m6rec_jax.progress import note, stage
 from m6rec_jax.recommend import metrics
 from m6rec_jax.recommend.baselines import BATCH, CountingFloor, ItemKNN, Popularity, Ranker, listed_of
 from m6rec_jax.recommend.coldstart import SOURCES
+from m6rec_jax.recommend.curves import calibration, coverage_curves, popularity_tiers
+from m6rec_jax.recommend.facts import facts_of, target_values
 from m6rec_jax.recommend.histories import Histories, held_out, interactions
 from m6rec_jax.recommend.memory import GATE_FILE, Gate, Memory
 from m6rec_jax.recommend.memory import fit_gate as best_gate
@@ -33,7 +35,7 @@ from m6rec_jax.recommend.recommender import Lists, Recommender
 from m6rec_jax.recommend.wording import CONVENTIONS, protocol, ties, verdict
 
 K = 10
-KS = (5, 10)
+KS = (1, 5, 10)
 LOOKS_FILE = "looks.jsonl"
 
 
@@ -64,8 +66,7 @@ def evaluate(
         )
     looks = looked(run, split, recommender.step, data)
     count = interactions(data)
-    had = np.bincount(count.indices, minlength=data.catalogue)
-    facts = metrics.Facts(had, int((np.diff(count.indptr) > 0).sum()), categories_of(data.items))
+    facts, recent = facts_of(data, count)
     popularity = Popularity.of(data.items)
 
     lists, seconds = _ranked(recommender, asked, "recommend")
@@ -81,15 +82,25 @@ def evaluate(
             ranked[name] = make().rank([h[h >= 0] for h in asked.items], K, data.repeat)
             bar.advance(1)
 
-    vectors = {name: metrics.per_user(rows, asked.targets, KS) for name, rows in ranked.items()}
+    known, values = _known(asked), target_values(data, asked, split)
+    vectors = {
+        name: metrics.per_user(rows, asked.targets, KS) | metrics.beyond_per_user(rows, facts, K, asked.targets)
+        for name, rows in ranked.items()
+    }
     scores = {
-        name: _means(vectors[name]) | metrics.beyond(rows, facts, K) | {"valid_id_rate": metrics.valid_id_rate(rows, _known(asked), data.catalogue, repeat=data.repeat, allowed=popularity.listed)}
+        name: _means(vectors[name]) | metrics.beyond(rows, facts, K) | {"valid_id_rate": metrics.valid_id_rate(rows, known, data.catalogue, repeat=data.repeat, allowed=popularity.listed)}
         for name, rows in ranked.items()
     }  # fmt: skip
     lift = f"popularity_lift@{K}"
+    more = {  # what is no fraction
+        name: {lift: metrics.popularity_lift(rows[:, :K], known, facts)} | metrics.satisfaction(rows, asked.targets, values, K)
+        for name, rows in ranked.items()
+    }  # fmt: skip
+    groups = metrics.user_groups(np.array([len(h) for h in known]), asked.targets, facts)
+    carried = lists.sources != SOURCES.index("popularity")  # these scores are probabilities
     intervals = {name: metrics.bootstrap_ci(v, seed=bootstrap_seed) for name, v in vectors.items()}
     comparison = {
-        other: compare(vectors["model"], vectors[other], seed=bootstrap_seed)
+        other: metrics.paired(vectors["model"], vectors[other], seed=bootstrap_seed)
         for other in ("counting_floor", "model_alone")
     }
     report = {
@@ -111,7 +122,11 @@ def evaluate(
         "ci95": intervals["model"],
         "model_alone": scores["model_alone"],
         "baselines": {name: scores[name] for name in rankers},
-        "beyond": {n: {lift: metrics.popularity_lift(r[:, :K], _known(asked), facts)} for n, r in ranked.items()},
+        "beyond": more,
+        "recent": recent,
+        "groups": by_group(vectors, groups, bootstrap_seed),
+        "curves": {"coverage": coverage_curves(ranked, facts), "popularity": popularity_tiers(ranked, known, facts)},
+        "calibration": calibration(lists.rows, lists.scores, carried, asked.targets, seed=bootstrap_seed),
         "intervals": {name: intervals[name] for name in ("model_alone", *rankers)},
         "comparison": comparison,
         **verdict(scores, comparison["counting_floor"]),
@@ -239,22 +254,15 @@ class ValidationEvaluator:
         return {name: float(found[name].mean()) for name in (f"ndcg@{K}", f"recall@{K}")} if len(asked) else {}
 
 
-def categories_of(items: pl.DataFrame):
-    """Items x categories of `items.parquet`, as `metrics.Facts` wants them; None without categories."""
-    return metrics.category_matrix(items["categories"].to_list()) if "categories" in items.columns else None
-
-
-def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], metric: str = "ndcg@10", *, seed: int = 0) -> dict[str, Any]:  # fmt: skip
-    """Paired comparison of two systems on the same users: mean difference a - b, its 95 % interval, and p."""
-    difference = a[metric] - b[metric]
-    base = b[metric].mean()
-    return {
-        "metric": metric,
-        "difference": float(difference.mean()),
-        "relative": float(difference.mean() / base) if base > 0 else None,
-        "ci95": metrics.bootstrap_ci({"d": difference}, seed=seed)["d"],
-        "p": metrics.paired_randomisation(a[metric], b[metric], seed=seed),
-    }
+def by_group(vectors: Mapping[str, Mapping[str, np.ndarray]], groups: Sequence[metrics.Group], seed: int) -> dict[str, Any]:  # fmt: skip
+    """Means of every measure among the users of each group, for each system, with 95 % intervals of the served lists."""
+    made = {}
+    for group in groups:
+        there = {name: {m: v[group.users] for m, v in measured.items()} for name, measured in vectors.items()}
+        scores = {name: _means(measured) for name, measured in there.items()} if group.users.any() else {}
+        ci95 = metrics.bootstrap_ci(there["model"], seed=seed) if group.users.any() else {}
+        made[group.name] = {"says": group.says, "users": int(group.users.sum()), "metrics": scores, "ci95": ci95}
+    return made
 
 
 def write_users(path: Path, dataset: Dataset, asked: Histories, ranked: Mapping[str, np.ndarray],
@@ -267,13 +275,13 @@ def write_users(path: Path, dataset: Dataset, asked: Histories, ranked: Mapping[
     }
     for name, rows in ranked.items():
         columns[f"{name}/rank"] = metrics.ranks(rows, asked.targets).astype(np.int32)
-        columns |= {f"{name}/{measure}": vector.astype(np.float32) for measure, vector in vectors[name].items()}
+        columns |= {f"{name}/{measure}": vector for measure, vector in vectors[name].items()}
     with atomic_path(path) as partial:
         pl.DataFrame(columns).write_parquet(partial)
 
 
 def _means(vectors: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(v.mean()) for name, v in vectors.items()}
+    return {name: float(v.mean(dtype=np.float64)) for name, v in vectors.items()}
 
 
 def _known(asked: Histories) -> list[np.ndarray]:

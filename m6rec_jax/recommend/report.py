@@ -10,14 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from m6rec_jax.artifacts.atomic import write_text
 from m6rec_jax.recommend import charts
+from m6rec_jax.recommend.wording import NAMES, systems
 
-NAMES = {
-    "popularity": "Popularity",
-    "item_knn": "Item-kNN",
-    "counting_floor": "Counting floor",
-    "model_alone": "Model alone",
-    "model": "Model with memory",
-}
 TABLE = (
     ("ndcg@5", "NDCG@5"),
     ("ndcg@10", "NDCG@10"),
@@ -26,32 +20,16 @@ TABLE = (
     ("mrr@10", "MRR@10"),
     ("coverage@10", "Coverage"),
     ("novelty@10", "Novelty"),
+    ("diversity@10", "Diversity"),
+    ("serendipity@10", "Serendipity"),
+    ("recent@10", "Recent"),
     ("gini@10", "Gini"),
     ("popularity_lift@10", "Pop. lift"),
     ("valid_id_rate", "Valid ids"),
 )
-SHARES = {"valid_id_rate", "coverage@10"}
+SHARES = {"valid_id_rate", "coverage@10", "recent@10"}
 LOWER_IS_BETTER = {"gini@10"}
-UNRANKED = {"popularity_lift@10", "valid_id_rate"}  # no best value to mark
-
-
-def systems(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every measured system, the served one first: key, name, metrics, 95 % intervals, whether it is ours."""
-    intervals = evaluation.get("intervals", {})
-    listed: list[dict[str, Any]] = [
-        {"key": "model", "metrics": evaluation["metrics"], "ci95": evaluation.get("ci95", {}), "own": True},
-        {"key": "model_alone", "metrics": evaluation.get("model_alone"), "ci95": intervals.get("model_alone", {}), "own": True},
-        *(
-            {"key": key, "metrics": metrics, "ci95": intervals.get(key, {}), "own": False}
-            for key, metrics in reversed(evaluation.get("baselines", {}).items())
-        ),
-    ]  # fmt: skip
-    more = evaluation.get("beyond", {})  # what is no fraction
-    return [
-        {**one, "name": NAMES.get(one["key"], one["key"]), "metrics": {**one["metrics"], **more.get(one["key"], {})}}
-        for one in listed
-        if one["metrics"]
-    ]
+UNRANKED = {"popularity_lift@10", "valid_id_rate", "recent@10"}  # no best value to mark
 
 
 def table_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -79,19 +57,20 @@ def _cell(key: str, value: float | None) -> str:
         return f"{100 * value:.1f} %"
     if key == "popularity_lift@10":
         return f"{100 * value:+.0f} %"
-    return f"{value:.4f}" if key.startswith(("ndcg", "recall", "mrr")) else f"{value:.3f}"
+    return f"{value:.4f}" if key.startswith(("ndcg", "recall", "mrr", "serendipity")) else f"{value:.3f}"
 
 
-def _bars(evaluation: Mapping[str, Any], metric: str, label: str) -> str:
-    made = [one for one in systems(evaluation) if metric in one["metrics"]]
-    return charts.bars(
-        metric.replace("@", "-"),
-        [one["name"] for one in made],
-        [one["metrics"][metric] for one in made],
-        [one["ci95"].get(metric) for one in made],
-        [one["own"] for one in made],
-        f"{label}: " + ", ".join(f"{one['name']} {one['metrics'][metric]:.4f}" for one in made),
-    )
+def group_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a group of users: who, how many, NDCG@10 of the served lists with its interval and of the floor."""
+    rows = []
+    for name, group in evaluation.get("groups", {}).items():
+        ours, floor = (group["metrics"].get(key, {}).get("ndcg@10") for key in ("model", "counting_floor"))
+        low, high = group["ci95"].get("ndcg@10", (None, None))
+        rows.append({
+            "name": name, "says": group["says"], "users": f"{group['users']:,}", "ours": _cell("ndcg@10", ours),
+            "interval": "" if low is None else f"{low:.4f} – {high:.4f}", "floor": _cell("ndcg@10", floor),
+        })  # fmt: skip
+    return rows
 
 
 def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -110,7 +89,7 @@ def loss_charts(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         lines = [(*one, role) for one, role in ((train, "train"), (valid, "valid")) if one[0]]
         last = (valid[1] or train[1])[-1] if lines else None
         if last is not None:
-            svg = charts.curves(
+            svg = charts.steps(
                 f"loss-{len(made)}", lines, f"loss of {task}, ends at {last:.3f}", unigram[-1] if unigram else None
             )
             made.append({"task": task, "svg": svg, "last": last, "unigram": unigram[-1] if unigram else None})
@@ -122,7 +101,7 @@ def validation_chart(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | N
     steps, values = _series(history, "valid/ndcg@10")
     if not steps:
         return None
-    return {"svg": charts.curves("validation", [(steps, values, "valid")], f"validation NDCG@10, best {max(values):.4f}"), "best": max(values)}  # fmt: skip
+    return {"svg": charts.steps("validation", [(steps, values, "valid")], f"validation NDCG@10, best {max(values):.4f}"), "best": max(values)}  # fmt: skip
 
 
 def training_facts(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -154,13 +133,14 @@ def write_report(path: Path | str, evaluation: Mapping[str, Any], history: Seque
     )  # fmt: skip
     text = environment.get_template("report.html.j2").render(
         e=evaluation,
-        ndcg=_bars(evaluation, "ndcg@10", "NDCG@10"),
-        recall=_bars(evaluation, "recall@10", "Recall@10"),
+        charts=[{"title": one.title, "note": one.note, "svg": charts.on_page(one), "wide": one.wide} for one in charts.charts_of(evaluation)],
+        groups=group_rows(evaluation),
+        own=NAMES["model"],
         columns=[name for _, name in TABLE],
         rows=table_rows(evaluation),
         losses=loss_charts(history),
         validation=validation_chart(history),
         facts=[*training_facts(history), *facts],
         samples=samples,
-    )
+    )  # fmt: skip
     write_text(path, text)

@@ -1,4 +1,4 @@
-"""What an evaluation says in words: how it was measured, and how it ended against the counting floor."""
+"""What an evaluation says in words: the names of systems, how it was measured, how it ended against the counting floor."""
 
 from __future__ import annotations
 
@@ -11,16 +11,47 @@ from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.recommend.baselines import listed_of
 from m6rec_jax.recommend.histories import Histories
 
+NAMES = {
+    "popularity": "Popularity",
+    "item_knn": "Item-kNN",
+    "counting_floor": "Counting floor",
+    "model_alone": "Model alone",
+    "model": "Model with memory",
+}
 CONVENTIONS = {
     "NDCG@k": "1/log2(rank + 1) when the target is among the first k, else 0; mean over users; one target, so the ideal is 1",
     "Recall@k": "share of users whose target is among the first k (the hit rate)",
-    "Precision@k": "hits among the first k divided by k, the same number as accuracy@k",
-    "MRR@k": "1/rank of the target, 0 beyond k",
-    "Coverage": "share of the catalogue that stands in at least one user's first 10",
+    "Precision@k": "hits among the first k divided by k, the same number as accuracy@k; F1@k is its harmonic mean with recall",
+    "MRR@k": "1/rank of the target, 0 beyond k; with one target MAP@k is the same number",
+    "Coverage": "share of the catalogue (of its categories, of its types) that stands in at least one user's first 10",
     "Novelty": "mean of -log2(users who had the item in training / users) / log2(users): 0 = everybody had it, 1 = one user or nobody",
+    "Diversity": "mean over the pairs of a list of 1 - cosine of their content vectors (at least 0): 0 = the same text, 1 = no word in common",
+    "Serendipity": "mean over the list of how much higher a hit stands than its popularity alone would place it, 0 for what is no hit",
+    "Recent": "share of list places that go to the newest items: those dated in the last tenth of the catalogue",
     "Gini": "how unevenly items are shown: 0 = all alike, near 1 = always the same few",
     "Popularity lift": "how much more popular the lists are than the users' own histories",
+    "Satisfaction": "mean value (rating, dwell time) that users themselves gave the hits, with the share of hits that have one; only where events carry values",
+    "Calibration": "chance given to the items of the lists against the share that were hits, in 10 bins of equal size; ECE is their mean distance; GAUC weights users by list places",
 }
+
+
+def systems(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every measured system, the served one first: key, name, metrics, 95 % intervals, whether it is ours."""
+    intervals = evaluation.get("intervals", {})
+    listed: list[dict[str, Any]] = [
+        {"key": "model", "metrics": evaluation["metrics"], "ci95": evaluation.get("ci95", {}), "own": True},
+        {"key": "model_alone", "metrics": evaluation.get("model_alone"), "ci95": intervals.get("model_alone", {}), "own": True},
+        *(
+            {"key": key, "metrics": metrics, "ci95": intervals.get(key, {}), "own": False}
+            for key, metrics in reversed(evaluation.get("baselines", {}).items())
+        ),
+    ]  # fmt: skip
+    more = evaluation.get("beyond", {})  # what is no fraction
+    return [
+        {**one, "name": NAMES.get(one["key"], one["key"]), "metrics": {**one["metrics"], **more.get(one["key"], {})}}
+        for one in listed
+        if one["metrics"]
+    ]
 
 
 def protocol(dataset: Dataset, split: str, users: int) -> str:

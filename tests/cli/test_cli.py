@@ -120,6 +120,9 @@ def test_the_overview_lists_every_verb(capsys):
         (["generate", "--run", "r", "--out", "o", "--users", "nobody.txt"], "nobody.txt: no such file"),
         (["generate", "--run", "r", "--out", "o", "--users", "all", "--k", "0"], "--k=0: must be above 0"),
         (["generate", "--run", "r", "--out", "o", "--users", "all", "--limit", "-1"], "--limit=-1: must be above 0"),
+        (["compare", "one"], "at least two"),
+        (["compare", "a", "b", "--split", "train"], "train"),
+        (["compare", "nowhere", "b"], "nowhere: no such run or report"),
         (["doctor", "now"], "now: one word too many"),
         (["verify", "nowhere"], "nowhere: no such folder"),
     ],
@@ -135,6 +138,7 @@ OUT = [
     ["train", "--dataset", "nowhere", "--run"],
     ["evaluate", "--run", "nowhere", "--out"],
     ["generate", "--run", "nowhere", "--users", "all", "--out"],
+    ["compare", "nowhere", "nowhere", "--out"],
     ["demo", "--source", "nowhere", "--out"],
 ]
 
@@ -145,7 +149,7 @@ def test_a_place_that_cannot_be_written_is_said_before_any_work(argv, tmp_path, 
     (tmp_path / "file").write_text("")
     assert main([*argv, str(tmp_path / "file" / "under" / "it")]) == WRONG_INPUT
     assert f"{tmp_path / 'file'} is a file, not a folder" in one_line(capsys)
-    wrong = tmp_path if argv[0] in ("evaluate", "generate") or argv[1] == "card" else tmp_path / "file"
+    wrong = tmp_path if argv[0] in ("evaluate", "generate", "compare") or argv[1] == "card" else tmp_path / "file"
     assert main([*argv, str(wrong)]) == WRONG_INPUT
     assert f"{argv[-1]} {wrong}: a f" in one_line(capsys)  # a folder is there; a file is in the way
     monkeypatch.setattr("m6rec_jax.cli.outputs.os.access", lambda path, mode: path != tmp_path)

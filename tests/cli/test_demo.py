@@ -10,7 +10,7 @@ from m6rec_jax.cli import SUCCESS, WRONG_INPUT, main
 from m6rec_jax.cli.demo import SHOWN_USERS, Stages
 from m6rec_jax.cli.tables import print_lists, print_report
 from m6rec_jax.errors import InputError
-from m6rec_jax.recommend.report import systems
+from m6rec_jax.recommend.wording import systems
 from tests.data.test_registry import copies  # noqa: F401
 
 TINY = ["--model.layers=1", "--model.width=8", "--model.heads=1", "--data.rows=4", "--data.length=64"]
@@ -23,7 +23,14 @@ def test_the_demo_makes_its_report_once_and_finds_it_complete_afterwards(copies,
     argv = ["demo", "--out", str(out), "--source", str(copies["wheel"]), "--config", "demo", *TINY]
     assert main(argv) == SUCCESS
     first = capsys.readouterr()
-    for name in ("report.html", "recommendations.parquet", "evaluation.json", "run/run.json", "dataset/manifest.json"):
+    for name in (
+        "report.html",
+        "recommendations.parquet",
+        "evaluation.json",
+        "run/run.json",
+        "dataset/manifest.json",
+        "charts/ndcg-10.png",
+    ):
         assert (out / name).is_file(), name
     report, evaluation = (
         json.loads((out / "report.json").read_text()),

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.image import imread
 
 from m6rec_jax.artifacts.checkpoints import load_params
 from m6rec_jax.artifacts.run import read_run
@@ -15,9 +16,11 @@ from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.privacy import hide_id
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.recommend.charts import charts_of, write_charts
 from m6rec_jax.recommend.evaluate import ValidationEvaluator, evaluate, fit_gate
+from m6rec_jax.recommend.facts import facts_of, target_values
 from m6rec_jax.recommend.generate import generate
-from m6rec_jax.recommend.histories import everything, held_out
+from m6rec_jax.recommend.histories import everything, held_out, interactions
 from m6rec_jax.recommend.memory import load_gate
 from m6rec_jax.recommend.recommender import Recommender
 from m6rec_jax.recommend.report import write_report
@@ -34,6 +37,14 @@ MEASURES = {
     "novelty@10",
     "gini@10",
     "valid_id_rate",
+    "hit_rate@1",
+    "f1@10",
+    "map@10",
+    "accuracy@5",
+    "diversity@10",
+    "serendipity@10",
+    "recent@10",
+    "category_coverage@10",
 }
 
 
@@ -98,6 +109,88 @@ def test_per_user_vectors_average_to_the_report(measured):
     assert users["target"].to_list() == [data.item_ids[t] for t in asked.targets]
     difference = (users["model/ndcg@10"] - users["counting_floor/ndcg@10"]).mean()
     assert report["comparison"]["counting_floor"]["difference"] == pytest.approx(difference, abs=1e-6)
+
+
+def test_groups_curves_and_calibration_add_up_to_the_report(measured, tiny_run, tiny):
+    report, out, data = measured
+    users, asked = pl.read_parquet(out.with_name("report.users.parquet")), held_out(data, "test")
+    groups = report["groups"]
+    for part in (("few events", "middling events", "many events"), ("new target", "known target"), ("head category", "tail category")):  # fmt: skip
+        assert sum(groups[name]["users"] for name in part) == report["users"]
+        mean = sum(groups[n]["users"] * groups[n]["metrics"]["model"]["ndcg@10"] for n in part if groups[n]["users"])
+        assert mean / report["users"] == pytest.approx(report["metrics"]["ndcg@10"])
+    unseen = ~data.seen[asked.targets]
+    assert groups["new target"]["users"] == unseen.sum()
+    few = users.filter(pl.col("history") <= int(groups["few events"]["says"].split()[2]))
+    assert few["model/ndcg@10"].mean() == pytest.approx(groups["few events"]["metrics"]["model"]["ndcg@10"])
+    coverage = report["curves"]["coverage"]
+    assert coverage["k"] == list(range(1, 11)) and coverage["model"][-1] == report["metrics"]["coverage@10"]
+    assert coverage["model"] == sorted(coverage["model"])
+    tiers = report["curves"]["popularity"]
+    assert all(sum(tiers[name]) == pytest.approx(1) for name in tiers if name != "tiers")
+    assert tiers["popularity"][0] > tiers["histories"][0] > tiers["catalogue"][0]  # most popular items, shown most
+    calibration = report["calibration"]
+    lists = Recommender.load(tiny_run, dataset=tiny).recommend_histories(asked)
+    counted = int(((lists.rows >= 0) & (lists.sources < 2)).sum())
+    assert calibration["places"] == counted == sum(b["n"] for b in calibration["bins"])
+    hits = sum(b["n"] * b["hit"] for b in calibration["bins"])
+    assert hits == pytest.approx(counted / 10 * report["metrics"]["recall@10"], abs=2) and hits > 0
+    mean = sum(b["n"] * b["p"] for b in calibration["bins"]) / counted
+    assert mean == pytest.approx(np.exp(lists.scores[lists.rows >= 0]).mean(), rel=0.05)
+
+
+def test_newest_items_are_dated_by_their_first_training_event(measured):
+    report, _, data = measured
+    events = pl.read_parquet(data.path / "events.parquet").filter(pl.col("split") == 0)
+    first = events.group_by("item").agg(pl.col("time").min())
+    facts, said = facts_of(data, interactions(data))
+    since = np.quantile(first["time"].to_numpy(), 0.9, method="higher")
+    wanted = set(first.filter(pl.col("time") >= since)["item"].to_list()) | set(np.flatnonzero(~data.seen).tolist())
+    assert set(np.flatnonzero(facts.recent).tolist()) == wanted and said == report["recent"]
+    assert said["share_of_catalogue"] == len(wanted) / data.catalogue and said["dated_by"] == "the first training event"
+    assert 0 < report["baselines"]["item_knn"]["recent@10"] < 1
+
+
+def test_ratings_types_and_dates_are_used_where_there_are_any(tiny_run, tmp_path):
+    tables = tiny_tables()
+    rating = pl.Series([float(1 + n % 5) if n % 3 else None for n in range(tables["events"].height)])
+    year = [1990 + n // 2 for n in range(tables["items"].height)]
+    tables["events"] = tables["events"].with_columns(r=rating)
+    tables["items"] = tables["items"].with_columns(y=pl.Series(year), sort=pl.Series(["toy", "tool"] * 28))
+    card = tiny_card(tables)
+    card["events"] |= {"value": "r"}
+    card["items"] |= {"published": "y", "type": "sort"}
+    data = prepare(card, tmp_path / "rated", like=tiny_run)
+    facts, said = facts_of(data, interactions(data))
+    newest = {int(data.item_ids[row].removeprefix("item-")) for row in np.flatnonzero(facts.recent)}
+    assert said["dated_by"].startswith("published") and min(newest) >= 48 and len(newest) >= 5
+    asked = held_out(data, "test")
+    values = target_values(data, asked, "test")
+    given = {(u, i, t): r for u, i, t, r in tables["events"].select("u", "i", "t", "r").iter_rows()}
+    wanted = [given[data.users["user_id"][u], data.item_ids[i], t] for u, i, t in zip(asked.users.tolist(), asked.targets, asked.target_times.tolist(), strict=True)]  # fmt: skip
+    assert [None if np.isnan(v) else v for v in values] == wanted and None in wanted
+    report = evaluate(tiny_run, "test", dataset=data)
+    said = report["beyond"]["item_knn"]
+    assert 1 <= said["satisfaction@10"] <= 5 and 0 < said["satisfaction_coverage@10"] < 1
+    assert report["metrics"]["type_coverage@10"] == 1.0
+
+
+def test_without_ratings_nothing_is_said_of_satisfaction(measured):
+    report, *_ = measured
+    assert all(set(more) == {"popularity_lift@10"} for more in report["beyond"].values())
+    assert "type_coverage@10" not in report["metrics"] and "satisfaction" not in json.dumps(report["groups"])
+
+
+def test_charts_are_pictures_of_the_report(measured, tmp_path):
+    report, *_ = measured
+    made = write_charts(report, tmp_path / "charts")
+    assert [path.stem for path in made] == ["ndcg-10", "recall-10", "coverage", "calibration", "popularity"]
+    for path in made:
+        picture = imread(path)
+        assert min(picture.shape[:2]) > 300 and len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 20
+        assert (picture[:10, :10, :3] == 1).all()  # white paper
+    bare = {"metrics": report["metrics"], "ci95": {}, "baselines": {}}
+    assert [one.name for one in charts_of(bare)] == ["ndcg-10", "recall-10"]
 
 
 def test_the_gate_is_fitted_on_validation_and_stored_once(measured, tiny_run):
@@ -241,9 +334,11 @@ def test_html_report_is_one_safe_file(measured, tmp_path):
     assert "<script" not in page and "&lt;script&gt;" in page and "小米" in page and "id-7" in page
     for word in ("http://", "https://", "src=", "@import", "url(http"):
         assert word not in page.replace('xmlns="http://www.w3.org/2000/svg"', "").replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "")  # fmt: skip
-    assert page.count("<svg") == page.count("</svg>") >= 4  # two bar charts, validation, one task
+    assert (
+        page.count("<svg") == page.count("</svg>") >= 7
+    )  # two bar charts, coverage, calibration, popularity, validation, one task
     assert f"{report['metrics']['ndcg@10']:.4f}" in page and "Counting floor" in page and "next-item" in page
-    assert report["verdict"].split(".")[0] in page
+    assert report["verdict"].split(".")[0] in page and "For whom it works" in page and "few events" in page
     assert "#01010" not in page and "var(--accent)" in page and "prefers-color-scheme: dark" in page
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
