@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -72,10 +73,13 @@ def svg(figure: Figure, name: str, label: str) -> str:
 
 def png(figure: Figure, path: Path, title: str, note: str) -> None:
     """The figure (drawn with `PRINT`) as a picture on white, its title and a note above it."""
-    height = figure.get_figheight()
+    width, height = figure.get_size_inches()
+    lines = wrap(note, int(15 * width))
     figure.patch.set_facecolor(PRINT.paper)
-    figure.text(0, 1 + 0.38 / height, title, color=PRINT.ink, fontsize=11, weight="bold", va="bottom")
-    figure.text(0, 1 + 0.17 / height, note, color=PRINT.soft, fontsize=8, va="bottom")
+    figure.text(
+        0, 1 + (0.23 + 0.15 * len(lines)) / height, title, color=PRINT.ink, fontsize=11, weight="bold", va="bottom"
+    )
+    figure.text(0, 1 + 0.17 / height, "\n".join(lines), color=PRINT.soft, fontsize=8, va="bottom")
     with atomic_path(path) as partial:
         figure.savefig(
             partial, format="png", dpi=200, bbox_inches="tight", pad_inches=0.25, metadata={"Software": None}

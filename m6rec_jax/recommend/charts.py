@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from m6rec_jax.artifacts.charts import ACCENT, OTHER, PAGE, PRINT, SOFT, STYLE, Paint, png, quiet, svg
 from m6rec_jax.recommend.wording import NAMES, systems
@@ -111,6 +111,7 @@ def coverage(paint: Paint, curves: Mapping[str, Any]) -> Figure:
     top = max([*ends.values(), 1e-9])
     axes.set(xlim=(ks[0], ks[-1] + 1e-9), ylim=(0, 1.06 * top))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.3g} %"))
+    axes.set_xticks(sorted({ks[0], (ks[0] + ks[-1]) // 2, ks[-1]}))
     axes.set_xlabel("k", color=paint.soft, fontsize=8, labelpad=1)
     last = -1.0
     for name, end in sorted(ends.items(), key=lambda one: one[1]):
@@ -123,7 +124,7 @@ def coverage(paint: Paint, curves: Mapping[str, Any]) -> Figure:
 
 def popularity(paint: Paint, tiers: Mapping[str, Any]) -> Figure:
     """Stacked bars: the catalogue, the histories, and each system, cut by how popular items are."""
-    rows = {name: values for name, values in tiers.items() if name != "tiers"}
+    rows = {name: tiers[name] for name in (*EVERYBODY, *reversed(NAMES)) if name in tiers}
     figure = Figure(figsize=(9.2, 0.34 * len(rows) + 0.42))
     axes = figure.add_axes((0.19, 0.0, 0.81, 1 - 0.36 / figure.get_figheight()))
     for y, (name, values) in enumerate(rows.items()):
@@ -156,6 +157,7 @@ def reliability(paint: Paint, bins: Sequence[Mapping[str, float]]) -> Figure:
     quiet(axes, paint)
     axes.set(xscale="log", yscale="log", xlim=(least, most), ylim=(least, most))
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
         axis.set_minor_formatter(NullFormatter())
     axes.tick_params(which="both", length=0)

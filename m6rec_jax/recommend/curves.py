@@ -9,6 +9,7 @@ import numpy as np
 
 from m6rec_jax.recommend import metrics
 
+MOST = 50_000  # users whose lists are tested for calibration: intervals are narrow by then
 TIERS = (("top 1 %", 0.01), ("next 4 %", 0.05), ("next 15 %", 0.20), ("next 30 %", 0.50), ("other half", 1.0))
 
 
@@ -44,12 +45,15 @@ def calibration(rows: np.ndarray, scores: np.ndarray, counted: np.ndarray, targe
     """Whether the chances given to the items of lists come true: each `counted` place `[U,k]` is a row, a hit is a 1.
 
     `scores` log-probabilities. AUC, GAUC, log-loss and ECE with intervals over users, and the bins of the reliability
-    diagram. None when no place has a probability.
+    diagram, of at most `MOST` users drawn by `seed`. None when no place has a probability.
     """
-    user, place = np.nonzero(counted & (rows >= 0))
+    counted = counted & (rows >= 0)
+    if len(rows) > MOST:
+        counted[np.random.default_rng(seed).permutation(len(rows))[MOST:]] = False
+    user, place = np.nonzero(counted)
     if not len(user):
         return None
     chances = np.minimum(np.exp(scores[user, place], dtype=np.float64), 1.0)
     hit = metrics.hits(rows, targets)[0][user, place]
     measured = metrics.scoring(hit, chances, user, seed=seed)
-    return {"places": len(user), **measured, "bins": metrics.reliability(hit, chances)}
+    return {"users": len(np.unique(user)), "places": len(user), **measured, "bins": metrics.reliability(hit, chances)}
