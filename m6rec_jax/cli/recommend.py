@@ -38,7 +38,8 @@ def generate(argv: list[str]) -> None:
     """Write the k best items for each user as Parquet."""
     parser = Parser(
         prog="m6rec generate",
-        usage="m6rec generate --run RUN [--dataset DATASET] --users all|FILE [--limit N] [--k 10] --out recs.parquet",
+        usage="m6rec generate --run RUN [--dataset DATASET] --users all|FILE [--limit N] [--k 10]\n"
+        "                      [--key FILE] --out recs.parquet",
         description="Recommend to many users at once. Parquet columns: user_id, item_id, rank, score, source, route,\n"
         "reason, model_version.\n\nexample:\n  m6rec generate --run runs/shop --users all --k 10 --out recs.parquet",
     )
@@ -48,6 +49,11 @@ def generate(argv: list[str]) -> None:
     add("--users", required=True, metavar="all|FILE", help="every user, or a text file with one user id a line")
     add("--limit", type=int, metavar="N", help="only the first N of them")
     add("--k", type=int, default=10, metavar="N", help="items a user")
+    add(
+        "--key",
+        metavar="FILE",
+        help="key that hid the dataset's user ids (privacy: hmac), so that --users may be raw ids",
+    )
     add("--out", required=True, metavar="FILE", help="the Parquet file to write")
     options = parser.parse(argv)
     for name in ("limit", "k"):
@@ -64,6 +70,7 @@ def generate(argv: list[str]) -> None:
         limit=options.limit,
         k=options.k,
         out=out,
+        key=Path(options.key) if options.key else None,
     )
     note(f"wrote {options.out}")
 

@@ -53,7 +53,9 @@ def _named(users: Sequence[str], at: Mapping[str, int], dataset: Dataset, key: P
     Says how many the dataset does not know; InputError when it knows none of them.
     """
     asked = list(dict.fromkeys(map(str, users)))
-    privacy = dataset.manifest["privacy"]
+    privacy = dataset.manifest.get("privacy")
+    if privacy is None:  # hashed or not, nothing in it says
+        raise InputError(f"{dataset.path}: prepared by an earlier version, which did not say how user ids are hidden; prepare it again")  # fmt: skip
     hashed = privacy["ids"] == "hmac"
     if key is not None:
         if not hashed:

@@ -109,6 +109,16 @@ def test_the_gate_is_fitted_on_validation_and_stored_once(measured, tiny_run):
     assert (tiny_run / "gate.json").stat().st_mtime_ns == before
 
 
+def test_fitting_the_gate_counts_the_users(tiny_run, tiny, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("gate.json"))
+    gate = fit_gate(run, tiny)
+    said = capsys.readouterr().err
+    assert (
+        f"gate of the memory: {gate.users} users\n" in said and f"gate of the memory: done, {gate.users} users" in said
+    )
+
+
 def test_a_gate_speaks_for_its_own_parameters_and_data_only(measured, tiny_run, tiny, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
