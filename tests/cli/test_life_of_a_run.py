@@ -48,6 +48,19 @@ def test_a_run_from_training_to_lists(tiny_dataset, tmp_path, capsys):
     assert table.group_by("user_id").len()["len"].to_list() == [4, 4]
     assert {"item_id", "rank", "score", "source", "route", "reason", "model_version"} <= set(table.columns)
 
+    visitors = "user_id,history,age\nu7,,\nnew,item-3 item-4,\nnewer,,25\n"
+    (tmp_path / "visitors.csv").write_text(visitors)
+    ask = ["generate", "--run", str(run), "--users", str(tmp_path / "visitors.csv"), "--k", "1"]
+    for engine, routes in (
+        ("auto", ["model+memory", "session-memory", "segment"]),
+        ("memory", ["memory", "session-memory", "segment"]),
+        ("popularity", ["popularity", "popularity", "segment"]),
+    ):
+        assert main([*ask, "--engine", engine, "--out", str(lists)]) == SUCCESS
+        assert pl.read_parquet(lists)["route"].to_list() == routes
+    assert main([*ask, "--engine", "best", "--out", str(lists)]) == WRONG_INPUT
+    capsys.readouterr()
+
     key = tmp_path / "key"
     key.write_bytes(bytes(range(32)))
     hidden = prepare(tiny_card(privacy={"ids": "hmac", "key": str(key)}), tmp_path / "hidden", like=run)
