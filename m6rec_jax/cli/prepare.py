@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from m6rec_jax.cli.outputs import folder_to_write
 from m6rec_jax.progress import note
 from m6rec_jax.settings import Parser
 
@@ -25,11 +26,12 @@ def prepare(argv: list[str]) -> None:
     add("--codebook", type=int, metavar="N", help="codes a level, where there are several levels (default 256)")
     add("--vocab-size", type=int, metavar="N", help="text pieces to learn; fewer where texts are few (default 4096)")
     options = parser.parse(argv)
+    out = folder_to_write("--out", options.out)
     from m6rec_jax.data.prepare import prepare as prepare_dataset
 
     dataset = prepare_dataset(
         Path(options.card),
-        Path(options.out),
+        out,
         like=Path(options.like) if options.like else None,
         append=options.append,
         levels=options.levels,

@@ -47,23 +47,43 @@ def generate(argv: list[str]) -> None:
     """Write the k best items for each user as Parquet."""
     parser = Parser(
         prog="m6rec generate",
-        usage="m6rec generate --run RUN [--dataset DATASET] --users all|FILE [--limit N] [--k 10] --out recs.parquet",
+        usage="m6rec generate --run RUN [--dataset DATASET] --users all|FILE [--limit N] [--k 10]\n"
+        "                      [--engine auto|model|memory|popularity] [--key FILE] --out recs.parquet",
         description="Recommend to many users at once. Parquet columns: user_id, item_id, rank, score, source, route,\n"
         "reason, model_version.\n\nexample:\n  m6rec generate --run runs/shop --users all --k 10 --out recs.parquet",
     )
     add = parser.add_argument
     add("--run", required=True, metavar="RUN", help="folder that `m6rec train` wrote; its best checkpoint recommends")
     add("--dataset", metavar="DATASET", help="where the dataset lies now; without it, where the run was trained on it")
-    add("--users", required=True, metavar="all|FILE", help="every user, or a text file with one user id a line")
+    add(
+        "--users",
+        required=True,
+        metavar="all|FILE",
+        help="every user; or a text file with one user id a line; or a table (.parquet, .csv, .jsonl) with a column user_id and, for users the dataset does not know, history (item ids, oldest first) and attributes: `attributes` (a list) or a column each",
+    )
     add("--limit", type=int, metavar="N", help="only the first N of them")
     add("--k", type=int, default=10, metavar="N", help="items a user")
+    add(
+        "--engine",
+        choices=["auto", "model", "memory", "popularity"],
+        default="auto",
+        metavar="ENGINE",
+        help="auto, the best way there is for each user (docs/routing.md); model, memory or popularity narrow the choice",
+    )
+    add(
+        "--key",
+        metavar="FILE",
+        help="key that hid the dataset's user ids (privacy: hmac), so that --users may be raw ids",
+    )
     add("--out", required=True, metavar="FILE", help="the Parquet file to write")
     options = parser.parse(argv)
     for name in ("limit", "k"):
         if options[name] is not None and options[name] < 1:
             raise InputError(f"--{name}={options[name]}: must be above 0")
     out = file_to_write("--out", options.out)
-    users = None if options.users == "all" else read_users(Path(options.users))
+    from m6rec_jax.recommend.visitors import read_users
+
+    users = None if options.users == "all" else read_users(options.users)  # refused before jax is loaded
     from m6rec_jax.recommend.generate import generate as recommend_all
 
     recommend_all(
@@ -73,18 +93,7 @@ def generate(argv: list[str]) -> None:
         limit=options.limit,
         k=options.k,
         out=out,
+        engine=options.engine,
+        key=Path(options.key) if options.key else None,
     )
     note(f"wrote {options.out}")
-
-
-def read_users(file: Path) -> list[str]:
-    """User ids, one a line; InputError when the file is missing, unreadable or empty."""
-    if not file.is_file():
-        raise InputError(f"--users {file}: no such file; name a text file with one user id a line, or `all`")
-    try:
-        users = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise InputError(f"--users {file}: not UTF-8 text; name a text file with one user id a line") from None
-    if not users:
-        raise InputError(f"--users {file}: names no user; write one user id a line, or say `all`")
-    return users

@@ -24,6 +24,7 @@ from m6rec_jax.data.tokenizer import Tokenizer
 from m6rec_jax.data.transitions import Transitions
 from m6rec_jax.errors import InputError
 
+EVENT_COLUMNS = ("user", "item", "time", "fraction", "kind", "value", "text")  # what `_events` reads
 LENT = ("codes.npz", "items.parquet", "tokenizer.model")
 
 
@@ -115,9 +116,11 @@ def continued(dataset: Dataset, card: Card) -> Card:
     """The card of events to append: what it leaves out is as in the dataset.
 
     Raises InputError naming the key, the dataset's value and the card's, where the two contradict each other: clock,
-    split, repeat, kinds and their weights, hidden ids and the key that hid them.
+    split, repeat, kinds and their weights, hidden ids and the key that hid them; and where the dataset is of an earlier
+    make that lacks what appending reads.
     """
     was = dataset.manifest
+    _check_make(dataset)
 
     def refuse(key: str, value: Any, old: Any, way_out: str) -> NoReturn:
         raise InputError(f"{card.origin}: {key}: {value}: the dataset {dataset.path} has {old}; {way_out}")
@@ -152,6 +155,21 @@ def continued(dataset: Dataset, card: Card) -> Card:
                 )
         kinds = {**listed, **card.kinds}
     return replace(card, split=split, repeat=was["repeat"], kinds=kinds)
+
+
+def _check_make(dataset: Dataset) -> None:
+    """Refuse a dataset from before its manifest said how ids are hidden or its events held fractions of a second."""
+    missing = [f"{MANIFEST}: privacy"] if "privacy" not in dataset.manifest else []
+    try:
+        columns = pl.read_parquet_schema(dataset.path / "events.parquet")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{dataset.path / 'events.parquet'}: not readable ({reason}); prepare the dataset again"
+        ) from None
+    missing += [f"events.parquet: {name}" for name in EVENT_COLUMNS if name not in columns]
+    if missing:
+        raise InputError(f"{dataset.path}: prepared by an earlier version ({', '.join(missing)} missing), which nothing can be appended to; prepare it again from all of its tables")  # fmt: skip
 
 
 def check_options(lent: Borrowed, folder: Path, asked: dict[str, int | None]) -> None:

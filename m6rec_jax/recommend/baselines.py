@@ -40,10 +40,12 @@ def listed_of(items: pl.DataFrame) -> np.ndarray | None:
 
 
 class Popularity:
-    """Items by training events, most first; of a catalogue that is not all `listed` (bool `[C]`) those that are."""
+    """Items by training events (or weights of them), most first; of a catalogue that is not all `listed` (bool `[C]`)
+    those that are. `share [C]`: log of (events + 1) / their sum."""
 
     def __init__(self, events: np.ndarray, listed: np.ndarray | None = None) -> None:
-        self.events, self.listed = np.asarray(events, np.int64), listed
+        self.events, self.listed = np.asarray(events, np.float64), listed
+        self.share = np.log((self.events + 1) / (self.events + 1).sum())
         order = np.lexsort((np.arange(len(events)), -self.events)).astype(np.int32)
         self.order = order if listed is None else order[listed[order]]
 
@@ -59,20 +61,25 @@ class Popularity:
     def fill(self, rows: np.ndarray, histories: Histories, repeat: bool = False,
              allowed: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
         """`rows [U,k]` with its -1 places taken, left to right, by the most popular items not there yet."""
-        missing = rows < 0
-        if not missing.any():
-            return rows
-        filled, order = rows.copy(), self.order if allowed is None else self.order[allowed[self.order]]
-        for start in range(0, len(rows), BATCH):
-            part = slice(start, start + BATCH)
-            if not missing[part].any():
-                continue
-            taken = rows[part] if repeat else _side_by_side(rows[part], histories[part])
-            # Enough candidates that, whatever is taken, every list can still be filled.
-            reach = order[: rows.shape[1] + taken.shape[1]]
-            free = ~member(np.broadcast_to(reach, (len(taken), len(reach))), list(taken))
-            filled[part] = _pour(filled[part], reach, free)
-        return filled
+        return poured(self.order if allowed is None else self.order[allowed[self.order]], rows, histories, repeat)
+
+
+def poured(order: np.ndarray, rows: np.ndarray, histories: Histories, repeat: bool = False) -> np.ndarray:
+    """`rows [U,k]` with its -1 places taken, left to right, by the first items of `order` not there yet."""
+    missing = rows < 0
+    if not missing.any():
+        return rows
+    filled = rows.copy()
+    for start in range(0, len(rows), BATCH):
+        part = slice(start, start + BATCH)
+        if not missing[part].any():
+            continue
+        taken = rows[part] if repeat else _side_by_side(rows[part], histories[part])
+        # Enough candidates that, whatever is taken, every list can still be filled.
+        reach = order[: rows.shape[1] + taken.shape[1]]
+        free = ~member(np.broadcast_to(reach, (len(taken), len(reach))), list(taken))
+        filled[part] = _pour(filled[part], reach, free)
+    return filled
 
 
 def _side_by_side(rows: np.ndarray, histories: Histories) -> np.ndarray:

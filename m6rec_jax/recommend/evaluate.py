@@ -196,14 +196,18 @@ def _fitted(engine: Engine, memory: Memory, dataset: Dataset, step: int, *, most
     if len(chosen) > most:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, most, replace=False))
     asked, known = asked.take(chosen), [known[i] for i in chosen]
-    logp = engine.score(asked.items, asked.targets, times=asked.times, kinds=asked.kinds, queries=asked.queries)
-    p_memory, total = np.zeros(len(asked)), np.zeros(len(asked))
-    for start in range(0, len(asked), BATCH):
-        part = slice(start, start + BATCH)
-        support = memory.support(known[part], exclude=None if dataset.repeat else known[part], allowed=listed)
-        p_memory[part], total[part] = support.probability(asked.targets[part]), support.total
+    logp, p_memory, total = (np.zeros(len(asked)) for _ in range(3))
+    order = np.argsort([len(h) for h in asked.items], kind="stable")  # a program reads histories of like length
+    with stage("gate of the memory", len(asked), "users") as bar:
+        for start in range(0, len(asked), BATCH):
+            at = order[start : start + BATCH]
+            one, had = asked.take(at), [known[i] for i in at]
+            logp[at] = engine.score(one.items, one.targets, times=one.times, kinds=one.kinds, queries=one.queries)
+            support = memory.support(had, exclude=None if dataset.repeat else had, allowed=listed)
+            p_memory[at], total[at] = support.probability(one.targets), support.total
+            bar.advance(len(at))
     lengths = np.array([len(h) for h in known], np.float64)
-    return best_gate(np.exp(logp, dtype=np.float64), p_memory, lengths, total, step=step, dataset=dataset.digest)
+    return best_gate(np.exp(logp), p_memory, lengths, total, step=step, dataset=dataset.digest)
 
 
 def with_gate(recommender: Recommender, run: Path | str, dataset: Dataset) -> Recommender:

@@ -18,10 +18,11 @@ from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.baselines import ItemKNN, Popularity
-from m6rec_jax.recommend.coldstart import SOURCES, Way, way
+from m6rec_jax.recommend.coldstart import GATE, SOURCES, Way, way
 from m6rec_jax.recommend.histories import Histories
 from m6rec_jax.recommend.memory import Gate, Memory, Support
 from m6rec_jax.recommend.opening import check_fits, gate_of, open_engine, open_item_knn
+from m6rec_jax.recommend.segments import Segments, open_segments
 
 NONE, MODEL, MEMORY, POPULARITY = range(len(SOURCES))
 
@@ -70,10 +71,11 @@ class Recommender:
     """
 
     def __init__(self, items: pl.DataFrame, *, memory: Memory | None, engine: Engine | None = None, gate: Gate | None = None,
-                 knn: ItemKNN | None = None, repeat: bool = False, step: int = -1, name: str = "", batch: int = 512) -> None:  # fmt: skip
+                 knn: ItemKNN | None = None, segments: Segments | None = None, repeat: bool = False, step: int = -1, name: str = "", batch: int = 512) -> None:  # fmt: skip
         self.items, self.memory, self.engine, self.gate, self.knn = items, memory, engine, gate, knn
         self.repeat, self.step, self.name, self.batch = repeat, step, name, batch
-        self.popularity = Popularity.of(items)
+        self.segments = segments
+        self.popularity = Popularity.of(items) if segments is None else segments.popularity
         self._told = False  # that there is no gate
         self.item_ids: list[str] = items["item_id"].to_list()
         self.titles: list[str] = items["title"].fill_null("").to_list()
@@ -97,13 +99,14 @@ class Recommender:
         transitions = load_transitions(folder / "transitions.npz") if data is None else data.transitions
         made, at = (None, -1) if engine in ("memory", "popularity") else open_engine(record, step, data, facts)
         if made is None and engine == "model":
-            way(True, (), "model")  # says what is missing and the way out
+            way("history", (), "model")  # says what is missing and the way out
         return cls(
             items,
             memory=Memory(transitions),
             engine=made,
             gate=None if made is None else gate_of(record, at),
             knn=open_item_knn(data, items) if made is None and data is not None and engine == "auto" else None,
+            segments=None if data is None else open_segments(data),
             repeat=bool(facts["repeat"]),
             step=at,
             name=record.path.resolve().name,
@@ -121,7 +124,7 @@ class Recommender:
     @property
     def parts(self) -> set[str]:
         """Which parts of `coldstart.PARTS` this recommender has."""
-        there = {"model": self.engine, "memory": self.memory, "item-knn": self.knn, "popularity": self.popularity}
+        there = {"model": self.engine, "memory": self.memory, "item-knn": self.knn, "segment": self.segments, "popularity": self.popularity}  # fmt: skip
         return {name for name, part in there.items() if part is not None}
 
     def rows_of(self, item_ids: Sequence[str]) -> tuple[np.ndarray, int]:
@@ -163,11 +166,14 @@ class Recommender:
     def recommend_rows(self, histories: Sequence[np.ndarray], times: Sequence[np.ndarray] | None = None, k: int = 10, *,
                        kinds: Sequence[np.ndarray] | None = None, queries: Sequence[Mapping[int, np.ndarray]] | None = None,
                        engine: str = "auto", memory: bool = True, allowed: np.ndarray | None = None, beams: int | None = None,
+                       sessions: np.ndarray | None = None, attributes: Sequence[Sequence[str]] | None = None,
                        advance: Callable[[int], None] = lambda users: None) -> Lists:  # fmt: skip
         """Lists for many histories of catalogue rows (oldest first; -1 = an event without an item).
 
         `engine`: see `coldstart.way`. `memory=False` leaves the memory out of the model's lists. `allowed` bool `[C]`
-        filters the catalogue further than to what is listed. Users go through sorted by length, `batch` at a time; `advance` hears of each batch.
+        filters the catalogue further than to what is listed. `sessions` bool `[U]`: the history is that of a user nobody
+        knows; `attributes`: what is known of each user, as in users.parquet. Users go through sorted by length, `batch` at
+        a time; `advance` hears of each batch.
         """
         if k < 1:
             raise InputError(f"k={k}: must be at least 1")
@@ -176,18 +182,18 @@ class Recommender:
         items = [_inside(h, self.catalogue) for h in histories]
         request = _Request(
             items=items, known=[h[h >= 0] for h in items], k=k, allowed=allowed, beams=beams,
-            times=times, kinds=kinds, queries=queries, memory=memory,
+            times=times, kinds=kinds, queries=queries, memory=memory, attributes=attributes,
         )  # fmt: skip
         available = self.parts
-        if "model" in available and engine != "memory" and not (memory and self.gate is not None):
-            available -= {"memory"}  # without a gate nothing says how far to trust it beside the model
-            if memory and engine != "popularity" and not self._told:
-                self._told = True
-                note(f"{self.name}: no gate of the memory for step {self.step}, so the model recommends alone; m6rec evaluate fits one")  # fmt: skip
+        if memory and self.gate is not None:
+            available.add(GATE)
+        elif memory and "model" in available and engine in ("auto", "model") and not self._told:
+            self._told = True
+            note(f"{self.name}: no gate of the memory for step {self.step}, so the model recommends alone; m6rec evaluate fits one")  # fmt: skip
         made = Lists.empty(len(items), k)
         groups: dict[Way, list[int]] = {}
-        for user, known in enumerate(request.known):
-            groups.setdefault(way(len(known) > 0, available, engine), []).append(user)
+        for user in range(len(items)):
+            groups.setdefault(way(self._asks(request, user, sessions), available, engine), []).append(user)
         for line, users in groups.items():
             order = sorted(users, key=lambda u: len(items[u]))
             for start in range(0, len(order), self.batch):
@@ -225,6 +231,13 @@ class Recommender:
             }
         )
 
+    def _asks(self, request: _Request, user: int, sessions: np.ndarray | None) -> str:
+        """What a request comes with: a key of `coldstart.ASKS`."""
+        if len(request.known[user]):
+            return "session" if sessions is not None and sessions[user] else "history"
+        values = request.attributes[user] if request.attributes is not None else ()
+        return "attributes" if self.segments is not None and self.segments.known(values) else "nothing"
+
     # -- the parts ---------------------------------------------------------------------------------------------
 
     def _fill(self, made: Lists, users: np.ndarray, line: Way, request: _Request) -> None:
@@ -238,12 +251,16 @@ class Recommender:
             elif name == "memory" and self.memory is not None:
                 lists = _of_support(self.memory.support(part.known, exclude=seen, allowed=part.allowed), request.k)
             elif (lists.rows < 0).any():
-                rows = lists.rows
+                rows, share = lists.rows, None
                 if name == "item-knn" and self.knn is not None:
                     rows = _append(rows, self.knn.rank(part.known, request.k, self.repeat), part.allowed)
+                elif name == "segment" and self.segments is not None:
+                    about = part.attributes or [()] * len(users)
+                    rows, share = self.segments.fill(rows, part.known, about, self.repeat, part.allowed)
                 else:
                     rows = self.popularity.fill(rows, part.known, self.repeat, part.allowed)
-                lists = _continued(lists, rows, MEMORY if name == "item-knn" else POPULARITY, self.popularity)
+                share = self.popularity.share[np.maximum(rows, 0)] if share is None else share
+                lists = _continued(lists, rows, MEMORY if name == "item-knn" else POPULARITY, share)
         made.rows[users], made.scores[users], made.sources[users] = lists.rows, lists.scores, lists.sources
         made.routes[users], made.exact[users] = line.route, lists.exact
 
@@ -282,10 +299,11 @@ class _Request:
     kinds: Sequence[np.ndarray] | None
     queries: Sequence[Mapping[int, np.ndarray]] | None
     memory: bool
+    attributes: Sequence[Sequence[str]] | None
 
     def take(self, users: np.ndarray) -> _Request:
         pick = lambda part: None if part is None else [part[u] for u in users]  # noqa: E731
-        return replace(self, **{name: pick(getattr(self, name)) for name in ("items", "known", "times", "kinds", "queries")})  # fmt: skip
+        return replace(self, **{name: pick(getattr(self, name)) for name in ("items", "known", "times", "kinds", "queries", "attributes")})  # fmt: skip
 
 
 def _inside(history: np.ndarray, catalogue: int) -> np.ndarray:
@@ -315,14 +333,14 @@ def _append(rows: np.ndarray, more: np.ndarray, allowed: np.ndarray | None) -> n
     return result
 
 
-def _continued(lists: Lists, rows: np.ndarray, source: int, popularity: Popularity) -> Lists:
+def _continued(lists: Lists, rows: np.ndarray, source: int, share: np.ndarray) -> Lists:
     """The lists with new items in their empty places, at the end of each.
 
-    A new item's score is its share of training events, in logs, below the last score there was; it never rises.
+    A new item's score is its share of training events, in logs (`share [U,k]`), below the last score there was; it
+    never rises.
     """
     fresh = (lists.rows < 0) & (rows >= 0)
-    share = np.log((popularity.events + 1.0) / (popularity.events + 1.0).sum())
     last = np.where(np.isfinite(lists.scores), lists.scores, 0).min(1, initial=0)
-    fall = np.minimum.accumulate(np.where(fresh, share[np.maximum(rows, 0)], 0), axis=1)
+    fall = np.minimum.accumulate(np.where(fresh, share, 0), axis=1)
     scores = np.where(fresh, last[:, None] + fall, lists.scores).astype(np.float32)
     return replace(lists, rows=rows, scores=scores, sources=np.where(fresh, source, lists.sources).astype(np.uint8))

@@ -22,8 +22,6 @@ def make_mesh(config: MeshConfig, devices: int | None = None) -> jax.sharding.Me
     count = devices or jax.device_count()
     sizes = {axis: getattr(config, axis) for axis in AXES}
     shown = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
-    if bad := [f"mesh.{axis}={size}" for axis, size in sizes.items() if size < 1 and size != -1]:
-        raise InputError(f"{bad[0]}: an axis has at least 1 device, or -1 for all that are left")
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
         raise InputError(f"mesh {shown}: only one axis may be -1 (all devices that are left)")

@@ -135,6 +135,7 @@ def test_wrong_command_lines_are_exit_2_and_one_line(argv, says, capsys):
 OUT = [
     ["data", "fetch", "ml-100k", "--out"],
     ["data", "card", "--from", "nowhere", "--out"],
+    ["prepare", "--card", "nowhere", "--out"],
     ["train", "--dataset", "nowhere", "--run"],
     ["evaluate", "--run", "nowhere", "--out"],
     ["generate", "--run", "nowhere", "--users", "all", "--out"],

@@ -12,6 +12,9 @@ import pytest
 
 from m6rec_jax.cli import INTERRUPTED, REQUEUE, SUCCESS, WRONG_INPUT, main
 from m6rec_jax.cli.train import BY_HAND
+from m6rec_jax.data.prepare import prepare
+from m6rec_jax.data.privacy import hide_id
+from tests.fixtures import tiny_card
 
 SMALL = ["--model.layers=1", "--model.width=16", "--data.rows=4", "--data.length=64", "--optim.warmup=1"]
 
@@ -44,6 +47,30 @@ def test_a_run_from_training_to_lists(tiny_dataset, tmp_path, capsys):
     assert table["user_id"].unique(maintain_order=True).to_list() == ["u7", "u9"]
     assert table.group_by("user_id").len()["len"].to_list() == [4, 4]
     assert {"item_id", "rank", "score", "source", "route", "reason", "model_version"} <= set(table.columns)
+
+    visitors = "user_id,history,age\nu7,,\nnew,item-3 item-4,\nnewer,,25\n"
+    (tmp_path / "visitors.csv").write_text(visitors)
+    ask = ["generate", "--run", str(run), "--users", str(tmp_path / "visitors.csv"), "--k", "1"]
+    for engine, routes in (
+        ("auto", ["model+memory", "session-memory", "segment"]),
+        ("memory", ["memory", "session-memory", "segment"]),
+        ("popularity", ["popularity", "popularity", "segment"]),
+    ):
+        assert main([*ask, "--engine", engine, "--out", str(lists)]) == SUCCESS
+        assert pl.read_parquet(lists)["route"].to_list() == routes
+    assert main([*ask, "--engine", "best", "--out", str(lists)]) == WRONG_INPUT
+    capsys.readouterr()
+
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    hidden = prepare(tiny_card(privacy={"ids": "hmac", "key": str(key)}), tmp_path / "hidden", like=run)
+    argv += ["--dataset", str(hidden.path), "--out", str(tmp_path / "hidden.parquet")]
+    assert main(argv) == WRONG_INPUT and "or give the key" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*argv, "--key", str(tmp_path / "lost")]) == WRONG_INPUT
+    assert f"{tmp_path / 'lost'}: no such file" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*argv, "--key", str(key)]) == SUCCESS
+    names = pl.read_parquet(tmp_path / "hidden.parquet")["user_id"].unique(maintain_order=True).to_list()
+    assert names == [hide_id(user, key.read_bytes()) for user in ("u7", "u9")]
 
 
 def test_a_run_that_patience_ended_is_not_said_to_resume(tiny_dataset, tmp_path, capsys):

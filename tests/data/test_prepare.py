@@ -424,6 +424,32 @@ def grown_from(tmp_path_factory):
     return prepare(card, tmp_path_factory.mktemp("grown") / "out", levels=3, **SMALL).path
 
 
+@pytest.mark.parametrize(
+    ("lacks", "said"), [("privacy", "manifest.json: privacy"), ("fraction", "events.parquet: fraction")]
+)
+def test_a_dataset_of_an_earlier_make_takes_no_more_events(tmp_path, tiny_dataset, lacks, said):
+    out = tmp_path / "out"
+    shutil.copytree(tiny_dataset, out)
+    if lacks == "privacy":
+        body = json.loads((out / "manifest.json").read_text())
+        del body["privacy"]
+        (out / "manifest.json").write_text(json.dumps(body))
+    else:
+        pl.read_parquet(out / "events.parquet").drop("fraction").write_parquet(out / "events.parquet")
+    late = {"events": pl.DataFrame({"u": ["u9"], "i": ["item-3"], "t": [1_700_000_000]})}
+    with pytest.raises(
+        InputError, match=rf"{out}: prepared by an earlier version \({said} missing\).*prepare it again"
+    ):
+        prepare(tiny_card(tiny_tables() | late), out, append=True)
+
+
+def test_a_dataset_whose_events_are_damaged_takes_no_more(tmp_path, tiny_dataset):
+    shutil.copytree(tiny_dataset, tmp_path / "out")
+    (tmp_path / "out" / "events.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(InputError, match=r"events\.parquet: not readable .*prepare the dataset again"):
+        prepare(tiny_card(repeat=False), tmp_path / "out", append=True)
+
+
 def test_kinds_cannot_be_weighed_afterwards(tmp_path, tiny_dataset):
     shutil.copytree(tiny_dataset, tmp_path / "out")
     with pytest.raises(InputError, match=r"kinds: .*: the dataset .* has events without a kind; leave `kinds` out"):

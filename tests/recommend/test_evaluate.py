@@ -203,6 +203,16 @@ def test_the_gate_is_fitted_on_validation_and_stored_once(measured, tiny_run):
     assert (tiny_run / "gate.json").stat().st_mtime_ns == before
 
 
+def test_fitting_the_gate_counts_the_users(tiny_run, tiny, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("gate.json"))
+    gate = fit_gate(run, tiny)
+    said = capsys.readouterr().err
+    assert (
+        f"gate of the memory: {gate.users} users\n" in said and f"gate of the memory: done, {gate.users} users" in said
+    )
+
+
 def test_a_gate_speaks_for_its_own_parameters_and_data_only(measured, tiny_run, tiny, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
@@ -293,6 +303,8 @@ def test_users_that_the_dataset_does_not_know_are_spoken_of(tiny_run, tiny, tiny
     assert "not in" not in capsys.readouterr().err
     with pytest.raises(InputError, match=r"none of the 2 ids is in .*users\.parquet"):
         generate(tiny_run, tiny_dataset, users=["who", "else"], out=out)
+    with pytest.raises(InputError, match="engine=best: unknown"):
+        generate(tiny_run, tiny_dataset, users=["u5"], out=out, engine="best")
     with pytest.raises(InputError, match="holds plain ids"):
         generate(tiny_run, tiny_dataset, users=["u5"], out=out, key=out)
 
@@ -309,7 +321,7 @@ def test_raw_ids_are_hidden_where_the_dataset_hides_them(tiny_run, tmp_path):
     hashes = [hide_id(raw, key.read_bytes()) for raw in ("u5", "stranger")]
     assert listed["user_id"].unique(maintain_order=True).to_list() == [*hashes, first]
     assert listed["route"].unique(maintain_order=True).to_list() == ["model+memory", "popularity"]
-    with pytest.raises(InputError, match="none of the 1 ids is in .*hashed, or give the key"):
+    with pytest.raises(InputError, match="1 of 1 ids are not in .*hashed ids.*or give the key"):
         generate(tiny_run, data, users=["u5"], out=out)
     with pytest.raises(InputError, match="not the key"):
         generate(tiny_run, data, users=["u5"], out=out, key=wrong)
