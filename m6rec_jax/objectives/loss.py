@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -33,19 +34,25 @@ def cross_entropy(
     items: ItemTable,
     key: jax.Array | None = None,
     smoothing: float = 0.0,
+    negatives: int = 0,
     chunk: int = CHUNK,
 ) -> TaskLoss:
     """Weighted cross-entropy a task; a target is normalised over its own slice (DESIGN section 5, mode `level`).
 
     Positions are sorted by slice, so a chunk multiplies by the one or two tables it needs, and positions
-    without a target cost nothing. Atomic items that nobody has used are no negatives. `smoothing`: share of a
-    target's mass spread evenly over its slice (Szegedy et al. 2016), in training.
+    without a target cost nothing. Atomic items that nobody has used are no negatives. In training (with a `key`):
+    `smoothing`, share of a target's mass spread evenly over its slice (Szegedy et al. 2016); `negatives`, a slice of
+    more ids than that is normalised over a sample of so many (see `_sampled_nll`); 0 = over all.
     """
     keys = (None,) * len(model.vocab.slices) if key is None else jax.random.split(key, len(model.vocab.slices))
     tables = [model.embeddings.table(i, items, keys[i]).astype(hidden.dtype) for i in range(len(model.vocab.slices))]
     seen_only = model.embeddings.atomic and model.config.content
+    samples = {}
+    for i, s in enumerate(model.vocab.slices):
+        if key is not None and 0 < negatives < s.size:
+            samples[i] = jax.random.randint(jax.random.fold_in(keys[i], 1), (negatives,), 0, s.size)
 
-    def local(hidden, targets, weights, task_ids, tables, seen):
+    def local(hidden, targets, weights, task_ids, tables, samples, seen):
         hidden, targets, weights, task_ids = (x.reshape(-1, *x.shape[2:]) for x in (hidden, targets, weights, task_ids))
         hidden = _vary(hidden, sharding.TENSOR)
         tables = [_vary(table, sharding.BATCH) for table in tables]
@@ -66,9 +73,10 @@ def cross_entropy(
             total = sharding.pmax(total, sharding.TENSOR)
             for i, (s, table) in enumerate(zip(slices, tables, strict=True)):
                 legal = seen if seen_only and i == 1 else None
+                over = partial(_sampled_nll, sample=samples[i]) if i in samples else _slice_nll
                 value = jax.lax.cond(
                     jnp.any(slice_id == i),
-                    lambda h, t, table=table, s=s, legal=legal: _slice_nll(
+                    lambda h, t, over=over, table=table, s=s, legal=legal: over(
                         h, t - s.offset, table, s.size, legal, smoothing
                     ),
                     lambda h, t, total=total: total * 0,
@@ -85,9 +93,9 @@ def cross_entropy(
         return TaskLoss(*(sharding.psum(x, sharding.BATCH) for x in (loss, weights @ of_task)))
 
     row, no = ("batch", None), (None,)
-    in_axes = ((*row, None), row, row, row, [("vocab", None)] * len(tables), ("vocab",))
+    in_axes = ((*row, None), row, row, row, [("vocab", None)] * len(tables), dict.fromkeys(samples, no), ("vocab",))
     run = sharding.per_shard(local, in_axes, TaskLoss(no, no))
-    return run(hidden, targets, weights, task_ids, tables, items.seen)
+    return run(hidden, targets, weights, task_ids, tables, samples, items.seen)
 
 
 def _slice_nll(
@@ -113,6 +121,45 @@ def _slice_nll(
     total = sharding.psum(jnp.sum(jnp.where(allowed, scores, 0), axis=-1), sharding.TENSOR)
     count = sharding.psum(jnp.sum(allowed, axis=-1), sharding.TENSOR)
     return top + jnp.log(mass) - (1 - smoothing) * hit - smoothing * total / count
+
+
+def _sampled_nll(
+    h: Float[Array, "c D"],
+    target: Int[Array, " c"],
+    table: Float[Array, "V D"],
+    size: int,
+    legal: Bool[Array, " V"] | None,
+    smoothing: float,
+    sample: Int[Array, " n"],
+) -> Float[Array, " c"]:
+    """`_slice_nll` with the mass of the wrong answers estimated from ids drawn evenly (Jean et al. 2015, section 3).
+
+    Each stands for (wrong answers in the slice) / (wrong answers drawn), which corrects the logits for how they were
+    drawn; a drawn target or an id that is no negative is left out. One sample serves all positions of a step.
+    """
+    drawn = _rows_of(table, sample)
+    right = _rows_of(table, target)
+    counted = True if legal is None else _rows_of(legal[: table.shape[0], None], sample)[:, 0] > 0
+    wrong = counted & (sample != target[:, None])
+    scores = jnp.einsum("cd,nd->cn", h, drawn, preferred_element_type=jnp.float32)
+    hit = jnp.sum(h.astype(jnp.float32) * right.astype(jnp.float32), axis=-1)
+    there = size if legal is None else sharding.psum(jnp.sum(legal[: table.shape[0]]), sharding.TENSOR)
+    stands_for = jnp.log((there - 1) / jnp.maximum(jnp.sum(wrong, axis=-1), 1))
+    scores = jnp.where(wrong, scores + stands_for[:, None], NEVER)
+    top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1), hit))
+    mass = jnp.sum(jnp.exp(scores - top[:, None]), axis=-1) + jnp.exp(hit - top)
+    if smoothing == 0:
+        return top + jnp.log(mass) - hit
+    mean = jnp.sum(jnp.where(wrong, scores - stands_for[:, None], 0), axis=-1) / jnp.maximum(jnp.sum(wrong, axis=-1), 1)
+    return top + jnp.log(mass) - (1 - smoothing) * hit - smoothing * mean
+
+
+def _rows_of(table: Array, rows: Int[Array, " n"]) -> Array:
+    """Rows of a table sharded along tensor, whole on every shard."""
+    local = rows - sharding.tensor_index() * table.shape[0]
+    inside = (local >= 0) & (local < table.shape[0])
+    picked = jnp.where(inside[:, None], table[jnp.where(inside, local, 0)], 0)
+    return sharding.psum(picked.astype(jnp.int32) if picked.dtype == bool else picked, sharding.TENSOR)
 
 
 def _vary(x: Array, axes: str | tuple[str, ...]) -> Array:

@@ -112,7 +112,9 @@ def train(
         run=run,
         mesh=mesh,
         tasks=names,
-        step=make_train_step(blueprint, optimizer, len(pools), config.train.seed, config.optim.label_smoothing),
+        step=make_train_step(
+            blueprint, optimizer, len(pools), config.train.seed, config.optim.label_smoothing, config.optim.negatives
+        ),
         items=items,
         batches=batches(source, config.data.threads) if left > 0 else iter(()),
         cursor=plan.cursor,

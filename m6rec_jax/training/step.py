@@ -35,6 +35,7 @@ def slice_losses(
     items: ItemTable,
     key: jax.Array | None = None,
     smoothing: float = 0.0,
+    negatives: int = 0,
 ) -> TaskLoss:
     """Loss sums of one `[B, T]` slice of a batch; `key` turns dropout on."""
     key_model, key_loss = (None, None) if key is None else jax.random.split(key)
@@ -42,11 +43,16 @@ def slice_losses(
     view = View(batch["positions"], batch["k_start"], batch["k_end"])
     hidden = model.hidden(batch["tokens"], batch["item_rows"], view, items, key_model)
     of = (batch["targets"], batch["loss_weights"], batch["task_ids"])
-    return cross_entropy(model, hidden, *of, n_tasks, items, key_loss, smoothing)
+    return cross_entropy(model, hidden, *of, n_tasks, items, key_loss, smoothing, negatives)
 
 
 def make_train_step(
-    blueprint: Blueprint, optimizer: optax.GradientTransformation, n_tasks: int, seed: int, smoothing: float = 0.0
+    blueprint: Blueprint,
+    optimizer: optax.GradientTransformation,
+    n_tasks: int,
+    seed: int,
+    smoothing: float = 0.0,
+    negatives: int = 0,
 ) -> Callable[[TrainState, Batch, ItemTable], tuple[TrainState, StepMetrics]]:
     """The jitted step over a batch `[accumulate, B, T]`; the state is donated.
 
@@ -59,7 +65,8 @@ def make_train_step(
         total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
 
         def slice_loss(params: Any, part: Batch, index: jax.Array) -> tuple[jax.Array, TaskLoss]:
-            losses = slice_losses(blueprint, n_tasks, params, part, items, jax.random.fold_in(key, index), smoothing)
+            key_of = jax.random.fold_in(key, index)
+            losses = slice_losses(blueprint, n_tasks, params, part, items, key_of, smoothing, negatives)
             return jnp.sum(losses.loss) / total, losses
 
         def add(carry: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:

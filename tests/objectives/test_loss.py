@@ -1,5 +1,7 @@
 """Chunked cross-entropy against the plain one, and what it leaves out."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,30 @@ def test_equals_the_plain_loss_with_its_gradient(codebooks, chunk):
     np.testing.assert_allclose(out.weight, [weights[tasks == t].sum() for t in range(3)], rtol=1e-6)
     wanted = jax.grad(reference, (0, 1))(params, hidden)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradients, wanted)
+
+
+def test_a_sample_of_wrong_answers_stands_for_all_of_them():
+    """Mean over many draws: near the loss over the whole slice, and so its gradient; without a key nothing is drawn."""
+    blueprint, params, items, hidden, *_ = world(CODEBOOKS["atomic"])
+    level = blueprint.vocab.levels[0]
+    blueprint = replace(blueprint, config=replace(blueprint.config, id_dropout=0.0))
+    items, hidden = jax.tree.map(jnp.asarray, items), 0.3 * hidden  # even odds suit a flat distribution
+    target = level.offset + np.random.default_rng(2).choice(np.flatnonzero(items.seen[:30]), (4, 12))
+    target, ones = jnp.asarray(target, jnp.int32), jnp.ones((4, 12))
+
+    def loss(params, key, negatives):
+        model = blueprint.bind(params)
+        return cross_entropy(model, hidden, target, ones, target * 0, 1, items, key, negatives=negatives).loss[0] / 48
+
+    whole, gradient = jax.value_and_grad(loss)(params, None, 12)
+    assert whole == loss(params, None, 0)
+    keys = jax.random.split(jax.random.key(3), 400)
+    sampled, gradients = jax.lax.map(lambda key: jax.value_and_grad(loss)(params, key, 12), keys)
+    assert jnp.std(sampled) > 0
+    np.testing.assert_allclose(sampled.mean(), whole, rtol=0.03)
+    of = lambda g: g["embeddings"]["tables"]["level1"][:30]  # noqa: E731
+    near = jax.tree.map(lambda g: g.mean(0), gradients)
+    assert jnp.linalg.norm(of(near) - of(gradient)) < 0.15 * jnp.linalg.norm(of(gradient))
 
 
 def test_unseen_items_are_no_negatives_unless_they_are_the_target():
