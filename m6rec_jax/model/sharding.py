@@ -84,6 +84,11 @@ def psum(x: Any, axes: str | tuple[str, ...]) -> Any:
     return jax.lax.psum(x, axes) if has_mesh() else x
 
 
+def pmean(x: Any, axes: str | tuple[str, ...]) -> Any:
+    """Mean over mesh axes, inside `per_shard`: one value where every shard has computed the same."""
+    return jax.lax.pmean(x, axes) if has_mesh() else x
+
+
 def pmax(x: Any, axes: str | tuple[str, ...]) -> Any:
     """Maximum over mesh axes, inside `per_shard`; carries no gradient."""
     return jax.lax.pmax(jax.lax.stop_gradient(x), axes) if has_mesh() else jax.lax.stop_gradient(x)

@@ -135,7 +135,8 @@ def _sampled_nll(
     """`_slice_nll` with the mass of the wrong answers estimated from ids drawn evenly (Jean et al. 2015, section 3).
 
     Each stands for (wrong answers in the slice) / (wrong answers drawn), which corrects the logits for how they were
-    drawn; a drawn target or an id that is no negative is left out. One sample serves all positions of a step.
+    drawn; a drawn target or an id that is no negative is left out. One sample serves all positions of a step, and
+    every shard along tensor, having gathered it, computes the same.
     """
     drawn = _rows_of(table, sample)
     right = _rows_of(table, target)
@@ -148,10 +149,11 @@ def _sampled_nll(
     scores = jnp.where(wrong, scores + stands_for[:, None], NEVER)
     top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1), hit))
     mass = jnp.sum(jnp.exp(scores - top[:, None]), axis=-1) + jnp.exp(hit - top)
+    nll = top + jnp.log(mass) - (1 - smoothing) * hit
     if smoothing == 0:
-        return top + jnp.log(mass) - hit
+        return sharding.pmean(nll, sharding.TENSOR)
     mean = jnp.sum(jnp.where(wrong, scores - stands_for[:, None], 0), axis=-1) / jnp.maximum(jnp.sum(wrong, axis=-1), 1)
-    return top + jnp.log(mass) - (1 - smoothing) * hit - smoothing * mean
+    return sharding.pmean(nll - smoothing * mean, sharding.TENSOR)
 
 
 def _rows_of(table: Array, rows: Int[Array, " n"]) -> Array:

@@ -48,9 +48,9 @@ class World:
         self.items = item_table(dataset.content, dataset.seen)
         self.optimizer = make_optimizer(CONFIG.optim, STEPS)
 
-    def losses(self, mesh):
+    def losses(self, mesh, negatives=0):
         """The loss of each of 20 steps, dropout on."""
-        step = make_train_step(self.blueprint, self.optimizer, len(self.pools), 0, 0.1)
+        step = make_train_step(self.blueprint, self.optimizer, len(self.pools), 0, 0.1, negatives)
         items, found = place_items(mesh, self.items), []
         with jax.set_mesh(mesh):
             state = init_state(self.blueprint, self.optimizer, 0)
@@ -78,6 +78,11 @@ def test_losses_equal_those_of_one_device(world, alone, mesh):
     held = {leaf.sharding.spec for leaf in jax.tree.leaves(state.params)}
     assert any("fsdp" in str(spec) for spec in held)
     assert any("tensor" in str(spec) for spec in held) or mesh.tensor == 1
+
+
+def test_a_sampled_softmax_draws_the_same_on_every_mesh(world):
+    one = world.losses(make_mesh(MeshConfig(1, 1, 1), devices=1), negatives=16)[0]
+    np.testing.assert_allclose(world.losses(make_mesh(MESHES["2x2x2"]), negatives=16)[0], one, rtol=1e-5)
 
 
 def test_moments_are_sharded_like_their_parameters(world):
