@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m6rec_jax.model import sharding
 from m6rec_jax.model.attention import NEVER
-from m6rec_jax.model.items import ItemTable
+from m6rec_jax.model.items import Catalogues, catalogues
 from m6rec_jax.model.transformer import Transformer
 
 CHUNK = 1024  # positions whose logits exist at one time
@@ -30,7 +30,7 @@ def cross_entropy(
     weights: Float[Array, "B T"],
     task_ids: Int[Array, "B T"],
     n_tasks: int,
-    items: ItemTable,
+    items: Catalogues,
     key: jax.Array | None = None,
     smoothing: float = 0.0,
     chunk: int = CHUNK,
@@ -43,7 +43,7 @@ def cross_entropy(
     """
     keys = (None,) * len(model.vocab.slices) if key is None else jax.random.split(key, len(model.vocab.slices))
     tables = [model.embeddings.table(i, items, keys[i]).astype(hidden.dtype) for i in range(len(model.vocab.slices))]
-    seen_only = model.embeddings.atomic and model.config.content
+    seen = [facts.seen for facts in catalogues(items)]
 
     def local(hidden, targets, weights, task_ids, tables, seen):
         hidden, targets, weights, task_ids = (x.reshape(-1, *x.shape[2:]) for x in (hidden, targets, weights, task_ids))
@@ -65,7 +65,7 @@ def cross_entropy(
             total = jnp.zeros_like(target, jnp.float32) * h[:, 0].astype(jnp.float32)
             total = sharding.pmax(total, sharding.TENSOR)
             for i, (s, table) in enumerate(zip(slices, tables, strict=True)):
-                legal = seen if seen_only and i == 1 else None
+                legal = seen[s.domain] if s.atomic and model.config.content else None
                 value = jax.lax.cond(
                     jnp.any(slice_id == i),
                     lambda h, t, table=table, s=s, legal=legal: _slice_nll(
@@ -85,9 +85,9 @@ def cross_entropy(
         return TaskLoss(*(sharding.psum(x, sharding.BATCH) for x in (loss, weights @ of_task)))
 
     row, no = ("batch", None), (None,)
-    in_axes = ((*row, None), row, row, row, [("vocab", None)] * len(tables), ("vocab",))
+    in_axes = ((*row, None), row, row, row, [("vocab", None)] * len(tables), [("vocab",)] * len(seen))
     run = sharding.per_shard(local, in_axes, TaskLoss(no, no))
-    return run(hidden, targets, weights, task_ids, tables, items.seen)
+    return run(hidden, targets, weights, task_ids, tables, seen)
 
 
 def _slice_nll(
