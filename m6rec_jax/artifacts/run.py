@@ -20,8 +20,8 @@ from m6rec_jax.vocab import Vocab
 
 RUN_FILE = "run.json"
 # Files of a run that never change after its first minute; their digests stand in run.json.
-STATIC_FILES = ("config.yaml", "tokenizer.model")  # of the run as a whole
-DOMAIN_FILES = ("items.parquet", "codes.npz", "transitions.npz")  # of each domain, see `Run.folder`
+STATIC_FILES = ("config.yaml",)  # of the run as a whole
+DOMAIN_FILES = ("tokenizer.model", "items.parquet", "codes.npz", "transitions.npz")  # of each domain, see `Run.folder`
 LAYOUT = "causal"  # how the trained model reads a history: each token sees those before it
 SUMMARY = ("name", "sizes", "split", "levels", "timed", "repeat", "kinds", "vocab", "version")
 
@@ -70,7 +70,12 @@ class Run:
 
     def folder(self, domain: int = 0) -> Path:
         """Where the run keeps the items, codes, transitions and gate of a domain: the first's lie in the run itself."""
-        return self.path / "domains" / folder_name(self.names[domain]) if domain else self.path
+        return domain_folder(self.path, self.names[domain], domain)
+
+
+def domain_folder(run: Path, name: str, number: int) -> Path:
+    """Where a run keeps what is a domain's own: that of the first, which may be the only one, in the run itself."""
+    return run / "domains" / folder_name(name) if number else run
 
 
 def folder_name(name: str) -> str:

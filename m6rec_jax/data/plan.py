@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -39,7 +39,7 @@ class Pool:
     starts: np.ndarray
     tokens: np.ndarray
     domain: int = 0
-    shift: Shift = Shift()
+    shift: Shift = field(default_factory=Shift)
 
 
 @dataclass(frozen=True)

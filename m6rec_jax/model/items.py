@@ -68,7 +68,9 @@ class Embeddings(nnx.Module):
         project = lambda width: weight(rngs, (width, config.width), (None, "embed"), std)  # noqa: E731
         self.content = project(content_width) if config.content else None
         if config.content and more_widths:
-            self.more_content = nnx.Dict({f"{domain_prefix(i)}content": project(w) for i, w in enumerate(more_widths, 1)})
+            self.more_content = nnx.Dict(
+                {f"{domain_prefix(i)}content": project(w) for i, w in enumerate(more_widths, 1)}
+            )
 
     def read(
         self, tokens: Int[Array, "B *T"], item_rows: Int[Array, "B *T"], items: Catalogues, key: jax.Array | None

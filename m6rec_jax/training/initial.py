@@ -71,7 +71,9 @@ def _lent(
             if _same(ours, theirs, "codebook_"):
                 made["tables"] = {**offer["tables"], "text": made["tables"]["text"]}
         elif len(lender.vocab.domain(number).levels) == 1:
-            rows, old_rows = _shared_items(lender.folder(number), dataset, ["item_id"] if named else ["item_id", "title"])
+            rows, old_rows = _shared_items(
+                lender.folder(number), dataset, ["item_id"] if named else ["item_id", "title"]
+            )
             some = ~np.isin(rows, list(found))
             table = np.array(made["tables"]["level1"])
             table[rows[some]] = offer["tables"]["level1"][old_rows[some]]

@@ -83,7 +83,9 @@ def train(
         if resumed:
             state, position = restore(run, abstract_state(state)) or (state, position)
         elif init_from is not None:
-            state = state._replace(params=from_run(Path(init_from), [d.dataset for d in domains], blueprint, state.params))
+            state = state._replace(
+                params=from_run(Path(init_from), [d.dataset for d in domains], blueprint, state.params)
+            )
 
     rows, at = position.rows, (position.block, position.block_start)
     plan = Plan(pools, shares, config.data, config.train.seed, at)
@@ -189,13 +191,13 @@ def _claim(run: Path, config: Config, domains: Sequence[Domain], blueprint: Blue
         file_digest(datasets[0].path / "tokenizer.model"), code_version(),
         more_widths=blueprint.more_widths, weights=_weights(domains),
     )  # fmt: skip
-    copies = [(datasets[0].path / "tokenizer.model", run / "tokenizer.model")]
-    copies += [(one.path / name, record.folder(i) / name) for i, one in enumerate(datasets) for name in DOMAIN_FILES]
-    for source, copy in copies:
-        if not copy.is_file():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(copy) as path:
-                shutil.copyfile(source, path)
+    for number, dataset in enumerate(datasets):
+        folder = record.folder(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in DOMAIN_FILES:
+            if not (folder / name).is_file():
+                with atomic_path(folder / name) as path:
+                    shutil.copyfile(dataset.path / name, path)
     write_text(run / "config.yaml", dump_config(config))
     write_run(record)
     return lock
@@ -209,7 +211,9 @@ def _check_datasets(old: Run, domains: Sequence[Domain]) -> None:
     if old.tokenizer != file_digest(first.path / "tokenizer.model"):
         raise InputError(f"{run}: trained with another tokenizer than {first.path}'s; prepare with --like {run}")
     if len(domains) != len(old.datasets) or (names != old.names and sorted(names) == sorted(old.names)):
-        raise InputError(f"{run}: trained on {', '.join(old.names)} in this order, not on {', '.join(names)}; {way_out}")
+        raise InputError(
+            f"{run}: trained on {', '.join(old.names)} in this order, not on {', '.join(names)}; {way_out}"
+        )
     for was, domain in zip(old.datasets, domains, strict=True):
         if was.digest != domain.dataset.digest:
             what = "a dataset" if len(domains) == 1 else f"a dataset {was.name}"

@@ -120,7 +120,9 @@ def test_long_histories_are_covered_by_windows_of_whole_events(tiny_levels):
         for example in made:
             tokens, events = example.target, example.units
             for event in set(events[example.target_rows >= 0]):
-                assert (tokens[events == event] >= plan.pools[0].facts.vocab.text.end).sum() == plan.pools[0].facts.levels
+                assert (tokens[events == event] >= plan.pools[0].facts.vocab.text.end).sum() == plan.pools[
+                    0
+                ].facts.levels
 
 
 @given(st.integers(1, 400), st.integers(8, 64), st.integers(0, 6), st.integers(0, 399))
