@@ -24,6 +24,7 @@ from benchmarks.record import write_results
 from m6rec_jax.artifacts.checkpoints import load_params
 from m6rec_jax.config import Config, MixtureConfig
 from m6rec_jax.data.dataset import Dataset
+from m6rec_jax.data.domains import facts_of
 from m6rec_jax.data.packing import pack_row
 from m6rec_jax.data.plan import make_pools
 from m6rec_jax.data.prepare import prepare
@@ -35,7 +36,7 @@ from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View
 from m6rec_jax.settings import load_config
 from m6rec_jax.training.metrics import read_rows
-from m6rec_jax.training.run import facts_of, train
+from m6rec_jax.training.run import train
 
 CASES = {
     "causal": {"next-item": 0.8, "text-causal": 0.2},

@@ -1,4 +1,4 @@
-"""One id space: specials and text pieces | code level 1 | code level 2 | ...
+"""One id space: specials and text pieces | code level 1 | code level 2 | ... | code levels of a second domain | ...
 
 Every slice is padded to a multiple of 128 with spare rows, so that new items or codes fill
 spare rows without moving any id, and so that a slice divides over a mesh axis (DESIGN section 5).
@@ -43,6 +43,8 @@ class Slice:
     name: str
     offset: int
     size: int
+    domain: int = 0
+    atomic: bool = False  # the only level of its domain: a code is an item
 
     @property
     def padded(self) -> int:
@@ -55,18 +57,23 @@ class Slice:
 
 @dataclass(frozen=True)
 class Vocab:
-    """`pieces` text ids (specials included) and one codebook size a level."""
+    """`pieces` text ids (specials included) and one codebook size a level; `others`: those of further domains.
+
+    Domains share text and are trained together; a dataset, and what decodes for it, knows its own levels only (`domain`).
+    """
 
     pieces: int
     codebooks: tuple[int, ...]
+    others: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
-        """The text slice, then one slice a code level."""
-        made, offset = [], 0
-        for name, size in (("text", self.pieces), *((f"level{i + 1}", n) for i, n in enumerate(self.codebooks))):
-            made.append(Slice(name, offset, size))
-            offset = made[-1].end
+        """The text slice, then one slice a code level, domain after domain."""
+        made = [Slice("text", 0, self.pieces)]
+        for domain, sizes in enumerate((self.codebooks, *self.others)):
+            prefix = domain_prefix(domain)
+            for level, size in enumerate(sizes, 1):
+                made.append(Slice(f"{prefix}level{level}", made[-1].end, size, domain, len(sizes) == 1))
         return tuple(made)
 
     @property
@@ -75,7 +82,21 @@ class Vocab:
 
     @property
     def levels(self) -> tuple[Slice, ...]:
-        return self.slices[1:]
+        """The code levels of the only domain, or of the first."""
+        return self.slices[1 : 1 + len(self.codebooks)]
+
+    @property
+    def domains(self) -> int:
+        """How many domains there are."""
+        return 1 + len(self.others)
+
+    def domain(self, number: int) -> Vocab:
+        """The id space of one domain alone: the same text, its levels right behind it."""
+        return Vocab(self.pieces, (self.codebooks, *self.others)[number])
+
+    def joined(self, other: Vocab) -> Vocab:
+        """This id space with the levels of another one behind it; both have the same text."""
+        return Vocab(self.pieces, self.codebooks, (*self.others, other.codebooks, *other.others))
 
     @property
     def size(self) -> int:
@@ -92,11 +113,18 @@ class Vocab:
         return np.searchsorted(ends, tokens, side="right")
 
     def as_dict(self) -> dict[str, object]:
-        return {"pieces": self.pieces, "codebooks": list(self.codebooks)}
+        made: dict[str, object] = {"pieces": self.pieces, "codebooks": list(self.codebooks)}
+        return made | ({"others": [list(sizes) for sizes in self.others]} if self.others else {})
 
     @classmethod
     def from_dict(cls, data: dict) -> Vocab:
-        return cls(int(data["pieces"]), tuple(int(n) for n in data["codebooks"]))
+        sizes = [tuple(int(n) for n in some) for some in (data["codebooks"], *data.get("others", ()))]
+        return cls(int(data["pieces"]), sizes[0], tuple(sizes[1:]))
+
+
+def domain_prefix(domain: int) -> str:
+    """What names of a domain's own parts begin with: nothing for the first, so that one domain has plain names."""
+    return f"domain{domain + 1}_" if domain else ""
 
 
 def gap_token(seconds: int) -> int | None:

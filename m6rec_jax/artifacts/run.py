@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +20,8 @@ from m6rec_jax.vocab import Vocab
 
 RUN_FILE = "run.json"
 # Files of a run that never change after its first minute; their digests stand in run.json.
-STATIC_FILES = ("config.yaml", "tokenizer.model", "items.parquet", "codes.npz", "transitions.npz")
+STATIC_FILES = ("config.yaml",)  # of the run as a whole
+DOMAIN_FILES = ("tokenizer.model", "items.parquet", "codes.npz", "transitions.npz")  # of each domain, see `Run.folder`
 LAYOUT = "causal"  # how the trained model reads a history: each token sees those before it
 SUMMARY = ("name", "sizes", "split", "levels", "timed", "repeat", "kinds", "vocab", "version")
 
@@ -36,11 +38,16 @@ class TrainedOn:
     def of(cls, path: Path | str, digest: str, manifest: Mapping[str, Any]) -> TrainedOn:
         return cls(str(path), digest, {key: manifest[key] for key in SUMMARY if key in manifest})
 
+    @property
+    def name(self) -> str:
+        return str(self.summary["name"])
+
 
 @dataclass(frozen=True)
 class Run:
     """A run folder: its configuration, its id space, the width of content vectors, its data, its code.
 
+    Of several datasets (domains) all are named, with the widths of the further ones' content and the weight of each.
     `tokenizer` is the digest of tokenizer.model; a later dataset must have the same one. `layout` is what is served:
     the one among the trained layouts that recommends.
     """
@@ -53,11 +60,34 @@ class Run:
     tokenizer: str
     code: str
     layout: str = LAYOUT
+    more_widths: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The domains by name."""
+        return [one.name for one in self.datasets]
+
+    def folder(self, domain: int = 0) -> Path:
+        """Where the run keeps the items, codes, transitions and gate of a domain: the first's lie in the run itself."""
+        return domain_folder(self.path, self.names[domain], domain)
+
+
+def domain_folder(run: Path, name: str, number: int) -> Path:
+    """Where a run keeps what is a domain's own: that of the first, which may be the only one, in the run itself."""
+    return run / "domains" / folder_name(name) if number else run
+
+
+def folder_name(name: str) -> str:
+    """The name of a domain as that of a folder."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "domain"
 
 
 def write_run(run: Run) -> None:
-    """Atomically write `run.json`, with digests of those `STATIC_FILES` that lie in the folder already."""
-    present = [run.path / name for name in STATIC_FILES if (run.path / name).is_file()]
+    """Atomically write `run.json`, with digests of those files that never change and lie in the folder already."""
+    folders = [run.folder(i) for i in range(len(run.datasets))]
+    static = [run.path / name for name in STATIC_FILES] + [f / name for f in folders for name in DOMAIN_FILES]
+    several = {"more_widths": list(run.more_widths), "weights": list(run.weights)} if run.more_widths else {}
     body = {
         "schema": RUN.name,
         "version": RUN.version,
@@ -68,7 +98,12 @@ def write_run(run: Run) -> None:
         "tokenizer": run.tokenizer,
         "code": run.code,
         "layout": run.layout,
-        "files": {p.name: {"bytes": p.stat().st_size, "xxh3": file_digest(p)} for p in present},
+        **several,
+        "files": {
+            p.relative_to(run.path).as_posix(): {"bytes": p.stat().st_size, "xxh3": file_digest(p)}
+            for p in static
+            if p.is_file()
+        },
     }
     write_json(run.path / RUN_FILE, body)
 
@@ -107,6 +142,8 @@ def read_run(path: Path | str) -> Run:
             str(body["tokenizer"]),
             str(body["code"]),
             layout,
+            tuple(int(n) for n in body.get("more_widths", ())),
+            tuple(float(n) for n in body.get("weights", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{file}: damaged ({type(error).__name__}: {error}); take it from a copy, or train again") from None  # fmt: skip

@@ -13,14 +13,24 @@ def prepare(argv: list[str]) -> None:
     """Clean, tokenise, code and split the tables of a card."""
     parser = Parser(
         prog="m6rec prepare",
-        usage="m6rec prepare --card CARD.yaml --out DATASET [--like RUN] [--append] [options]",
+        usage="m6rec prepare --card CARD.yaml --out DATASET [--like RUN|DATASET] [--append] [options]",
         description="Turn raw tables into a dataset: clean, learn a tokenizer, give items codes, split, write records."
         "\n\nexample:\n  m6rec prepare --card raw/ml-100k/card.yaml --out data/ml-100k",
     )
     add = parser.add_argument
     add("--card", required=True, metavar="FILE", help="the data card: which tables, which columns, which split")
     add("--out", required=True, metavar="DATASET", help="folder to write; it appears only when finished")
-    add("--like", metavar="RUN", help="take tokenizer and codebooks from this run, so that its model can read the data")
+    add(
+        "--like",
+        metavar="RUN",
+        help="take tokenizer and codebooks from this run or dataset, so that its model can read the data",
+    )
+    add(
+        "--borrow",
+        choices=("everything", "tokenizer"),
+        default="everything",
+        help="what --like lends: everything, or the tokenizer alone, for another catalogue that is to be trained together with that one",
+    )
     add("--append", action="store_true", help="add the events and items of the card to the dataset at --out")
     add("--levels", type=int, metavar="N", help="codes an item: 1 (default) = an id of its own, 3 or 4 = shared codes")
     add("--codebook", type=int, metavar="N", help="codes a level, where there are several levels (default 256)")
@@ -33,6 +43,7 @@ def prepare(argv: list[str]) -> None:
         Path(options.card),
         out,
         like=Path(options.like) if options.like else None,
+        borrow=options.borrow,
         append=options.append,
         levels=options.levels,
         codebook=options.codebook,

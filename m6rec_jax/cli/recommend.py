@@ -9,6 +9,10 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.settings import Parser
 
+DATASET = (
+    "folder of the dataset, or the name of one that the run was trained on; without it the first that it was trained on"
+)
+
 
 def evaluate(argv: list[str]) -> None:
     """Write the report of a run on a split and print it as a table."""
@@ -20,7 +24,7 @@ def evaluate(argv: list[str]) -> None:
     )
     add = parser.add_argument
     add("--run", required=True, metavar="RUN", help="folder that `m6rec train` wrote; its best checkpoint is measured")
-    add("--dataset", metavar="DATASET", help="where the dataset lies now; without it, where the run was trained on it")
+    add("--dataset", metavar="DATASET", help=DATASET)
     add("--split", choices=["test", "valid"], default="test", help="whose targets to predict")
     add(
         "--out",
@@ -54,7 +58,7 @@ def generate(argv: list[str]) -> None:
     )
     add = parser.add_argument
     add("--run", required=True, metavar="RUN", help="folder that `m6rec train` wrote; its best checkpoint recommends")
-    add("--dataset", metavar="DATASET", help="where the dataset lies now; without it, where the run was trained on it")
+    add("--dataset", metavar="DATASET", help=DATASET)
     add(
         "--users",
         required=True,

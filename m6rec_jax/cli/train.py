@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from m6rec_jax.cli.outputs import folder_to_write
@@ -19,15 +20,15 @@ def train(argv: list[str]) -> None:
     """Train into the run folder, or print the merged configuration."""
     parser = Parser(
         prog="m6rec train",
-        usage="m6rec train --config CONFIG.yaml [--config MORE.yaml] --dataset DATASET [--dataset ...] --run RUN\n"
-        "                   [--init-from RUN] [--print-config] [--section.key=value ...]",
+        usage="m6rec train --config CONFIG.yaml [--config MORE.yaml] --dataset DATASET[=WEIGHT] [--dataset ...]\n"
+        "                   --run RUN [--init-from RUN] [--print-config] [--section.key=value ...]",
         description="Pretrain a model on one dataset or several. The same command again resumes where it stopped.\n"
         "On several machines start it with srun, or give each process M6REC_COORDINATOR=host:port, M6REC_PROCESSES\n"
         "(how many) and M6REC_PROCESS_ID (from 0).\n\n"
         "example:\n  m6rec train --config small --dataset data/shop --run runs/shop --train.steps=3000",
     )
     add = parser.add_argument
-    add("--dataset", action="append", metavar="DATASET", help="folder that `m6rec prepare` wrote; repeat for several")
+    add("--dataset", action="append", metavar="DATASET[=WEIGHT]", help="folder that `m6rec prepare` wrote; repeat for several, which share one tokenizer (prepare --like) and are trained together. WEIGHT multiplies its share of the target tokens: 1 if left out, so all have the same share; shop=0.5 has half that of the others")  # fmt: skip
     add("--run", metavar="RUN", help="folder of the run: checkpoints, metrics, configuration; made if missing")
     add("--init-from", metavar="RUN", help="start from this run's best parameters; items are matched by id")
     add("--print-config", action="store_true", help="print the merged configuration as YAML and stop")
@@ -42,10 +43,27 @@ def train(argv: list[str]) -> None:
             raise InputError(f"--{name} is missing; m6rec train --help shows an example")
     run = folder_to_write("--run", options.run)
     join_processes()
-    run_training(config, [Path(d) for d in options.dataset], run, options.init_from)
+    datasets, weights = zip(*map(weighted, options.dataset), strict=True)
+    run_training(config, list(datasets), run, options.init_from, weights)
 
 
-def run_training(config: Config, datasets: list[Path], run: Path, init_from: str | None = None) -> None:
+def weighted(named: str) -> tuple[Path, float]:
+    """The folder and the weight that one --dataset names; InputError when what stands after = is no number above 0."""
+    path, found, weight = named.rpartition("=")
+    if not found or Path(named).is_dir():
+        return Path(named), 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InputError(f"--dataset {named}: no such folder, and {weight!r} is no weight; write --dataset DATASET, or DATASET=0.5 with a number above 0")  # fmt: skip
+    return Path(path), value
+
+
+def run_training(
+    config: Config, datasets: list[Path], run: Path, init_from: str | None = None, weights: Sequence[float] = ()
+) -> None:
     """Say what is resumed, then train."""
     import jax
 
@@ -68,9 +86,10 @@ def run_training(config: Config, datasets: list[Path], run: Path, init_from: str
     def evaluator(blueprint, dataset):
         return ValidationEvaluator(blueprint, dataset, length=config.data.length, users=VALIDATION_USERS)
 
-    pretrain(config, datasets, run, init_from=init_from, make_evaluator=evaluator)
+    pretrain(config, datasets, run, weights=weights, init_from=init_from, make_evaluator=evaluator)
     if jax.process_count() == 1:  # of many processes none has the run to itself; the first `evaluate` does it then
-        fit_gate(run, datasets[0])
+        for dataset in datasets:
+            fit_gate(run, dataset)
 
 
 def join_processes() -> None:

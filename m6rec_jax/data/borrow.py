@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from m6rec_jax.artifacts.manifest import MANIFEST
-from m6rec_jax.artifacts.run import RUN_FILE
+from m6rec_jax.artifacts.run import RUN_FILE, domain_folder, folder_name, read_run_file
 from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.data.card import Card, Split
 from m6rec_jax.data.codes import Codebooks, assign_codes, fit_codebooks
@@ -26,6 +26,7 @@ from m6rec_jax.errors import InputError
 
 EVENT_COLUMNS = ("user", "item", "time", "fraction", "kind", "value", "text")  # what `_events` reads
 LENT = ("codes.npz", "items.parquet", "tokenizer.model")
+BORROW = ("everything", "tokenizer")  # what `--like` may lend
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,16 @@ class Borrowed:
     kinds: list[str]
 
 
-def borrow(folder: Path) -> Borrowed:
+def lender_folder(folder: Path, name: str) -> Path:
+    """Where what `--like` lends lies: in the folder it names or, of a run on several datasets, where the run keeps that of
+    this name; that of the first when there is none."""
+    if not (folder / RUN_FILE).is_file():
+        return folder
+    names = [one["summary"].get("name") for one in read_run_file(folder)["datasets"]]
+    return domain_folder(folder, name, names.index(name)) if name in names else folder
+
+
+def borrowed(folder: Path) -> Borrowed:
     """Read it from a dataset or a run folder. Raises InputError when the folder is neither."""
     missing = [name for name in LENT if not (folder / name).is_file()]
     if missing:
@@ -65,7 +75,10 @@ def borrow(folder: Path) -> Borrowed:
 def _kinds(folder: Path) -> list[str]:
     if (folder / MANIFEST).is_file():
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kinds"]
-    return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["datasets"][0]["summary"]["kinds"]
+    if (folder / RUN_FILE).is_file():
+        return read_run_file(folder)["datasets"][0]["summary"]["kinds"]
+    others = [one["summary"] for one in read_run_file(folder.parents[1])["datasets"]]  # a further domain's own folder
+    return next(one["kinds"] for one in others if folder_name(one["name"]) == folder.name)
 
 
 def code_items(content: np.ndarray, transitions: Transitions, item_ids: pl.Series, levels: int, size: int,
@@ -177,7 +190,7 @@ def check_options(lent: Borrowed, folder: Path, asked: dict[str, int | None]) ->
     several = lent.books.levels > 1
     there = {
         "levels": lent.books.levels,
-        "codebook": lent.books.size if several else asked["codebook"],  # one level has no codebook to speak of
+        "codebook": lent.books.size if several else asked.get("codebook"),  # one level has no codebook to speak of
         "vocab_size": lent.tokenizer.size,
         "content_width": lent.encoder.components.shape[1],
     }

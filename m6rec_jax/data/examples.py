@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +35,23 @@ class Sequence:
     order: np.ndarray
     weights: np.ndarray
     item_rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Where a dataset's own ids lie in a joint id space: code tokens (those from `text_end` on) and item rows move up."""
+
+    text_end: int = 0
+    tokens: int = 0
+    rows: int = 0
+
+    def moved(self, sequence: Sequence) -> Sequence:
+        """The same segment in joint ids."""
+        if not (self.tokens or self.rows):
+            return sequence
+        up = lambda ids: np.where(ids >= self.text_end, ids + self.tokens, ids).astype(np.int32)  # noqa: E731
+        rows = np.where(sequence.item_rows >= 0, sequence.item_rows + self.rows, -1).astype(np.int32)
+        return replace(sequence, tokens=up(sequence.tokens), targets=up(sequence.targets), item_rows=rows)
 
 
 def text_example(source: np.ndarray, target: np.ndarray) -> Example:

@@ -22,8 +22,8 @@ def build_row(plan: Plan, records: RecordReader, entries: Entries, pools: list[P
         pool = pools[task]
         rng = np.random.default_rng([plan.seed, 4, int(entries.number[i])])
         piece = Piece(pool.stretch, int(entries.start[i]), float(entries.draw[i]))
-        example = pool.task.build(record, piece, plan.facts)
-        sequences.append((pool.objective.arrange(example, rng, plan.config.mask_rate), task))
+        example = pool.task.build(record, piece, pool.facts)
+        sequences.append((pool.shift.moved(pool.objective.arrange(example, rng, plan.config.mask_rate)), task))
     return pack_row(sequences, plan.config.length)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 
 from m6rec_jax.config import DataConfig, MixtureConfig
+from m6rec_jax.data.examples import Shift
 from m6rec_jax.data.packing import pack_lengths
 from m6rec_jax.data.records import HISTORY
 from m6rec_jax.data.tasks import Facts, Task, tasks, window_starts
@@ -25,14 +26,20 @@ from m6rec_jax.progress import note
 
 @dataclass(frozen=True)
 class Pool:
-    """All that one task can draw from a split: `records`, `starts` and `tokens` (of the stretch), `[n]` each."""
+    """All that one task can draw from a split of a dataset: `records`, `starts` and `tokens` (of the stretch), `[n]` each.
+
+    `domain` is the number of the dataset among those trained together, `shift` the place of its ids among theirs.
+    """
 
     task: Task
     objective: Objective
+    facts: Facts
     stretch: int
     records: np.ndarray
     starts: np.ndarray
     tokens: np.ndarray
+    domain: int = 0
+    shift: Shift = field(default_factory=Shift)
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ def make_pool(
         records, tokens = np.repeat(records, counts), np.repeat(tokens, counts)
     else:
         starts = np.zeros(len(records), np.int64)
-    return Pool(task, objective, stretch, records, starts, np.minimum(tokens, stretch))
+    return Pool(task, objective, facts, stretch, records, starts, np.minimum(tokens, stretch))
 
 
 def make_pools(
@@ -105,11 +112,10 @@ class Plan:
         pools: list[Pool],
         shares: np.ndarray,
         config: DataConfig,
-        facts: Facts,
         seed: int,
         at: tuple[int, int] = (0, 0),
     ):
-        self.pools, self.config, self.facts, self.seed = pools, config, facts, seed
+        self.pools, self.config, self.seed = pools, config, seed
         usable = np.array([len(pool.records) > 0 for pool in pools])
         if not usable.any():
             raise InputError("no record of the dataset fits any task of the mixture; add a task or prepare more data")
@@ -137,7 +143,7 @@ class Plan:
             if len(mine):
                 chosen = self._draw(t, int(before[t]), len(mine))
                 record[mine], start[mine] = pool.records[chosen], pool.starts[chosen]
-                sizes = pool.task.sizes(pool.tokens[chosen], draw[mine], self.facts)
+                sizes = pool.task.sizes(pool.tokens[chosen], draw[mine], pool.facts)
                 length[mine] = pool.objective.length(*sizes, self.config.mask_rate)
         return Entries(np.arange(block * size, (block + 1) * size), task, record, start, draw, length)
 
@@ -191,7 +197,7 @@ class Plan:
         return np.random.default_rng([self.seed, 3, pool, lap]).permutation(len(self.pools[pool].records))
 
     def _mean_targets(self, pool: Pool) -> float:
-        sizes = pool.task.sizes(pool.tokens, np.full(len(pool.tokens), 0.5), self.facts)
+        sizes = pool.task.sizes(pool.tokens, np.full(len(pool.tokens), 0.5), pool.facts)
         return float(np.mean(pool.objective.predicted(*sizes, self.config.mask_rate)))
 
 

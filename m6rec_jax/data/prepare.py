@@ -26,7 +26,17 @@ from m6rec_jax.artifacts.atomic import atomic_path
 from m6rec_jax.artifacts.manifest import MANIFEST, file_digest, write_manifest
 from m6rec_jax.artifacts.schemas import DATASET
 from m6rec_jax.data import catalogue
-from m6rec_jax.data.borrow import LENT, Borrowed, borrow, check_options, code_items, continued, joined_tables
+from m6rec_jax.data.borrow import (
+    BORROW,
+    LENT,
+    Borrowed,
+    borrowed,
+    check_options,
+    code_items,
+    continued,
+    joined_tables,
+    lender_folder,
+)
 from m6rec_jax.data.card import Card, load_card
 from m6rec_jax.data.card_checks import is_frame, paths_of
 from m6rec_jax.data.clean import Cleaned, clean
@@ -64,6 +74,7 @@ def prepare(
     out: Path | str | None = None,
     *,
     like: Path | str | None = None,
+    borrow: str = "everything",
     append: bool = False,
     levels: int | None = None,
     codebook: int | None = None,
@@ -73,7 +84,8 @@ def prepare(
     """Write the dataset of `card` into folder `out` and open it; quick when the same was prepared there before.
 
     `out` left out is `<name of the card>-dataset` in the current folder. `like`, a run or dataset, lends its tokenizer,
-    features and codes: old items keep theirs. `append` adds the card's events to the dataset in `out`; what the card
+    features and codes: old items keep theirs; with `borrow="tokenizer"` the tokenizer alone, for another catalogue that is
+    to be trained together with that one. `append` adds the card's events to the dataset in `out`; what the card
     leaves out is as there. Sizes left out are those of `Options`, or of what is borrowed.
 
     Everything is held in memory at once, the events several times over while they are cleaned and joined: a million
@@ -90,12 +102,20 @@ def prepare(
     if grown is not None:
         card = continued(grown, card)
     asked = {"levels": levels, "codebook": codebook, "vocab_size": vocab_size, "content_width": content_width}
-    lender = Path(like) if like else out if grown is not None else None
-    lent = borrow(lender) if lender else None
+    if borrow not in BORROW:
+        raise InputError(f"--borrow {borrow}: choose one of {', '.join(BORROW)}")
+    if borrow != BORROW[0] and (append or not like):
+        raise InputError(f"--borrow {borrow}: says what --like lends{' and goes not with --append' if append else ''}; name a run or dataset with --like")  # fmt: skip
+    lender = lender_folder(Path(like), card.name) if like else out if grown is not None else None
+    lent = borrowed(lender) if lender else None
+    tokenizer = lent.tokenizer if lent else None
     if lent and lender:
-        check_options(lent, lender, asked)
+        only_text = borrow == "tokenizer"
+        check_options(lent, lender, {"vocab_size": vocab_size} if only_text else asked)
+        lent = None if only_text else lent
     options = Options(**{name: value for name, value in asked.items() if value is not None})
-    inputs = _inputs_digest(card, None if lent else options, like)
+    lends = () if not like else ("tokenizer.model",) if borrow == "tokenizer" else LENT
+    inputs = _inputs_digest(card, None if lent else options, lender, lends)
     if before is not None:
         known = before.manifest["inputs"]
         if not append and known != [inputs]:
@@ -116,7 +136,7 @@ def prepare(
             with clock("quality"):
                 found = quality_report(tables, cleaned, card, folder / "quality.html")
                 check_thresholds(found, card, folder / "quality.html", out.with_name(f"{out.name}.quality.html"))
-            body = _write(card, cleaned, folder, lent, options, clock)
+            body = _write(card, cleaned, folder, lent, tokenizer, options, clock)
             if grown is not None:
                 body["card"] = grown.manifest["card"] | body["card"]
             body["quality"] = found["limits"]
@@ -130,7 +150,8 @@ def prepare(
     return open_dataset(out)
 
 
-def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, options: Options, clock: _Clock) -> dict:
+def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, tokenizer: Tokenizer | None,
+           options: Options, clock: _Clock) -> dict:  # fmt: skip
     """Everything but the manifest, whose body is returned."""
     tables = cleaned.tables
     timed = card.events.time_unit != "order"
@@ -161,9 +182,8 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, op
         )
     said = _Said.of(items, tables.corpus)
     queries = events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0)))
-    with clock("tokenizer", 0 if lent else sum(1 for _ in said.heard(users, queries)), "texts") as bar:
-        if lent:
-            tokenizer = lent.tokenizer
+    with clock("tokenizer", 0 if tokenizer else sum(1 for _ in said.heard(users, queries)), "texts") as bar:
+        if tokenizer:
             tokenizer.save(folder / "tokenizer.model")
         else:
             tokenizer = train_tokenizer(
@@ -287,7 +307,7 @@ def _write_records(folder: Path, events: Events, label: np.ndarray, said: _Said,
     return index, sizes
 
 
-def _inputs_digest(card: Card, options: Options | None, like: Path | str | None) -> str:
+def _inputs_digest(card: Card, options: Options | None, lender: Path | None, lends: Iterable[str]) -> str:
     """Digest of all that decides the result: the card, its tables, the options, what is borrowed, the code's version."""
     found: dict[str, Any] = {
         "card": card.to_dict(),
@@ -301,8 +321,8 @@ def _inputs_digest(card: Card, options: Options | None, like: Path | str | None)
             )
     if card.privacy.key:
         found["key"] = hashlib.sha256(Path(card.privacy.key).read_bytes()).hexdigest()
-    if like:
-        found["like"] = {n: file_digest(Path(like) / n) for n in LENT if (Path(like) / n).is_file()}
+    if lends and lender:
+        found["like"] = {n: file_digest(lender / n) for n in lends if (lender / n).is_file()}
     return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import sharding
 from m6rec_jax.model.layers import keep_mask, weight
-from m6rec_jax.vocab import PAD_MULTIPLE, Vocab
+from m6rec_jax.vocab import PAD_MULTIPLE, Vocab, domain_prefix
 
 
 class ItemTable(NamedTuple):
@@ -35,29 +35,45 @@ def item_table(content: np.ndarray, seen: np.ndarray) -> ItemTable:
 
 
 ITEM_AXES = ItemTable(content=("vocab", None), seen=("vocab",))
+# Facts of one catalogue or, of several domains, of each in order; item rows count through them all, spare rows included.
+Catalogues = ItemTable | tuple[ItemTable, ...]
+
+
+def catalogues(items: Catalogues) -> list[ItemTable]:
+    """The facts of each domain."""
+    return [items] if isinstance(items, ItemTable) else list(items)
 
 
 class Embeddings(nnx.Module):
-    """One table a vocabulary slice, tied between input and output, and the projection of item content.
+    """One table a vocabulary slice, tied between input and output, and a projection of item content a domain.
 
     With one code level (atomic) an item is id part + content part on both sides. The id part of an unseen item
     is zero, so it is ranked by its content alone; in training id parts are dropped at random to keep that honest.
     """
 
-    def __init__(self, config: ModelConfig, vocab: Vocab, content_width: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab: Vocab,
+        content_width: int,
+        more_widths: tuple[int, ...] = (),
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.config, self.vocab = config, vocab
         std = config.width**-0.5
         self.tables = nnx.Dict(
             {s.name: weight(rngs, (s.padded, config.width), ("vocab", "embed"), std) for s in vocab.slices}
         )
-        self.content = weight(rngs, (content_width, config.width), (None, "embed"), std) if config.content else None
-
-    @property
-    def atomic(self) -> bool:
-        return len(self.vocab.levels) == 1
+        project = lambda width: weight(rngs, (width, config.width), (None, "embed"), std)  # noqa: E731
+        self.content = project(content_width) if config.content else None
+        if config.content and more_widths:
+            self.more_content = nnx.Dict(
+                {f"{domain_prefix(i)}content": project(w) for i, w in enumerate(more_widths, 1)}
+            )
 
     def read(
-        self, tokens: Int[Array, "B *T"], item_rows: Int[Array, "B *T"], items: ItemTable, key: jax.Array | None
+        self, tokens: Int[Array, "B *T"], item_rows: Int[Array, "B *T"], items: Catalogues, key: jax.Array | None
     ) -> Float[Array, "B *T D"]:
         """Input vectors: the token's row, plus the item's projected content where `item_rows >= 0`."""
         rest = (None,) * (tokens.ndim - 1)
@@ -66,38 +82,49 @@ class Embeddings(nnx.Module):
             id_kept = keep_mask(key, tokens.shape, round(self.config.id_dropout * 256), "batch", *rest)
             id_kept = id_kept | (item_rows < 0)
 
-        def look_up(tables, content, items, tokens, item_rows, id_kept):
+        facts = catalogues(items)
+        first_rows = [sum(len(t.seen) for t in facts[:i]) for i in range(len(facts))]
+
+        def look_up(tables, contents, facts, tokens, item_rows, id_kept):
             x = 0.0
             for s, table in zip(self.vocab.slices, tables, strict=True):
-                if self.atomic and s is self.vocab.levels[0] and content is not None:
-                    table = jnp.where(_rows_like(items.seen, table)[:, None], table, 0)
+                if s.atomic and contents:
+                    table = jnp.where(_rows_like(facts[s.domain].seen, table)[:, None], table, 0)
                 x = x + _local_rows(table, tokens - s.offset)
             x = jnp.where(id_kept[..., None], x, 0)
-            if content is not None:
-                x = x + _local_rows(items.content, item_rows) @ content
+            if contents:
+                for content, domain, first in zip(contents, facts, first_rows, strict=True):
+                    x = x + _local_rows(domain.content, item_rows - first) @ content
             return sharding.psum(x, sharding.TENSOR)
 
-        row = ("batch", *rest)
-        axes = ([("vocab", None)] * len(self.tables), (None, None) if self.config.content else None, ITEM_AXES)
+        row, contents = ("batch", *rest), self._contents()
+        axes = ([("vocab", None)] * len(self.tables), [(None, None)] * len(contents), [ITEM_AXES] * len(facts))
         return sharding.per_shard(look_up, (*axes, row, row, row), (*row, None))(
-            [self.tables[s.name][...] for s in self.vocab.slices], self._content(), items, tokens, item_rows, id_kept
+            [self.tables[s.name][...] for s in self.vocab.slices], contents, facts, tokens, item_rows, id_kept
         )
 
-    def table(self, slice_index: int, items: ItemTable, key: jax.Array | None = None) -> Float[Array, "V D"]:
+    def table(self, slice_index: int, items: Catalogues, key: jax.Array | None = None) -> Float[Array, "V D"]:
         """The output table of a slice: its rows, and for atomic items their content as well."""
-        table = sharding.gather_weight(self.tables[self.vocab.slices[slice_index].name][...], "vocab", "embed")
-        if not (self.atomic and slice_index == 1 and self.config.content):
+        s = self.vocab.slices[slice_index]
+        table = sharding.gather_weight(self.tables[s.name][...], "vocab", "embed")
+        if not (s.atomic and self.config.content):
             return table
-        kept = _rows_like(items.seen, table)
+        facts = catalogues(items)[s.domain]
+        kept = _rows_like(facts.seen, table)
         if key is not None and self.config.id_dropout > 0:
             kept = kept & keep_mask(key, kept.shape, round(self.config.id_dropout * 256), "vocab")
         content = jnp.einsum(
-            "vc,cd->vd", sharding.place(items.content, "vocab", None), self._content(), out_sharding=sharding.out("vocab", None)
+            "vc,cd->vd", sharding.place(facts.content, "vocab", None), self._contents()[s.domain],
+            out_sharding=sharding.out("vocab", None),
         )  # fmt: skip
         return jnp.where(kept[:, None], table, 0) + content[: table.shape[0]]
 
-    def _content(self) -> Array | None:
-        return None if self.content is None else sharding.gather_weight(self.content[...], None, "embed")
+    def _contents(self) -> list[Array]:
+        """The projection of each domain, ready for use; none when content is off."""
+        if self.content is None:
+            return []
+        more = [self.more_content[f"{domain_prefix(i)}content"] for i in range(1, self.vocab.domains)]
+        return [sharding.gather_weight(matrix[...], None, "embed") for matrix in (self.content, *more)]
 
 
 def _rows_like(seen: Array, table: Array) -> Array:

@@ -11,7 +11,7 @@ from flax import nnx
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import sharding
 from m6rec_jax.model.transformer import Transformer
-from m6rec_jax.vocab import Vocab
+from m6rec_jax.vocab import Vocab, domain_prefix
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Blueprint:
     config: ModelConfig
     vocab: Vocab
     content_width: int
+    more_widths: tuple[int, ...] = ()  # of content in the vocabulary's further domains
 
     def abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
         """Graph and abstract state; every leaf carries its logical axes as `.axes`."""
-        make = lambda: Transformer(self.config, self.vocab, self.content_width, rngs=nnx.Rngs(0))  # noqa: E731
-        return nnx.split(nnx.eval_shape(make))
+        return nnx.split(nnx.eval_shape(lambda: self._make(nnx.Rngs(0))))
 
     def shapes(self) -> dict[str, Any]:
         """Nested dict of ShapeDtypeStruct, the tree that checkpoints hold."""
@@ -51,8 +51,39 @@ class Blueprint:
         """Fresh parameters, placed by the mesh in force; the same values on every mesh."""
 
         def make(key: jax.Array) -> dict[str, Any]:
-            model = Transformer(self.config, self.vocab, self.content_width, rngs=nnx.Rngs(key))
-            params = nnx.to_pure_dict(nnx.state(model))
+            params = nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key))))
             return jax.tree.map(jax.sharding.reshard, params, self.specs()) if sharding.has_mesh() else params
 
         return jax.jit(make)(jax.random.key(seed))
+
+    def domain(self, number: int) -> Blueprint:
+        """The model of one domain alone, as that of a run which never saw another."""
+        width = (self.content_width, *self.more_widths)[number]
+        return Blueprint(self.config, self.vocab.domain(number), width)
+
+    def domain_params(self, params: dict[str, Any], number: int) -> dict[str, Any]:
+        """Of parameters of this model, those of `domain(number)`: text and layers, and what is that domain's own."""
+        if self.vocab.domains == 1:
+            return params
+        embeddings, prefix = params["embeddings"], domain_prefix(number)
+        names = ["text", *(s.name for s in self.vocab.slices[1:] if s.domain == number)]
+        own: dict[str, Any] = {"tables": {n.removeprefix(prefix): embeddings["tables"][n] for n in names}}
+        if self.config.content:
+            own["content"] = embeddings["more_content"][f"{prefix}content"] if number else embeddings["content"]
+        return {**params, "embeddings": own}
+
+    def with_domain(self, params: dict[str, Any], number: int, own: dict[str, Any]) -> dict[str, Any]:
+        """`params` of this model with those of `domain(number)` put in: what `domain_params` takes out."""
+        if self.vocab.domains == 1:
+            return own
+        embeddings, prefix, new = params["embeddings"], domain_prefix(number), own["embeddings"]
+        tables = {**embeddings["tables"], **{n if n == "text" else prefix + n: t for n, t in new["tables"].items()}}
+        made = {**embeddings, "tables": tables}
+        if self.config.content and number:
+            made["more_content"] = {**embeddings["more_content"], f"{prefix}content": new["content"]}
+        elif self.config.content:
+            made["content"] = new["content"]
+        return {**own, "embeddings": made}
+
+    def _make(self, rngs: nnx.Rngs) -> Transformer:
+        return Transformer(self.config, self.vocab, self.content_width, self.more_widths, rngs=rngs)

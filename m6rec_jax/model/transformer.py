@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import sharding
 from m6rec_jax.model.attention import NEVER, attend, attend_prefix
-from m6rec_jax.model.items import Embeddings, ItemTable
+from m6rec_jax.model.items import Catalogues, Embeddings
 from m6rec_jax.model.layers import dropout, rms_norm, rope, rope_angles, scale, weight
 from m6rec_jax.vocab import Vocab
 
@@ -94,9 +94,17 @@ def _close(x: Array, mixed: Array, w: dict[str, Array], config: ModelConfig, key
 class Transformer(nnx.Module):
     """Embeddings, N layers, a final norm; every mode (GPT, BERT, T5 order) is a `View`."""
 
-    def __init__(self, config: ModelConfig, vocab: Vocab, content_width: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab: Vocab,
+        content_width: int,
+        more_widths: tuple[int, ...] = (),
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.config, self.vocab = config, vocab
-        self.embeddings = Embeddings(config, vocab, content_width, rngs=rngs)
+        self.embeddings = Embeddings(config, vocab, content_width, more_widths, rngs=rngs)
         self.block = Block(config, rngs=rngs)
         self.final_norm = scale((config.width,), (None,))
 
@@ -105,14 +113,14 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "B T"],
         item_rows: Int[Array, "B T"],
         view: View,
-        items: ItemTable,
+        items: Catalogues,
         key: jax.Array | None = None,
     ) -> Float[Array, "B T D"]:
         """Last hidden states of packed rows. `key` turns dropout on (training)."""
         return self._run(tokens, item_rows, view, items, key, keep_kv=False)[0]
 
     def prefill(
-        self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: ItemTable
+        self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
         """Hidden states and keys/values of right-padded causal prefixes."""
         t = jnp.arange(tokens.shape[1])
@@ -126,7 +134,7 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "B M T"],
         item_rows: Int[Array, "B M T"],
         positions: Int[Array, "B M T"],
-        items: ItemTable,
+        items: Catalogues,
         prefix: KeyValues,
         prefix_lengths: Int[Array, " B"],
         suffix: tuple[Float[Array, "N B S M K h"], Float[Array, "N B S M K h"]],
@@ -155,7 +163,7 @@ class Transformer(nnx.Module):
         x, suffix = jax.lax.scan(layer, x, (self.block.stacked(), *prefix, *suffix))
         return rms_norm(x, self.final_norm[...], config.norm_eps), suffix
 
-    def logits(self, hidden: Float[Array, "*n D"], slice_index: int, items: ItemTable) -> Float[Array, "*n V"]:
+    def logits(self, hidden: Float[Array, "*n D"], slice_index: int, items: Catalogues) -> Float[Array, "*n V"]:
         """Float32 scores over one vocabulary slice (0 text, 1.. code levels); spare rows cannot win."""
         table = self.embeddings.table(slice_index, items)
         scores = jnp.einsum("...d,vd->...v", hidden, self._cast(table), preferred_element_type=jnp.float32)

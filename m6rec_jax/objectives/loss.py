@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m6rec_jax.model import sharding
 from m6rec_jax.model.attention import NEVER
-from m6rec_jax.model.items import ItemTable
+from m6rec_jax.model.items import Catalogues, catalogues
 from m6rec_jax.model.transformer import Transformer
 
 CHUNK = 1024  # positions whose logits exist at one time
@@ -31,7 +31,7 @@ def cross_entropy(
     weights: Float[Array, "B T"],
     task_ids: Int[Array, "B T"],
     n_tasks: int,
-    items: ItemTable,
+    items: Catalogues,
     key: jax.Array | None = None,
     smoothing: float = 0.0,
     negatives: int = 0,
@@ -46,7 +46,7 @@ def cross_entropy(
     """
     keys = (None,) * len(model.vocab.slices) if key is None else jax.random.split(key, len(model.vocab.slices))
     tables = [model.embeddings.table(i, items, keys[i]).astype(hidden.dtype) for i in range(len(model.vocab.slices))]
-    seen_only = model.embeddings.atomic and model.config.content
+    seen = [facts.seen for facts in catalogues(items)]
     samples = {}
     for i, s in enumerate(model.vocab.slices):
         if key is not None and 0 < negatives < s.size:
@@ -72,7 +72,7 @@ def cross_entropy(
             total = jnp.zeros_like(target, jnp.float32) * h[:, 0].astype(jnp.float32)
             total = sharding.pmax(total, sharding.TENSOR)
             for i, (s, table) in enumerate(zip(slices, tables, strict=True)):
-                legal = seen if seen_only and i == 1 else None
+                legal = seen[s.domain] if s.atomic and model.config.content else None
                 over = partial(_sampled_nll, sample=samples[i]) if i in samples else _slice_nll
                 value = jax.lax.cond(
                     jnp.any(slice_id == i),
@@ -93,9 +93,10 @@ def cross_entropy(
         return TaskLoss(*(sharding.psum(x, sharding.BATCH) for x in (loss, weights @ of_task)))
 
     row, no = ("batch", None), (None,)
-    in_axes = ((*row, None), row, row, row, [("vocab", None)] * len(tables), dict.fromkeys(samples, no), ("vocab",))
+    in_tables, in_seen = [("vocab", None)] * len(tables), [("vocab",)] * len(seen)
+    in_axes = ((*row, None), row, row, row, in_tables, dict.fromkeys(samples, no), in_seen)
     run = sharding.per_shard(local, in_axes, TaskLoss(no, no))
-    return run(hidden, targets, weights, task_ids, tables, samples, items.seen)
+    return run(hidden, targets, weights, task_ids, tables, samples, seen)
 
 
 def _slice_nll(

@@ -18,7 +18,7 @@ from m6rec_jax.artifacts.atomic import atomic_path, write_json
 from m6rec_jax.artifacts.checkpoints import best_step
 from m6rec_jax.artifacts.run import code_version, read_run
 from m6rec_jax.artifacts.schemas import EVALUATION
-from m6rec_jax.data.dataset import Dataset, open_dataset
+from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
@@ -31,6 +31,7 @@ from m6rec_jax.recommend.facts import facts_of, target_values
 from m6rec_jax.recommend.histories import Histories, held_out, interactions
 from m6rec_jax.recommend.memory import GATE_FILE, Gate, Memory
 from m6rec_jax.recommend.memory import fit_gate as best_gate
+from m6rec_jax.recommend.opening import dataset_of, domain_of
 from m6rec_jax.recommend.recommender import Lists, Recommender
 from m6rec_jax.recommend.wording import CONVENTIONS, protocol, ties, verdict
 
@@ -148,27 +149,17 @@ def evaluate(
 
 
 def looked(run: Path | str, split: str, step: int, dataset: Dataset) -> int:
-    """How often the test targets of this run have been looked at, this time included; each look adds a line to
-    `run/looks.jsonl`. A look at validation targets only counts."""
-    file = Path(run) / LOOKS_FILE
+    """How often the test targets of this run (of this domain, among several) have been looked at, this time included;
+    each look adds a line to `run/looks.jsonl`. A look at validation targets only counts."""
+    file, record = Path(run) / LOOKS_FILE, read_run(run)
+    of = {"domain": record.names[domain_of(record, dataset)]} if len(record.names) > 1 else {}
     if split == "test":
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        line = {"time": now, "code": code_version(), "split": split, "step": step, "dataset": dataset.digest}
+        line = {"time": now, "code": code_version(), "split": split, "step": step, "dataset": dataset.digest} | of
         with open(file, "a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
-    return len(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else 0
-
-
-def dataset_of(run: Path | str, dataset: Dataset | Path | str | None = None) -> Dataset:
-    """The dataset named, else the one the run was trained on, from where it lay then."""
-    if isinstance(dataset, Dataset):
-        return dataset
-    if dataset is not None:
-        return open_dataset(dataset)
-    trained = read_run(run).datasets[0]
-    if not Path(trained.path).is_dir():
-        raise InputError(f"{trained.path}: the dataset of {run} is no longer there; name it with --dataset")
-    return open_dataset(trained.path)
+    told = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return sum(json.loads(line).get("domain") == of.get("domain") for line in told) if of else len(told)
 
 
 def fit_gate(run: Path | str, dataset: Dataset | Path | str | None = None, step: int | str = "best") -> Gate | None:
@@ -213,17 +204,19 @@ def _fitted(engine: Engine, memory: Memory, dataset: Dataset, step: int, *, most
 def with_gate(recommender: Recommender, run: Path | str, dataset: Dataset) -> Recommender:
     """The recommender with a gate for its parameters and this dataset: the run's own, else one fitted now.
 
-    What is fitted is stored as `run/gate.json` when it is for what the run serves with by itself: its best parameters
-    beside the dataset that it was trained on.
+    What is fitted is stored as `gate.json` in the run (for a further domain, in its folder there) when it is for what
+    the run serves with by itself: its best parameters beside the dataset that it was trained on.
     """
     if recommender.engine is None or recommender.memory is None:
         return recommender
     gate = recommender.gate
     if gate is None or (gate.step, gate.dataset) != (recommender.step, dataset.digest):
         gate = recommender.gate = _fitted(recommender.engine, recommender.memory, dataset, recommender.step)
-        own = dataset.digest == read_run(run).datasets[0].digest and gate.step == best_step(run)
+        record = read_run(run)
+        domain = domain_of(record, dataset)
+        own = dataset.digest == record.datasets[domain].digest and gate.step == best_step(run)
         if own:
-            gate.save(Path(run) / GATE_FILE)
+            gate.save(record.folder(domain) / GATE_FILE)
         gained = f"{gate.gain:+.3f} nats a target over the model alone" + ("" if own else "; not kept with the run")
         note(f"gate of the memory fitted on {gate.users:,} validation users of {dataset.name}: {gained}")
     return recommender

@@ -21,7 +21,7 @@ from m6rec_jax.recommend.baselines import ItemKNN, Popularity
 from m6rec_jax.recommend.coldstart import GATE, SOURCES, Way, way
 from m6rec_jax.recommend.histories import Histories
 from m6rec_jax.recommend.memory import Gate, Memory, Support
-from m6rec_jax.recommend.opening import check_fits, gate_of, open_engine, open_item_knn
+from m6rec_jax.recommend.opening import check_fits, domain_of, gate_of, open_engine, open_item_knn, tell_first
 from m6rec_jax.recommend.segments import Segments, open_segments
 
 NONE, MODEL, MEMORY, POPULARITY = range(len(SOURCES))
@@ -86,25 +86,32 @@ class Recommender:
              engine: str = "auto", batch: int = 512) -> Recommender:  # fmt: skip
         """Open a run with the parameters of `step` (best, latest or a number).
 
-        `dataset` replaces the catalogue, codes and transitions that the run carries with itself. `engine` memory or
+        `dataset` replaces the catalogue, codes and transitions that the run carries with itself; the name of one that the
+        run was trained on picks it among several (without it: the first), from the run's own copies. `engine` memory or
         popularity loads no parameters. Raises InputError when the folder is no run or the dataset does not fit it.
         """
         record = read_run(run)
-        data = dataset if isinstance(dataset, Dataset) or dataset is None else open_dataset(dataset)
-        folder = record.path if data is None else data.path
-        if data is not None:
-            check_fits(record, data)
+        data, domain = None, 0
+        if dataset is None:
+            tell_first(record)
+        elif not isinstance(dataset, Dataset) and str(dataset) in record.names and not Path(dataset).exists():
+            domain = record.names.index(str(dataset))
+        else:
+            data = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+            domain = domain_of(record, data)
+            check_fits(record, data, domain)
+        folder = record.folder(domain)
         items = pl.read_parquet(folder / "items.parquet") if data is None else data.items
-        facts = record.datasets[0].summary if data is None else data.manifest
+        facts = record.datasets[domain].summary if data is None else data.manifest
         transitions = load_transitions(folder / "transitions.npz") if data is None else data.transitions
-        made, at = (None, -1) if engine in ("memory", "popularity") else open_engine(record, step, data, facts)
+        made, at = (None, -1) if engine in ("memory", "popularity") else open_engine(record, step, data, facts, domain)
         if made is None and engine == "model":
             way("history", (), "model")  # says what is missing and the way out
         return cls(
             items,
             memory=Memory(transitions),
             engine=made,
-            gate=None if made is None else gate_of(record, at),
+            gate=None if made is None else gate_of(record, at, domain),
             knn=open_item_knn(data, items) if made is None and data is not None and engine == "auto" else None,
             segments=None if data is None else open_segments(data),
             repeat=bool(facts["repeat"]),

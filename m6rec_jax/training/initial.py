@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +12,74 @@ import polars as pl
 
 from m6rec_jax.artifacts.checkpoints import load_params
 from m6rec_jax.artifacts.manifest import file_digest
-from m6rec_jax.artifacts.run import read_run
+from m6rec_jax.artifacts.run import Run, read_run
+from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.progress import note
 
 
-def from_run(run: Path, dataset: Dataset, blueprint: Blueprint, fresh: Any) -> Any:
-    """`fresh` parameters with everything that run `run` can lend: layers, text table, rows of items both know.
+def from_run(run: Path, datasets: Sequence[Dataset], blueprint: Blueprint, fresh: Any) -> Any:
+    """`fresh` parameters with everything that run `run` can lend: layers, text table, and to each dataset (domain of
+    `blueprint`) rows of items both know, code tables of the same codebooks, the projection of the same features.
 
     Raises InputError when the tokenizers or the layers differ.
     """
     lender = read_run(run)
-    if lender.tokenizer != file_digest(dataset.path / "tokenizer.model"):
-        raise InputError(f"--init-from {run}: another tokenizer than {dataset.path}'s; prepare the dataset with --like {run}")  # fmt: skip
+    if lender.tokenizer != file_digest(datasets[0].path / "tokenizer.model"):
+        raise InputError(f"--init-from {run}: another tokenizer than {datasets[0].path}'s; prepare the dataset with --like {run}")  # fmt: skip
     for name in ("layers", "width", "heads", "n_kv", "ffn_width", "content"):
         old, new = getattr(lender.config.model, name), getattr(blueprint.config, name)
         if old != new:
             raise InputError(
                 f"--init-from {run}: its model.{name} is {old}, this configuration's {new}; make them equal"
             )
-    old_blueprint = Blueprint(lender.config.model, lender.vocab, lender.content_width)
+    old_blueprint = Blueprint(lender.config.model, lender.vocab, lender.content_width, lender.more_widths)
     step, old = load_params(run, "best", old_blueprint.shapes())
-    old, new = jax.device_get(old), on_host(fresh)
+    old = jax.device_get(old)
+    offers = [old_blueprint.domain_params(old, i)["embeddings"] for i in range(old_blueprint.vocab.domains)]
+    params, said = on_host(fresh), []
+    for number, dataset in enumerate(datasets):
+        own = blueprint.domain_params(params, number)["embeddings"]
+        embeddings, matched = _lent(lender, offers, dataset, own)
+        params = blueprint.with_domain(params, number, {**old, "embeddings": embeddings})
+        said.append(
+            f"{matched:,} of {dataset.catalogue:,} items by id" + (f" in {dataset.name}" if len(datasets) > 1 else "")
+        )
+    note(f"--init-from {run}: step {step}; layers and text as they are, {', '.join(said)}")
+    return jax.tree.map(lambda x, like: jax.device_put(np.asarray(x, like.dtype), like.sharding), params, fresh)
 
-    tables = {"text": old["embeddings"]["tables"]["text"]}
-    matched = 0
-    for old_level, level in zip(lender.vocab.levels, blueprint.vocab.levels, strict=False):
-        table = np.array(new["embeddings"]["tables"][level.name])
-        old_table = old["embeddings"]["tables"][old_level.name]
-        if len(blueprint.vocab.levels) == len(lender.vocab.levels) == 1:
-            rows, old_rows = _shared_items(run, dataset)
-            table[rows], matched = old_table[old_rows], len(rows)
-        elif (old_level.size, len(lender.vocab.levels)) == (level.size, len(blueprint.vocab.levels)):
-            table = old_table
-        tables[level.name] = table
-    embeddings = {**new["embeddings"], "tables": {**new["embeddings"]["tables"], **tables}}
-    if blueprint.config.content and lender.content_width == blueprint.content_width:
-        embeddings["content"] = old["embeddings"]["content"]
-    lent = {**old, "embeddings": embeddings}
-    note(
-        f"--init-from {run}: step {step}; layers and text as they are, {matched:,} of {dataset.catalogue:,} items by id"
-    )
-    return jax.tree.map(lambda x, like: jax.device_put(np.asarray(x, like.dtype), like.sharding), lent, fresh)
+
+def _lent(
+    lender: Run, offers: Sequence[Mapping[str, Any]], dataset: Dataset, own: dict[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """`own` embeddings of a dataset with what the domains of a run offer, and how many items were found by id.
+
+    The domain of the dataset's name lends by id alone. Where none has it, all of them do, and title and id must agree:
+    two shops may number their items alike.
+    """
+    named = [i for i, name in enumerate(lender.names) if name == dataset.name]
+    ours = read_arrays(dataset.path / "codes.npz")
+    made = {**own, "tables": {**own["tables"], "text": offers[0]["tables"]["text"]}}
+    found: set[int] = set()
+    for number in named or range(len(offers)):
+        offer, theirs = offers[number], read_arrays(lender.folder(number) / "codes.npz")
+        if "content" in own and _same(ours, theirs, "encoder_"):
+            made["content"] = offer["content"]
+        if dataset.levels > 1:
+            if _same(ours, theirs, "codebook_"):
+                made["tables"] = {**offer["tables"], "text": made["tables"]["text"]}
+        elif len(lender.vocab.domain(number).levels) == 1:
+            rows, old_rows = _shared_items(
+                lender.folder(number), dataset, ["item_id"] if named else ["item_id", "title"]
+            )
+            some = ~np.isin(rows, list(found))
+            table = np.array(made["tables"]["level1"])
+            table[rows[some]] = offer["tables"]["level1"][old_rows[some]]
+            made["tables"]["level1"] = table
+            found.update(rows.tolist())
+    return made, len(found)
 
 
 def on_host(params: Any) -> Any:
@@ -66,8 +91,14 @@ def on_host(params: Any) -> Any:
     return multihost_utils.process_allgather(params, tiled=True)
 
 
-def _shared_items(run: Path, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Catalogue rows, here and in the run, of the items that both know."""
-    theirs = pl.read_parquet(run / "items.parquet", columns=["item_id"]).with_row_index("old")
-    both = dataset.items.select("item_id").with_row_index("new").join(theirs, on="item_id")
+def _same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], part: str) -> bool:
+    """Whether two datasets have the same arrays under names that begin with `part`."""
+    names = [name for name in {**ours, **theirs} if name.startswith(part)]
+    return all(n in ours and n in theirs and np.array_equal(ours[n], theirs[n]) for n in names)
+
+
+def _shared_items(folder: Path, dataset: Dataset, agree: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Catalogue rows, here and in a domain's folder, of the items that agree in these columns."""
+    theirs = pl.read_parquet(folder / "items.parquet", columns=agree).with_row_index("old")
+    both = dataset.items.select(agree).with_row_index("new").join(theirs, on=agree)
     return both["new"].to_numpy(), both["old"].to_numpy()

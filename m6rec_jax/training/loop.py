@@ -19,10 +19,10 @@ from jax.experimental import multihost_utils
 from m6rec_jax.artifacts.checkpoints import BEST_METRIC
 from m6rec_jax.config import Config
 from m6rec_jax.errors import Requeue
-from m6rec_jax.model.items import ItemTable
+from m6rec_jax.model.items import Catalogues
 from m6rec_jax.progress import note, stage
 from m6rec_jax.training.checkpoint import CheckpointWriter, Position
-from m6rec_jax.training.metrics import MetricsLog, read_rows
+from m6rec_jax.training.metrics import Labels, MetricsLog, by_label, read_rows
 from m6rec_jax.training.sharding import place_batch
 from m6rec_jax.training.state import TrainState
 from m6rec_jax.training.step import StepMetrics
@@ -37,9 +37,9 @@ class Loop:
     config: Config
     run: Path
     mesh: jax.sharding.Mesh
-    tasks: list[str]
+    labels: Labels
     step: Callable[..., tuple[TrainState, StepMetrics]]
-    items: ItemTable
+    items: Catalogues
     batches: Iterator[dict[str, np.ndarray]]
     cursor: Callable[[int], tuple[int, int]]
     learning_rate: optax.Schedule
@@ -125,7 +125,7 @@ class _Reader:
     def restart(self) -> None:
         """Begin a row: what passes before this is not counted as training time."""
         self._since, self._steps, self._tokens, self._norm, self._skipped = time.perf_counter(), 0, 0, 0.0, 0
-        self._loss = self._weight = np.zeros(len(self.loop.tasks))
+        self._loss = self._weight = np.zeros(len(self.loop.labels))
 
     def take(self, measured: StepMetrics | None) -> None:
         """Hold the step just dispatched and add up the one before it."""
@@ -146,7 +146,7 @@ class _Reader:
         """Means over the steps since the last row, the one just dispatched included; begins the next row."""
         self.take(None)
         config, seconds = self.loop.config.data, time.perf_counter() - self._since
-        pairs = list(zip(self.loop.tasks, self._loss, self._weight, strict=True))
+        pairs = by_label(self.loop.labels, self._loss, self._weight)
         row = {
             "step": step,
             "loss": float(self._loss.sum() / max(self._weight.sum(), 1)),

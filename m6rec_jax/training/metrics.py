@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from m6rec_jax.artifacts.atomic import write_text
 
 FILE = "metrics.jsonl"
+Labels = Sequence[tuple[str, ...]]  # the names that each pool is measured under, see `data.domains.labels`
+
+
+def by_label(labels: Labels, *sums: np.ndarray) -> list[tuple[Any, ...]]:
+    """`(name, sum, ...)` for each name: sums `[pools]` added up over the pools that carry it, names in order of rank."""
+    names = dict.fromkeys(name for rank in range(max(map(len, labels), default=0)) for some in labels for name in some[rank : rank + 1])  # fmt: skip
+    under = {name: [i for i, some in enumerate(labels) if name in some] for name in names}
+    return [(name, *(float(x[places].sum()) for x in sums)) for name, places in under.items()]
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`train`: from a configuration and a dataset to a run folder, in one line of sections."""
+"""`train`: from a configuration and datasets to a run folder, in one line of sections."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,12 +16,12 @@ import numpy as np
 from m6rec_jax.artifacts.atomic import atomic_path, write_text
 from m6rec_jax.artifacts.checkpoints import best_step, manifest, steps
 from m6rec_jax.artifacts.manifest import file_digest
-from m6rec_jax.artifacts.run import RUN_FILE, Run, TrainedOn, code_version, read_run, write_run
+from m6rec_jax.artifacts.run import DOMAIN_FILES, RUN_FILE, Run, TrainedOn, code_version, read_run, write_run
 from m6rec_jax.config import Config, dump_config
-from m6rec_jax.data.dataset import Dataset, open_dataset
+from m6rec_jax.data.dataset import Dataset
+from m6rec_jax.data.domains import Domain, joint_pools, joint_records, joint_shares, joint_vocab, labels, open_domains
 from m6rec_jax.data.loader import PlanRows, batches
-from m6rec_jax.data.plan import Plan, make_pools, mixture_shares
-from m6rec_jax.data.tasks import Facts
+from m6rec_jax.data.plan import Plan
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
@@ -36,8 +35,6 @@ from m6rec_jax.training.state import abstract_state, init_state
 from m6rec_jax.training.step import make_eval_step, make_train_step
 from m6rec_jax.training.validation import ValidationLoss, unigram_losses, validation_rows
 
-COPIED = ("tokenizer.model", "items.parquet", "codes.npz", "transitions.npz")
-ATTRIBUTE_SAMPLE, ATTRIBUTE_MOST = 1000, 32  # users looked at, and most tokens kept, for what is known of a user
 MakeEvaluator = Callable[[Blueprint, Dataset], Evaluator]
 
 
@@ -46,19 +43,19 @@ def train(
     datasets: Sequence[Path | str],
     run: Path | str,
     *,
+    weights: Sequence[float] = (),
     init_from: Path | str | None = None,
     make_evaluator: MakeEvaluator | None = None,
 ) -> Path:
-    """Train a run to its end, or take it up where it stopped; returns its folder.
+    """Train a run on one dataset or on several (domains) to its end, or take it up; returns its folder.
 
-    `make_evaluator(blueprint, dataset)` gives the validation figures (among them ndcg@10, which picks the best
-    checkpoint) from parameters on the host. Raises InputError before compiling when anything does not fit, Requeue
+    `weights`: one a dataset, its share of the target tokens relative to the others'; all 1 when left out.
+    `make_evaluator(blueprint, dataset)` gives the validation figures of a domain (among them ndcg@10, whose mean over
+    domains picks the best checkpoint) from that domain's parameters on the host. Raises InputError before compiling when anything does not fit, Requeue
     after SIGTERM.
     """
     run = Path(run)
-    if len(datasets) != 1:
-        raise InputError(f"--dataset: {len(datasets)} given; one dataset a run is supported")
-    dataset = open_dataset(datasets[0])
+    domains = open_domains(datasets, weights)
 
     # -- mesh ---------------------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
@@ -67,17 +64,17 @@ def train(
         raise InputError(f"data.rows={config.data.rows} does not divide over {jax.process_count()} processes")
 
     # -- data ---------------------------------------------------------------------------------------------------
-    facts = facts_of(dataset)
-    pools = make_pools(config.mixture, dataset.index, "train", config.data, facts)
-    names = [pool.task.name for pool in pools]
-    records = dataset.records("train")
+    pools = joint_pools(domains, config.mixture, "train", config.data)
+    shares, names = joint_shares(domains, config.mixture, pools), labels(domains, pools)
+    records = joint_records(domains, "train")
 
     # -- model and optimiser ------------------------------------------------------------------------------------
-    blueprint = Blueprint(config.model, dataset.vocab, dataset.content.shape[1])
+    width, *more_widths = (domain.dataset.content.shape[1] for domain in domains)
+    blueprint = Blueprint(config.model, joint_vocab(domains), width, tuple(more_widths))
     optimizer = make_optimizer(config.optim, config.train.steps)
     resumed = bool(steps(run))
-    lock = _together(lambda: _claim(run, config, dataset))
-    items = place_items(mesh, item_table(dataset.content, dataset.seen))
+    lock = _together(lambda: _claim(run, config, domains, blueprint))
+    items = place_items(mesh, tuple(item_table(domain.dataset.content, domain.dataset.seen) for domain in domains))
 
     # -- state: resumed, or from another run, or fresh ------------------------------------------------------------
     with jax.set_mesh(mesh):
@@ -86,17 +83,19 @@ def train(
         if resumed:
             state, position = restore(run, abstract_state(state)) or (state, position)
         elif init_from is not None:
-            state = state._replace(params=from_run(Path(init_from), dataset, blueprint, state.params))
+            state = state._replace(
+                params=from_run(Path(init_from), [d.dataset for d in domains], blueprint, state.params)
+            )
 
     rows, at = position.rows, (position.block, position.block_start)
-    plan = Plan(pools, mixture_shares(config.mixture, pools), config.data, facts, config.train.seed, at)
+    plan = Plan(pools, shares, config.data, config.train.seed, at)
 
     # -- validation ---------------------------------------------------------------------------------------------
-    held_out = make_pools(config.mixture, dataset.index, "valid", config.data, facts)
-    valid_rows = validation_rows(plan, held_out, dataset.records("valid"), config.train.seed)
-    unigram = unigram_losses(plan, records, valid_rows)
+    held_out = joint_pools(domains, config.mixture, "valid", config.data)
+    valid_rows = validation_rows(plan, held_out, joint_records(domains, "valid"), config.train.seed)
+    unigram = unigram_losses(plan, records, valid_rows, blueprint.vocab, names)
     losses = ValidationLoss(make_eval_step(blueprint, len(pools)), valid_rows, names, config.data.rows, mesh, items)
-    evaluator = make_evaluator(blueprint, dataset) if make_evaluator else None
+    evaluator = _evaluator(make_evaluator, blueprint, domains) if make_evaluator else None
 
     def validate(params: Any) -> dict[str, float]:
         with jax.set_mesh(mesh):
@@ -111,7 +110,7 @@ def train(
         config=config,
         run=run,
         mesh=mesh,
-        tasks=names,
+        labels=names,
         step=make_train_step(
             blueprint, optimizer, len(pools), config.train.seed, config.optim.label_smoothing, config.optim.negatives
         ),
@@ -124,27 +123,26 @@ def train(
     )
     train_loop(loop, state, rows)
     if jax.process_index() == 0:
-        _write_card(run, dataset, blueprint)
+        _write_card(run, domains, blueprint)
     if lock is not None:
         lock.close()
     return run
 
 
-def facts_of(dataset: Dataset) -> Facts:
-    """What task builders must know of a dataset."""
-    kind_weights = np.array(dataset.manifest.get("kind_weights") or [1.0], np.float32)
-    known = dataset.users["attributes"] if "attributes" in dataset.users.columns else None
-    if known is None or int(known.list.len().sum() or 0) == 0:
-        return Facts(dataset.vocab, dataset.codes, dataset.timed, kind_weights)
+def _evaluator(make: MakeEvaluator, blueprint: Blueprint, domains: Sequence[Domain]) -> Evaluator:
+    """The figures of one domain; of several each as `figure@domain`, and under `figure` their mean over domains."""
+    each = [make(blueprint.domain(i), domain.dataset) for i, domain in enumerate(domains)]
 
-    @lru_cache(maxsize=1 << 16)
-    def attributes(user: int) -> np.ndarray:
-        said = known[user]
-        return np.array(dataset.tokenizer.encode(", ".join([] if said is None else said)), np.int32)
+    def evaluate(params: Any) -> dict[str, float]:
+        found = [one(blueprint.domain_params(params, i)) for i, one in enumerate(each)]
+        if len(found) == 1:
+            return found[0]
+        names = dict.fromkeys(name for figures in found for name in figures)
+        means = {name: float(np.mean([figures[name] for figures in found if name in figures])) for name in names}
+        pairs = zip(domains, found, strict=True)
+        return means | {f"{name}@{domain.name}": value for domain, figures in pairs for name, value in figures.items()}
 
-    longest = max(len(attributes(user)) for user in range(min(len(known), ATTRIBUTE_SAMPLE)))
-    room = 1 + min(longest, ATTRIBUTE_MOST)
-    return Facts(dataset.vocab, dataset.codes, dataset.timed, kind_weights, attributes, room)
+    return evaluate
 
 
 def _together(claim: Callable[[], IO[str]]) -> IO[str] | None:
@@ -165,21 +163,15 @@ def _together(claim: Callable[[], IO[str]]) -> IO[str] | None:
     return lock
 
 
-def _claim(run: Path, config: Config, dataset: Dataset) -> IO[str]:
-    """Make the run folder, or check that the one there was trained on this dataset with this model; returns its lock.
+def _claim(run: Path, config: Config, domains: Sequence[Domain], blueprint: Blueprint) -> IO[str]:
+    """Make the run folder, or check that the one there was trained on these datasets with this model; returns its lock.
 
     Raises InputError naming what differs (only the length of training and how often it is looked at may change), or
     the process that trains this run already.
     """
     if (run / RUN_FILE).is_file():
         old = read_run(run)
-        if old.tokenizer != file_digest(dataset.path / "tokenizer.model"):
-            raise InputError(f"{run}: trained with another tokenizer than {dataset.path}'s; prepare with --like {run}")
-        if old.datasets[0].digest != dataset.digest:
-            raise InputError(
-                f"{run}: trained on a dataset with digest {old.datasets[0].digest[:12]}, {dataset.path} has "
-                f"{dataset.digest[:12]}; resume on the same dataset, or start a new --run with --init-from {run}"
-            )
+        _check_datasets(old, domains)
         for part in ("model", "optim", "data", "mixture"):
             was, now = getattr(old.config, part), getattr(config, part)
             for key in was.__dataclass_fields__:
@@ -194,15 +186,48 @@ def _claim(run: Path, config: Config, dataset: Dataset) -> IO[str]:
         raise InputError(f"{run}: not empty and not a run; name an empty or new folder with --run")
     run.mkdir(parents=True, exist_ok=True)
     lock = _lock(run)
-    for name in COPIED:
-        if not (run / name).is_file():
-            with atomic_path(run / name) as path:
-                shutil.copyfile(dataset.path / name, path)
+    datasets = [domain.dataset for domain in domains]
+    record = Run(
+        run, config, blueprint.vocab, blueprint.content_width,
+        tuple(TrainedOn.of(one.path, one.digest, one.manifest) for one in datasets),
+        file_digest(datasets[0].path / "tokenizer.model"), code_version(),
+        more_widths=blueprint.more_widths, weights=_weights(domains),
+    )  # fmt: skip
+    for number, dataset in enumerate(datasets):
+        folder = record.folder(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in DOMAIN_FILES:
+            if not (folder / name).is_file():
+                with atomic_path(folder / name) as path:
+                    shutil.copyfile(dataset.path / name, path)
     write_text(run / "config.yaml", dump_config(config))
-    trained_on = TrainedOn.of(dataset.path, dataset.digest, dataset.manifest)
-    tokenizer = file_digest(run / "tokenizer.model")
-    write_run(Run(run, config, dataset.vocab, dataset.content.shape[1], (trained_on,), tokenizer, code_version()))
+    write_run(record)
     return lock
+
+
+def _check_datasets(old: Run, domains: Sequence[Domain]) -> None:
+    """Raise InputError, naming what differs, unless a run was trained on these datasets, in this order and weight."""
+    run, names = old.path, [domain.name for domain in domains]
+    way_out = f"resume on the same {'dataset' if len(domains) == len(old.datasets) == 1 else 'datasets'}, or start a new --run with --init-from {run}"
+    first = domains[0].dataset
+    if old.tokenizer != file_digest(first.path / "tokenizer.model"):
+        raise InputError(f"{run}: trained with another tokenizer than {first.path}'s; prepare with --like {run}")
+    if len(domains) != len(old.datasets) or (names != old.names and sorted(names) == sorted(old.names)):
+        raise InputError(
+            f"{run}: trained on {', '.join(old.names)} in this order, not on {', '.join(names)}; {way_out}"
+        )
+    for was, domain in zip(old.datasets, domains, strict=True):
+        if was.digest != domain.dataset.digest:
+            what = "a dataset" if len(domains) == 1 else f"a dataset {was.name}"
+            raise InputError(f"{run}: trained on {what} with digest {was.digest[:12]}, {domain.dataset.path} has {domain.dataset.digest[:12]}; {way_out}")  # fmt: skip
+    if old.weights != _weights(domains):
+        said = ["=".join((name, f"{w:g}")) for name, w in zip(names, old.weights, strict=True)]
+        raise InputError(f"{run}: the weights of its datasets were {', '.join(said)} and are other ones now; {way_out}")
+
+
+def _weights(domains: Sequence[Domain]) -> tuple[float, ...]:
+    """Their weights; a dataset alone has none."""
+    return tuple(float(domain.weight) for domain in domains) if len(domains) > 1 else ()
 
 
 def _lock(run: Path) -> IO[str]:
@@ -232,17 +257,25 @@ def _said_split(split: Any) -> str:
     return split["rule"] if split["rule"] == "leave-one-out" or not shares else f"{split['rule']} ({shares})"
 
 
-def _write_card(run: Path, dataset: Dataset, blueprint: Blueprint) -> None:
+def _said_dataset(dataset: Dataset) -> str:
+    sizes = dataset.manifest["sizes"]
+    return (
+        f"`{dataset.name}`: {sizes['users']:,} users, {sizes['items']:,} items, {sizes['train_events']:,} training "
+        f"events; split {_said_split(dataset.manifest['split'])}"
+    )
+
+
+def _write_card(run: Path, domains: Sequence[Domain], blueprint: Blueprint) -> None:
     """`card.md`: what was trained on what, with which result."""
     step = best_step(run)
     figures = manifest(run, step)["metrics"]
-    sizes, config = dataset.manifest["sizes"], read_run(run).config
+    config = read_run(run).config
+    said = "; and on ".join(_said_dataset(domain.dataset) for domain in domains)
     lines = [
         f"# {run.name}",
         "",
         f"A generative recommender of {blueprint.parameters():,} parameters ({config.model.layers} layers, width "
-        f"{config.model.width}), trained by m6rec_jax {code_version()} on `{dataset.name}`: {sizes['users']:,} users, "
-        f"{sizes['items']:,} items, {sizes['train_events']:,} training events; split {_said_split(dataset.manifest['split'])}.",
+        f"{config.model.width}), trained by m6rec_jax {code_version()} on {said}.",
         "",
         f"Best checkpoint: step {step}. Its figures on the validation split:",
         "",

@@ -7,7 +7,7 @@ import numpy as np
 
 from m6rec_jax.config import Config, MeshConfig
 from m6rec_jax.errors import InputError
-from m6rec_jax.model.items import ITEM_AXES, ItemTable
+from m6rec_jax.model.items import ITEM_AXES, Catalogues, ItemTable
 from m6rec_jax.model.sharding import AXES, BATCH, spec
 from m6rec_jax.vocab import PAD_MULTIPLE
 
@@ -54,8 +54,10 @@ def check_fit(mesh: jax.sharding.Mesh, config: Config) -> None:
             raise InputError(f"mesh.{axis}={mesh.shape[axis]} does not divide the {size} {name}; change one of them")
 
 
-def place_items(mesh: jax.sharding.Mesh, items: ItemTable) -> ItemTable:
-    """The catalogue's frozen facts on the mesh; every process holds them whole and gives its shards."""
+def place_items(mesh: jax.sharding.Mesh, items: Catalogues) -> Catalogues:
+    """The frozen facts of a catalogue, or of several, on the mesh; every process holds them whole and gives its shards."""
+    if not isinstance(items, ItemTable):
+        return tuple(place_items(mesh, one) for one in items)  # type: ignore[misc]
     return ItemTable(*(_shard(mesh, x, axes) for x, axes in zip(items, ITEM_AXES, strict=True)))
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from m6rec_jax.model.items import ItemTable
+from m6rec_jax.model.items import Catalogues
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View
 from m6rec_jax.objectives.loss import TaskLoss, cross_entropy
@@ -32,7 +32,7 @@ def slice_losses(
     n_tasks: int,
     params: Any,
     batch: Batch,
-    items: ItemTable,
+    items: Catalogues,
     key: jax.Array | None = None,
     smoothing: float = 0.0,
     negatives: int = 0,
@@ -53,14 +53,14 @@ def make_train_step(
     seed: int,
     smoothing: float = 0.0,
     negatives: int = 0,
-) -> Callable[[TrainState, Batch, ItemTable], tuple[TrainState, StepMetrics]]:
+) -> Callable[[TrainState, Batch, Catalogues], tuple[TrainState, StepMetrics]]:
     """The jitted step over a batch `[accumulate, B, T]`; the state is donated.
 
     The mean over target tokens is taken once, over all slices. A step whose gradient is not finite changes nothing
     but the counters.
     """
 
-    def step(state: TrainState, batch: Batch, items: ItemTable) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: Batch, items: Catalogues) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
 
@@ -97,10 +97,10 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def make_eval_step(blueprint: Blueprint, n_tasks: int) -> Callable[[Any, Batch, ItemTable], TaskLoss]:
+def make_eval_step(blueprint: Blueprint, n_tasks: int) -> Callable[[Any, Batch, Catalogues], TaskLoss]:
     """Jitted loss sums of a batch `[1, B, T]`, without dropout."""
 
-    def losses(params: Any, batch: Batch, items: ItemTable) -> TaskLoss:
+    def losses(params: Any, batch: Batch, items: Catalogues) -> TaskLoss:
         return slice_losses(blueprint, n_tasks, params, {name: x[0] for name, x in batch.items()}, items)
 
     return jax.jit(losses)

@@ -12,8 +12,10 @@ from m6rec_jax.data.loader import build_row
 from m6rec_jax.data.packing import ROW_ARRAYS, pack_lengths
 from m6rec_jax.data.plan import Entries, Plan, Pool
 from m6rec_jax.data.records import RecordReader
-from m6rec_jax.model.items import ItemTable
+from m6rec_jax.model.items import Catalogues
+from m6rec_jax.training.metrics import Labels, by_label
 from m6rec_jax.training.sharding import place_batch
+from m6rec_jax.vocab import Vocab
 
 SAMPLE = 512  # held-out examples a task
 
@@ -26,7 +28,7 @@ def validation_rows(plan: Plan, pools: list[Pool], records: RecordReader, seed: 
         chosen = np.sort(rng.permutation(len(pool.records))[:SAMPLE])
         draw = rng.random(len(chosen))
         length = pool.objective.length(
-            *pool.task.sizes(pool.tokens[chosen], draw, plan.facts), plan.config.mask_rate
+            *pool.task.sizes(pool.tokens[chosen], draw, pool.facts), plan.config.mask_rate
         ).astype(np.int64)
         parts.append((np.full(len(chosen), task), pool.records[chosen], pool.starts[chosen], draw, length))
     task, record, start, draw, length = (np.concatenate(columns) for columns in zip(*parts, strict=True))
@@ -35,15 +37,17 @@ def validation_rows(plan: Plan, pools: list[Pool], records: RecordReader, seed: 
     return [build_row(plan, records, entries.take(row), pools) for row in rows]
 
 
-def unigram_losses(plan: Plan, records: RecordReader, held_out: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Loss a task on `held_out` rows of guessing by how often a token was a target of that task in training.
+def unigram_losses(
+    plan: Plan, records: RecordReader, held_out: list[dict[str, np.ndarray]], vocab: Vocab, labels: Labels
+) -> dict[str, float]:
+    """Loss a label of the plan's pools on `held_out` rows of guessing by how often a token was a target of that task in training.
 
     Counts (plus one) over the first block of the plan, normalised over a target's slice; where guessing evenly over
     the slice is better (targets never seen in training), the loss of that.
     """
-    slices = plan.facts.vocab.slices
-    counts = np.ones((len(plan.pools), plan.facts.vocab.size))
-    even = np.zeros(plan.facts.vocab.size)
+    slices = vocab.slices
+    counts = np.ones((len(plan.pools), vocab.size))
+    even = np.zeros(vocab.size)
     entries, rows = plan.block(0)
     for places in rows:
         row = build_row(plan, records, entries.take(places), plan.pools)
@@ -59,22 +63,22 @@ def unigram_losses(plan: Plan, records: RecordReader, held_out: list[dict[str, n
         np.add.at(even_loss, task, -np.log(np.where(weights > 0, even[target], 1)) * weights)
         np.add.at(weight, task, weights)
     best = np.minimum(loss, even_loss)
-    return {p.task.name: float(best[i] / weight[i]) for i, p in enumerate(plan.pools) if weight[i] > 0}
+    return {name: part / whole for name, part, whole in by_label(labels, best, weight) if whole > 0}
 
 
 class ValidationLoss:
-    """Mean loss a task over fixed held-out rows: `evaluator(params) -> {task: loss}`."""
+    """Mean loss a label over fixed held-out rows: `evaluator(params) -> {label: loss}`."""
 
     def __init__(
         self,
         eval_step: Callable[..., Any],
         rows: list[dict[str, np.ndarray]],
-        names: list[str],
+        labels: Labels,
         batch: int,
         mesh: jax.sharding.Mesh,
-        items: ItemTable,
+        items: Catalogues,
     ):
-        self.eval_step, self.names, self.mesh, self.items = eval_step, names, mesh, items
+        self.eval_step, self.labels, self.mesh, self.items = eval_step, labels, mesh, items
         empty = {name: np.zeros_like(rows[0][name]) for name in ROW_ARRAYS} if rows else {}
         padded = rows + [empty] * (-len(rows) % batch)
         mine = batch // jax.process_count()
@@ -85,8 +89,8 @@ class ValidationLoss:
         ]
 
     def __call__(self, params: Any) -> dict[str, float]:
-        loss, weight = np.zeros(len(self.names)), np.zeros(len(self.names))
+        loss, weight = np.zeros(len(self.labels)), np.zeros(len(self.labels))
         for batch in self.batches:
             sums = self.eval_step(params, place_batch(self.mesh, batch, 1), self.items)
             loss, weight = loss + np.asarray(sums.loss), weight + np.asarray(sums.weight)
-        return {name: float(loss[i] / weight[i]) for i, name in enumerate(self.names) if weight[i] > 0}
+        return {name: part / whole for name, part, whole in by_label(self.labels, loss, weight) if whole > 0}

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from m6rec_jax.config import DEFAULT_MIXTURE, DataConfig, MixtureConfig
 from m6rec_jax.data.dataset import open_dataset
+from m6rec_jax.data.domains import facts_of
 from m6rec_jax.data.loader import PlanRows, batches, build_row
 from m6rec_jax.data.plan import Plan, make_pools, mixture_shares
 from m6rec_jax.data.tasks import Piece, window_starts
 from m6rec_jax.errors import InputError
-from m6rec_jax.training.run import facts_of
 
 CONFIG = DataConfig(length=64, rows=8, block=512)
 EVERY = {**DEFAULT_MIXTURE, "text-masked": 0.05}
@@ -23,7 +23,7 @@ def plan_of(path, config=CONFIG, seed=0, mixture=None):
     dataset = open_dataset(path)
     facts, mixture = facts_of(dataset), MixtureConfig(mixture or EVERY)
     pools = make_pools(mixture, dataset.index, "train", config, facts)
-    return Plan(pools, mixture_shares(mixture, pools), config, facts, seed), dataset.records("train")
+    return Plan(pools, mixture_shares(mixture, pools), config, seed), dataset.records("train")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def tiny_plan(tiny_dataset):
     dataset = open_dataset(tiny_dataset)
     facts, mixture = facts_of(dataset), MixtureConfig(EVERY)
     pools = make_pools(mixture, dataset.index, "train", CONFIG, facts)
-    return pools, mixture_shares(mixture, pools), facts
+    return pools, mixture_shares(mixture, pools)
 
 
 @pytest.fixture(params=["tiny_dataset", "tiny_levels"])
@@ -113,14 +113,16 @@ def test_long_histories_are_covered_by_windows_of_whole_events(tiny_levels):
     for number in several:
         record = records[int(number)]
         starts = pool.starts[pool.records == number]
-        made = [pool.task.build(record, Piece(pool.stretch, int(s), 0.5), plan.facts) for s in starts]
+        made = [pool.task.build(record, Piece(pool.stretch, int(s), 0.5), plan.pools[0].facts) for s in starts]
         assert all(len(example.target) <= pool.stretch for example in made)
         covered = {int(event) for example in made for event in example.units[example.target_rows >= 0]}
         assert covered == set(np.flatnonzero(record.items >= 0))
         for example in made:
             tokens, events = example.target, example.units
             for event in set(events[example.target_rows >= 0]):
-                assert (tokens[events == event] >= plan.facts.vocab.text.end).sum() == plan.facts.levels
+                assert (tokens[events == event] >= plan.pools[0].facts.vocab.text.end).sum() == plan.pools[
+                    0
+                ].facts.levels
 
 
 @given(st.integers(1, 400), st.integers(8, 64), st.integers(0, 6), st.integers(0, 399))
@@ -134,18 +136,18 @@ def test_windows_hold_every_short_run_of_tokens(tokens, stretch, overlap, at):
 
 @given(st.integers(0, 99), st.integers(1, 300))
 def test_a_plan_taken_up_at_a_cursor_goes_on_as_it_was(tiny_plan, seed, number):
-    pools, shares, facts = tiny_plan
-    whole = Plan(pools, shares, CONFIG, facts, seed)
+    pools, shares = tiny_plan
+    whole = Plan(pools, shares, CONFIG, seed)
     wanted = whole.row(number)
-    resumed = Plan(pools, shares, CONFIG, facts, seed, at=whole.cursor(number))
+    resumed = Plan(pools, shares, CONFIG, seed, at=whole.cursor(number))
     assert (resumed.row(number).number == wanted.number).all()
     assert resumed.cursor(number) == whole.cursor(number)
 
 
 @given(st.integers(0, 9999), st.integers(1, 3))
 def test_every_entry_once_for_every_seed(tiny_plan, seed, blocks):
-    pools, shares, facts = tiny_plan
-    plan = Plan(pools, shares, CONFIG, facts, seed)
+    pools, shares = tiny_plan
+    plan = Plan(pools, shares, CONFIG, seed)
     used, number, wanted = [], 0, blocks * CONFIG.block
     while len(used) < wanted:
         used += plan.row(number).number.tolist()
@@ -158,7 +160,7 @@ def test_kinds_weigh_targets_and_searches_are_read_only(tiny_levels):
     weights = np.concatenate([build_row(plan, records, plan.row(i), plan.pools)["loss_weights"] for i in range(10)])
     assert set(np.unique(np.round(weights, 3))) == {0.0, np.float32(0.3), 1.0}
     targets = np.concatenate([build_row(plan, records, plan.row(i), plan.pools)["targets"] for i in range(10)])
-    assert (targets[weights > 0] >= plan.facts.vocab.text.end).all()
+    assert (targets[weights > 0] >= plan.pools[0].facts.vocab.text.end).all()
 
 
 def test_unknown_tasks_and_empty_mixtures_are_refused(tiny_dataset):

@@ -10,6 +10,7 @@ import pytest
 from m6rec_jax.artifacts.checkpoints import load_params, steps
 from m6rec_jax.config import CheckpointConfig, Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from m6rec_jax.data.dataset import open_dataset
+from m6rec_jax.data.domains import facts_of
 from m6rec_jax.data.loader import PlanRows, batches
 from m6rec_jax.data.plan import Plan, make_pools, mixture_shares
 from m6rec_jax.errors import InputError
@@ -17,7 +18,7 @@ from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.training.checkpoint import CheckpointWriter, Position, restore
 from m6rec_jax.training.optim import make_optimizer
-from m6rec_jax.training.run import facts_of, train
+from m6rec_jax.training.run import train
 from m6rec_jax.training.sharding import make_mesh, place_batch, place_items
 from m6rec_jax.training.state import abstract_state, init_state
 from m6rec_jax.training.step import make_train_step
@@ -41,7 +42,7 @@ class World:
         dataset = open_dataset(path)
         facts = facts_of(dataset)
         self.pools = make_pools(CONFIG.mixture, dataset.index, "train", CONFIG.data, facts)
-        plan = Plan(self.pools, mixture_shares(CONFIG.mixture, self.pools), CONFIG.data, facts, 0)
+        plan = Plan(self.pools, mixture_shares(CONFIG.mixture, self.pools), CONFIG.data, 0)
         rows = PlanRows(plan, dataset.records("train"), 0, STEPS, CONFIG.data.rows, 0, 1)
         self.batches = list(islice(batches(rows, 1), STEPS))
         self.blueprint = Blueprint(CONFIG.model, dataset.vocab, dataset.content.shape[1])
