@@ -160,8 +160,8 @@ class DataConfig:
     """How examples become rows (data/).
 
     Args:
-        length: tokens in a row (T).
-        rows: rows in a global batch (B), over all devices and accumulation steps.
+        length: tokens in a row (T); 0 = fitted to the histories of the datasets (training/fit).
+        rows: rows in a global batch (B), over all devices and accumulation steps; 0 = as many as hold 4,096 tokens.
         mask_rate: share of a sequence that the masked objectives hide.
         block: plan entries shuffled and packed together.
         threads: reader threads; 0 = the training thread reads.
@@ -174,9 +174,11 @@ class DataConfig:
     threads: int = 2
 
     def __post_init__(self) -> None:
-        at_least(16, "data", self, "length")
-        above_zero("data", self, "rows", "block")
-        at_least(0, "data", self, "threads")
+        check(
+            self.length == 0 or self.length >= 16, f"data.length={self.length}: must be at least 16, or 0 to be fitted"
+        )
+        above_zero("data", self, "block")
+        at_least(0, "data", self, "rows", "threads")
         check(0 < self.mask_rate < 1, f"data.mask_rate={self.mask_rate}: must lie between 0 and 1")
 
 
@@ -233,7 +235,8 @@ class TrainConfig:
     """The loop (training/loop).
 
     Args:
-        steps: optimiser steps.
+        steps: optimiser steps; with `epochs`, at most so many.
+        epochs: passes over the histories after which training ends; 0 = `steps` alone decides.
         accumulate: slices of a batch whose gradients are added before one step; must divide data.rows.
         log_every: steps between lines in metrics.jsonl.
         eval_every: steps between validations; 0 = only at the end.
@@ -242,6 +245,7 @@ class TrainConfig:
     """
 
     steps: int = 1000
+    epochs: float = 0.0
     accumulate: int = 1
     log_every: int = 20
     eval_every: int = 200
@@ -250,7 +254,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         above_zero("train", self, "steps", "accumulate", "log_every")
-        at_least(0, "train", self, "eval_every", "patience")
+        at_least(0, "train", self, "epochs", "eval_every", "patience")
         check(0 <= self.seed < 2**32, f"train.seed={self.seed}: must be at least 0 and below 2^32")
 
 

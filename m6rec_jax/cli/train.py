@@ -68,23 +68,26 @@ def run_training(
     import jax
 
     from m6rec_jax.artifacts.checkpoints import steps
+    from m6rec_jax.artifacts.run import read_run
     from m6rec_jax.recommend.evaluate import ValidationEvaluator, fit_gate
     from m6rec_jax.training.run import train as pretrain
 
     done = max(steps(run), default=0)
     if done:  # whether patience ended it there, the loop says
-        end = "; nothing is left to train" if done >= config.train.steps else ""
-        note(f"{run}: step {done:,} of {config.train.steps:,} is saved{end}")
+        wanted = (
+            min(config.train.steps, read_run(run).config.train.steps) if config.train.epochs else config.train.steps
+        )
+        end = "; nothing is left to train" if done >= wanted else ""
+        note(f"{run}: step {done:,} of {wanted:,} is saved{end}")
         if init_from:
             note(f"--init-from {init_from} counted at the first start only; the checkpoints of {run} go on")
     else:
-        note(
-            f"{run}: starting, {config.train.steps:,} steps"
-            + (f" from the parameters of {init_from}" if init_from else "")
-        )
+        passes = f"{config.train.epochs:g} passes over the histories, at most " if config.train.epochs else ""
+        start = f" from the parameters of {init_from}" if init_from else ""
+        note(f"{run}: starting, {passes}{config.train.steps:,} steps{start}")
 
-    def evaluator(blueprint, dataset):
-        return ValidationEvaluator(blueprint, dataset, length=config.data.length, users=VALIDATION_USERS)
+    def evaluator(blueprint, dataset, length):
+        return ValidationEvaluator(blueprint, dataset, length=length, users=VALIDATION_USERS)
 
     pretrain(config, datasets, run, weights=weights, init_from=init_from, make_evaluator=evaluator)
     if jax.process_count() == 1:  # of many processes none has the run to itself; the first `evaluate` does it then

@@ -27,15 +27,16 @@ from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.progress import note
 from m6rec_jax.training.checkpoint import CheckpointWriter, Position, restore
+from m6rec_jax.training.fit import fitted
 from m6rec_jax.training.initial import from_run, on_host
 from m6rec_jax.training.loop import Evaluator, Loop, train_loop
 from m6rec_jax.training.optim import learning_rate, make_optimizer
-from m6rec_jax.training.sharding import check_fit, make_mesh, place_items
+from m6rec_jax.training.sharding import check_fit, make_mesh, place_items, row_shards
 from m6rec_jax.training.state import abstract_state, init_state
 from m6rec_jax.training.step import make_eval_step, make_train_step
 from m6rec_jax.training.validation import ValidationLoss, unigram_losses, validation_rows
 
-MakeEvaluator = Callable[[Blueprint, Dataset], Evaluator]
+MakeEvaluator = Callable[[Blueprint, Dataset, int], Evaluator]
 
 
 def train(
@@ -50,15 +51,20 @@ def train(
     """Train a run on one dataset or on several (domains) to its end, or take it up; returns its folder.
 
     `weights`: one a dataset, its share of the target tokens relative to the others'; all 1 when left out.
-    `make_evaluator(blueprint, dataset)` gives the validation figures of a domain (among them ndcg@10, whose mean over
-    domains picks the best checkpoint) from that domain's parameters on the host. Raises InputError before compiling when anything does not fit, Requeue
-    after SIGTERM.
+    `make_evaluator(blueprint, dataset, length)` gives the validation figures of a domain (among them ndcg@10, whose
+    mean over domains picks the best checkpoint) from that domain's parameters on the host; `length`: tokens of a row.
+    Raises InputError before compiling when anything does not fit, Requeue after SIGTERM.
     """
     run = Path(run)
     domains = open_domains(datasets, weights)
 
     # -- mesh ---------------------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
+    asked, config = config, fitted(config, domains, row_shards(mesh))
+    if config != asked:
+        note(
+            f"fitted to the data: {config.data.rows} rows of {config.data.length} tokens, {config.train.steps:,} steps"
+        )
     check_fit(mesh, config)
     if config.data.rows % jax.process_count():
         raise InputError(f"data.rows={config.data.rows} does not divide over {jax.process_count()} processes")
@@ -95,7 +101,7 @@ def train(
     valid_rows = validation_rows(plan, held_out, joint_records(domains, "valid"), config.train.seed)
     unigram = unigram_losses(plan, records, valid_rows, blueprint.vocab, names)
     losses = ValidationLoss(make_eval_step(blueprint, len(pools)), valid_rows, names, config.data.rows, mesh, items)
-    evaluator = _evaluator(make_evaluator, blueprint, domains) if make_evaluator else None
+    evaluator = _evaluator(make_evaluator, blueprint, domains, config.data.length) if make_evaluator else None
 
     def validate(params: Any) -> dict[str, float]:
         with jax.set_mesh(mesh):
@@ -129,9 +135,9 @@ def train(
     return run
 
 
-def _evaluator(make: MakeEvaluator, blueprint: Blueprint, domains: Sequence[Domain]) -> Evaluator:
+def _evaluator(make: MakeEvaluator, blueprint: Blueprint, domains: Sequence[Domain], length: int) -> Evaluator:
     """The figures of one domain; of several each as `figure@domain`, and under `figure` their mean over domains."""
-    each = [make(blueprint.domain(i), domain.dataset) for i, domain in enumerate(domains)]
+    each = [make(blueprint.domain(i), domain.dataset, length) for i, domain in enumerate(domains)]
 
     def evaluate(params: Any) -> dict[str, float]:
         found = [one(blueprint.domain_params(params, i)) for i, one in enumerate(each)]

@@ -35,10 +35,15 @@ def make_mesh(config: MeshConfig, devices: int | None = None) -> jax.sharding.Me
     return jax.make_mesh(tuple(sizes.values()), AXES, devices=jax.devices()[:count])
 
 
+def row_shards(mesh: jax.sharding.Mesh) -> int:
+    """Over how many devices the rows of a batch are dealt."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH]))
+
+
 def check_fit(mesh: jax.sharding.Mesh, config: Config) -> None:
     """Raise InputError, before compiling, when rows, heads or widths do not divide over the mesh."""
     rows, model = config.data.rows, config.model
-    over = int(np.prod([mesh.shape[axis] for axis in BATCH]))
+    over = row_shards(mesh)
     if rows % (over * config.train.accumulate):
         raise InputError(
             f"data.rows={rows} does not divide over {over} row shards (mesh {' x '.join(BATCH)}) times "
