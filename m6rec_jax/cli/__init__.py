@@ -29,6 +29,8 @@ VERBS = {
     "evaluate": ("recommend", "evaluate", "measure a run against popularity, item-kNN and the counting floor"),
     "compare": ("compare", "compare", "tell whether runs differ: paired tests over the same users"),
     "generate": ("recommend", "generate", "recommend to many users at once, into Parquet"),
+    "embed": ("recommend", "embed", "write vectors of users or items, into Parquet"),
+    "profile": ("recommend", "profile", "write what users do and are interested in, into Parquet"),
     "verify": ("verify", "verify", "check the files of a dataset or run against their digests"),
     "doctor": ("doctor", "doctor", "show versions, devices, memory and missing extras"),
     "demo": ("demo", "demo", "everything once, on MovieLens-100K: fetch to report"),

@@ -27,6 +27,7 @@ PURPOSE = {
     "eval": "cross-checking measures, scoring texts",
     "kernels": "fused attention kernels on GPU and TPU",
     "privacy": "differentially private training",
+    "profile": "interest topics of users",
     "quant": "quantised models and LoRA",
     "serve": "the HTTP API and page",
     "sweep": "searching settings, locally or under Slurm",

@@ -1,4 +1,4 @@
-"""`m6rec evaluate` and `m6rec generate`: measure a run; recommend to many users at once."""
+"""`m6rec evaluate`, `generate`, `embed` and `profile`: measure a run; lists, vectors and profiles of many users."""
 
 from __future__ import annotations
 
@@ -101,3 +101,56 @@ def generate(argv: list[str]) -> None:
         key=Path(options.key) if options.key else None,
     )
     note(f"wrote {options.out}")
+
+
+def embed(argv: list[str]) -> None:
+    """Write the vectors of all users or all items as Parquet."""
+    parser = Parser(
+        prog="m6rec embed",
+        usage="m6rec embed --run RUN [--dataset DATASET] --users|--items --out vectors.parquet",
+        description="Write one vector a user (user_id, vector) or an item (item_id, vector). Where a code is an item, the\n"
+        "product of the two is the model's logit. Where items have several codes, an item's vector is the mean of what\n"
+        "the model reads at its codes.\n\n"
+        "example:\n  m6rec embed --run runs/shop --items --out items.parquet",
+    )
+    add = parser.add_argument
+    add("--run", required=True, metavar="RUN", help="folder that `m6rec train` wrote; its best checkpoint is asked")
+    add("--dataset", metavar="DATASET", help="where the dataset lies now; without it, where the run was trained on it")
+    add("--users", action="store_true", help="every user with events: the state after the last of them")
+    add("--items", action="store_true", help="every item of the catalogue")
+    add("--out", required=True, metavar="FILE", help="the Parquet file to write")
+    options = parser.parse(argv)
+    wanted = [what for what in ("users", "items") if options[what]]
+    if len(wanted) != 1:
+        raise InputError("say --users or --items, one of them; m6rec embed --help shows an example")
+    out = file_to_write("--out", options.out)
+    from m6rec_jax.recommend.embed import embed as embed_all
+
+    dataset = Path(options.dataset) if options.dataset else None
+    count = embed_all(Path(options.run), wanted[0], out, dataset)
+    note(f"wrote {options.out}: {count:,} vectors")
+
+
+def profile(argv: list[str]) -> None:
+    """Write the profiles of all users as Parquet."""
+    parser = Parser(
+        prog="m6rec profile",
+        usage="m6rec profile --dataset DATASET [--topics N] [--split all|train] [--say en|zh] --out profiles.parquet",
+        description="Write one row a user: counts, pace, repeats, categories, numbers, and interest topics of item texts. Beside\n"
+        "it NAME.topics.parquet says what each topic is about, NAME.items.parquet how much of it an item has.\n\n"
+        "example:\n  m6rec profile --dataset data/shop --out profiles.parquet",
+    )
+    add = parser.add_argument
+    add("--dataset", required=True, metavar="DATASET", help="folder that `m6rec prepare` wrote")
+    add("--topics", type=int, default=24, metavar="N", help="interest topics to fit at most; 0 = none")
+    add("--split", choices=["all", "train"], default="all", metavar="SPLIT", help="all events, or train: those a model may learn from")  # fmt: skip
+    add("--say", choices=["en", "zh"], metavar="LANGUAGE", help="add a column `text` that says it in en or zh")
+    add("--out", required=True, metavar="FILE", help="the Parquet file to write")
+    options = parser.parse(argv)
+    if options.topics < 0:
+        raise InputError(f"--topics={options.topics}: must not be negative")
+    out = file_to_write("--out", options.out)
+    from m6rec_jax.recommend.profile import profile as profile_all
+
+    count = profile_all(Path(options.dataset), out, topics=options.topics, split=options.split, language=options.say)
+    note(f"wrote {options.out}: {count:,} users")

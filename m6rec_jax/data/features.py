@@ -43,10 +43,12 @@ class TfidfEncoder:
     idf: np.ndarray
     components: np.ndarray
 
+    def weigh(self, texts: list[str]) -> sp.csr_array:
+        """TF-IDF of each text over `terms` `[n, t]`, unit rows."""
+        return _tfidf(_count_terms(texts), len(texts), self.terms, self.idf)
+
     def encode(self, texts: list[str]) -> np.ndarray:
-        return unit(
-            (_tfidf(_count_terms(texts), len(texts), self.terms, self.idf) @ self.components).astype(np.float32)
-        )
+        return unit((self.weigh(texts) @ self.components).astype(np.float32))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Plain arrays for an npz."""

@@ -62,6 +62,7 @@ class Engine:
         self.timed, self.n_kinds, self.length = timed, n_kinds, length
         _check_codes(self.codes, self.vocab)
         self._define, self.params = nnx.split(model)
+        self._width = model.config.width
         self._trie_host = build_trie(self.codes)
         self.trie = jax.device_put(self._trie_host)
         self.items: ItemTable = jax.device_put(item_table(content, seen))
@@ -153,6 +154,30 @@ class Engine:
             logp = _score(self._define, self.params, self.items, tokens, item_rows, lengths, codes)
             result[chosen] = np.asarray(logp)[: len(chosen)]
         return result
+
+    def states(
+        self,
+        histories: Sequence[np.ndarray],
+        *,
+        times: Sequence[np.ndarray] | None = None,
+        kinds: Sequence[np.ndarray] | None = None,
+        queries: Sequence[Queries] | None = None,
+    ) -> np.ndarray:
+        """The state after each history, the one that scores the next item: float32 `[U, D]`."""
+        prompts = self._prompts(histories, times, kinds, queries)
+        result = np.zeros((len(histories), self._width), np.float32)
+        for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts]):
+            inputs = _pad([prompts[u] for u in chosen], B, T)
+            result[chosen] = np.asarray(_states(self._define, self.params, self.items, *inputs))[: len(chosen)]
+        return result
+
+    def item_vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors of catalogue rows float32 `[n, D]`: the mean of what the model reads at the codes of each item, the
+        last of which brings its content. With one level that is its row of the output table: times a state, a logit."""
+        rows = np.asarray(rows, np.int32)
+        size = _bucket(max(len(rows), 1), 64)
+        padded = np.pad(rows, (0, size - len(rows)), mode="edge") if len(rows) else np.zeros(size, np.int32)
+        return np.asarray(_item_vectors(self._define, self.params, self.items, self.codes[padded], padded))[: len(rows)]
 
     def write(
         self,
@@ -259,6 +284,20 @@ def _score(define, params, items, tokens, item_rows, lengths, codes):
         every = jax.nn.log_softmax(model.logits(asks[:, t], t + 1, items), axis=-1)
         logp += jnp.take_along_axis(every, codes[:, t : t + 1], axis=1)[:, 0]
     return logp
+
+
+@partial(jax.jit, static_argnums=0)
+def _states(define, params, items, tokens, item_rows, lengths):
+    return prefill(nnx.merge(define, params), items, tokens, item_rows, lengths).hidden.astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnums=0)
+def _item_vectors(define, params, items, codes, rows):
+    model = nnx.merge(define, params)
+    tokens = codes + jnp.array([s.offset for s in model.vocab.levels])
+    completes = jnp.full(codes.shape, -1).at[:, -1].set(rows)
+    read = model.embeddings.read(tokens, completes, items, None)
+    return read.astype(jnp.dtype(model.config.dtype)).astype(jnp.float32).mean(1)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
