@@ -18,7 +18,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 	--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-emit-index-url --no-header
 
 .PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean \
-	bench-prepare bench-seeds bench-objectives bench-metrics
+	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -71,6 +71,9 @@ bench-prepare: install  ## events a second of `prepare`
 
 bench-seeds: install  ## the demo's run with three seeds, on the test split
 	$(BIN)/python -m benchmarks.seeds
+
+bench-quality: install  ## the default configuration on every data set, 3 seeds; FINAL=1 scores the test split
+	$(BIN)/python -m benchmarks.quality
 
 bench-objectives: install  ## causal, masked and seq2seq alone against the mixture, at equal tokens
 	$(BIN)/python -m benchmarks.objectives
