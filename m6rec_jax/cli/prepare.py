@@ -29,6 +29,7 @@ def prepare(argv: list[str]) -> None:
         "--borrow",
         choices=("everything", "tokenizer"),
         default="everything",
+        metavar="WHAT",
         help="what --like lends: everything, or the tokenizer alone, for another catalogue that is to be trained together with that one",
     )
     add("--append", action="store_true", help="add the events and items of the card to the dataset at --out")
