@@ -18,7 +18,8 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 	--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-emit-index-url --no-header
 
 .PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean \
-	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics
+	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
+	bench-memory
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -77,6 +78,9 @@ bench-quality: install  ## the default configuration on every data set, 3 seeds;
 
 bench-objectives: install  ## causal, masked and seq2seq alone against the mixture, at equal tokens
 	$(BIN)/python -m benchmarks.objectives
+
+bench-memory: install  ## what a new event costs the memory at 10^6 items
+	$(BIN)/python -m benchmarks.memory
 
 bench-metrics: install  ## seconds and memory of the measures at 10^6 users and 10^6 items
 	$(BIN)/python -m benchmarks.metrics
