@@ -115,7 +115,7 @@ def embed(argv: list[str]) -> None:
     )
     add = parser.add_argument
     add("--run", required=True, metavar="RUN", help="folder that `m6rec train` wrote; its best checkpoint is asked")
-    add("--dataset", metavar="DATASET", help="where the dataset lies now; without it, where the run was trained on it")
+    add("--dataset", metavar="DATASET", help=DATASET)
     add("--users", action="store_true", help="every user with events: the state after the last of them")
     add("--items", action="store_true", help="every item of the catalogue")
     add("--out", required=True, metavar="FILE", help="the Parquet file to write")

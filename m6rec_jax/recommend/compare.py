@@ -13,12 +13,13 @@ import numpy as np
 import polars as pl
 
 from m6rec_jax.artifacts.checkpoints import best_step
-from m6rec_jax.artifacts.run import code_version
+from m6rec_jax.artifacts.run import code_version, read_run
 from m6rec_jax.artifacts.schemas import COMPARISON, EVALUATION
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.recommend import metrics
-from m6rec_jax.recommend.evaluate import dataset_of, evaluate
+from m6rec_jax.recommend.evaluate import evaluate
+from m6rec_jax.recommend.opening import dataset_of, domain_of
 
 LEVEL = 0.05
 METHOD = (
@@ -104,7 +105,8 @@ def _open(path: Path, split: str, dataset: Path | str | None) -> Measured:
 
 def _of_run(run: Path, split: str, dataset: Path | str | None) -> tuple[Path, dict[str, Any]]:
     """The run's own report for its best step and this dataset, made now unless it is there."""
-    file, data = run / "reports" / f"{split}.json", dataset_of(run, dataset)
+    data, record = dataset_of(run, dataset), read_run(run)
+    file = record.folder(domain_of(record, data)) / "reports" / f"{split}.json"
     if file.is_file() and file.with_name(f"{split}.users.parquet").is_file():
         report = _read(file)
         if (report["step"], report["dataset"]["digest"]) == (best_step(run), data.digest):

@@ -108,9 +108,9 @@ def gate_of(record: Run, step: int, domain: int = 0) -> Gate | None:
 
 
 def check_fits(record: Run, data: Dataset, domain: int = 0) -> None:
-    """Raise InputError unless the dataset speaks the ids of a run's domain: its tokenizer, features and code levels, and the same
-    meaning of each code: its items in its rows (one level), its codebooks (several)."""
-    way_out = f"prepare it with --like {record.path}"
+    """Raise InputError unless the dataset speaks the ids of a run's domain: its tokenizer, features and code levels, and
+    the same meaning of each code: its items in its rows (one level), its codebooks (several)."""
+    way_out = f"prepare it with --like {record.folder(domain)}"
     if data.vocab.text.size != record.vocab.text.size or file_digest(data.path / "tokenizer.model") != record.tokenizer:
         raise InputError(f"{data.path}: its tokenizer is not that of {record.path}; {way_out}")
     ours, theirs, folder = record.vocab.domain(domain).levels, data.vocab.levels, record.folder(domain)

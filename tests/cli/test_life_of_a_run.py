@@ -14,6 +14,7 @@ from m6rec_jax.cli import INTERRUPTED, REQUEUE, SUCCESS, WRONG_INPUT, main
 from m6rec_jax.cli.train import BY_HAND
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.privacy import hide_id
+from tests.domains import films  # noqa: F401
 from tests.fixtures import tiny_card
 
 SMALL = ["--model.layers=1", "--model.width=16", "--data.rows=4", "--data.length=64", "--optim.warmup=1"]
@@ -71,6 +72,25 @@ def test_a_run_from_training_to_lists(tiny_dataset, tmp_path, capsys):
     assert main([*argv, "--key", str(key)]) == SUCCESS
     names = pl.read_parquet(tmp_path / "hidden.parquet")["user_id"].unique(maintain_order=True).to_list()
     assert names == [hide_id(user, key.read_bytes()) for user in ("u7", "u9")]
+
+
+def test_two_datasets_in_one_run(tiny_dataset, films, tmp_path, capsys):  # noqa: F811
+    run, lists = tmp_path / "run", tmp_path / "recs.parquet"
+    argv = ["train", *SMALL, "--dataset", str(tiny_dataset), "--run", str(run), "--train.steps=2"]
+    assert main([*argv, "--dataset", f"{films}=half"]) == WRONG_INPUT
+    assert "'half' is no weight; write --dataset DATASET, or DATASET=0.5" in capsys.readouterr().err
+    assert main([*argv, "--dataset", f"{films}=0.5"]) == SUCCESS
+    assert json.loads((run / "run.json").read_text())["weights"] == [1.0, 0.5]
+    assert (run / "gate.json").is_file() and (run / "domains" / "films" / "gate.json").is_file()
+    valid = [row for row in map(json.loads, (run / "metrics.jsonl").open()) if "valid/ndcg@10" in row][-1]
+    each = [valid[f"valid/ndcg@10@{name}"] for name in ("tiny", "films")]
+    assert valid["valid/ndcg@10"] == pytest.approx(sum(each) / 2)
+    assert main(["verify", str(run)]) == SUCCESS
+    generate = ["generate", "--run", str(run), "--users", "all", "--limit", "3", "--k", "4", "--out", str(lists)]
+    assert main([*generate, "--dataset", str(films)]) == SUCCESS
+    assert pl.read_parquet(lists)["item_id"].str.starts_with("film-").all()
+    assert main([*argv, "--dataset", str(films)]) == WRONG_INPUT
+    assert "weights of its datasets were tiny=1, films=0.5" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_run_that_patience_ended_is_not_said_to_resume(tiny_dataset, tmp_path, capsys):

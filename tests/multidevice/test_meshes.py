@@ -10,9 +10,9 @@ import pytest
 from m6rec_jax.artifacts.checkpoints import load_params, steps
 from m6rec_jax.config import CheckpointConfig, Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from m6rec_jax.data.dataset import open_dataset
-from m6rec_jax.data.domains import facts_of
+from m6rec_jax.data.domains import joint_pools, joint_records, joint_shares, joint_vocab, open_domains
 from m6rec_jax.data.loader import PlanRows, batches
-from m6rec_jax.data.plan import Plan, make_pools, mixture_shares
+from m6rec_jax.data.plan import Plan
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
@@ -22,6 +22,7 @@ from m6rec_jax.training.run import train
 from m6rec_jax.training.sharding import make_mesh, place_batch, place_items
 from m6rec_jax.training.state import abstract_state, init_state
 from m6rec_jax.training.step import make_train_step
+from tests.domains import films  # noqa: F401
 from tests.fixtures import tiny_dataset, tiny_levels, tiny_root  # noqa: F401
 
 STEPS = 20
@@ -38,15 +39,15 @@ MESHES = {"4x2": MeshConfig(4, 2, 1), "2x2x2": MeshConfig(2, 2, 2)}
 class World:
     """Everything of a run but the mesh."""
 
-    def __init__(self, path):
-        dataset = open_dataset(path)
-        facts = facts_of(dataset)
-        self.pools = make_pools(CONFIG.mixture, dataset.index, "train", CONFIG.data, facts)
-        plan = Plan(self.pools, mixture_shares(CONFIG.mixture, self.pools), CONFIG.data, 0)
-        rows = PlanRows(plan, dataset.records("train"), 0, STEPS, CONFIG.data.rows, 0, 1)
+    def __init__(self, *paths):
+        domains = open_domains(paths)
+        self.pools = joint_pools(domains, CONFIG.mixture, "train", CONFIG.data)
+        plan = Plan(self.pools, joint_shares(domains, CONFIG.mixture, self.pools), CONFIG.data, 0)
+        rows = PlanRows(plan, joint_records(domains, "train"), 0, STEPS, CONFIG.data.rows, 0, 1)
         self.batches = list(islice(batches(rows, 1), STEPS))
-        self.blueprint = Blueprint(CONFIG.model, dataset.vocab, dataset.content.shape[1])
-        self.items = item_table(dataset.content, dataset.seen)
+        width, *more = (domain.dataset.content.shape[1] for domain in domains)
+        self.blueprint = Blueprint(CONFIG.model, joint_vocab(domains), width, tuple(more))
+        self.items = tuple(item_table(domain.dataset.content, domain.dataset.seen) for domain in domains)
         self.optimizer = make_optimizer(CONFIG.optim, STEPS)
 
     def losses(self, mesh, negatives=0):
@@ -61,9 +62,9 @@ class World:
         return np.array(found), state
 
 
-@pytest.fixture(scope="module", params=["tiny_dataset", "tiny_levels"])
+@pytest.fixture(scope="module", params=[["tiny_dataset"], ["tiny_levels"], ["tiny_dataset", "films"]], ids="+".join)
 def world(request):
-    return World(request.getfixturevalue(request.param))
+    return World(*map(request.getfixturevalue, request.param))
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from m6rec_jax.data.prepare import prepare
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.training.initial import from_run
 from m6rec_jax.training.metrics import read_rows
 from m6rec_jax.training.run import train
 from m6rec_jax.training.step import slice_losses
@@ -147,22 +148,28 @@ def test_resume_refuses_other_datasets_by_name_and_other_weights(both, tiny_data
     assert steps(run) == steps(both)
 
 
-def still(config):
-    return replace(config, train=TrainConfig(steps=2, eval_every=0), optim=OptimConfig(learning_rate=1e-9, warmup=1))
+def given(lender, *datasets):
+    """Parameters that a run on these datasets begins with under `--init-from lender`, and its blueprint."""
+    opened = [open_dataset(path) for path in datasets]
+    width, *more = (data.content.shape[1] for data in opened)
+    blueprint = Blueprint(SMALL.model, joint_vocab(open_domains(datasets)), width, tuple(more))
+    return from_run(lender, opened, blueprint, blueprint.init(0)), blueprint
 
 
 def test_a_run_on_both_lends_to_each_and_one_lends_to_both(both, tiny_dataset, films, tmp_path):  # noqa: F811
     old, blueprint = params_of(both, "best"), blueprint_of(both)
-    close = partial(np.testing.assert_allclose, atol=1e-6)
+    equal = np.testing.assert_array_equal
     for number, path in enumerate((tiny_dataset, films)):
-        run = train(still(SMALL), [path], tmp_path / str(number), init_from=both)
-        jax.tree.map(close, params_of(run), blueprint.domain_params(old, number))
-    alone = params_of(tmp_path / "1")
-    turned = train(still(SMALL), [tiny_dataset, films], tmp_path / "back", init_from=tmp_path / "1")
-    new, fresh = params_of(turned), blueprint.init(0)
-    jax.tree.map(close, blueprint.domain_params(new, 1), alone)
-    close(new["embeddings"]["tables"]["level1"], fresh["embeddings"]["tables"]["level1"])
-    close(new["embeddings"]["content"], fresh["embeddings"]["content"])
+        jax.tree.map(equal, given(both, path)[0], blueprint.domain_params(old, number))
+    short = replace(SMALL, train=TrainConfig(steps=2, eval_every=0), optim=OptimConfig(learning_rate=1e-9, warmup=1))
+    run = train(short, [films], tmp_path / "films", init_from=both)
+    alone = params_of(run)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), alone, blueprint.domain_params(old, 1))
+    new, joint = given(run, tiny_dataset, films)
+    fresh = joint.init(0)
+    jax.tree.map(equal, joint.domain_params(new, 1), alone)
+    equal(new["embeddings"]["tables"]["level1"], fresh["embeddings"]["tables"]["level1"])
+    equal(new["embeddings"]["content"], fresh["embeddings"]["content"])
 
 
 def test_items_of_a_domain_of_another_name_are_found_by_id_and_title(both, tiny_dataset, tmp_path):  # noqa: F811
@@ -170,11 +177,10 @@ def test_items_of_a_domain_of_another_name_are_found_by_id_and_title(both, tiny_
     tables = tiny_tables()
     items = tables["items"].reverse()
     items[0, "title"] = "something else"
-    other = prepare(tiny_card(tables | {"items": items}, name="other"), tmp_path / "other", like=tiny_dataset, borrow="tokenizer")  # fmt: skip
-    run = train(still(SMALL), [other.path], tmp_path / "run", init_from=both)
-    old, new = (params_of(r, s)["embeddings"]["tables"]["level1"] for r, s in ((both, "best"), (run, "latest")))
-    tiny = open_dataset(tiny_dataset)
-    changed = items["id"][0]
+    card = tiny_card(tables | {"items": items}, name="other")
+    other = prepare(card, tmp_path / "other", like=tiny_dataset, borrow="tokenizer")
+    lent = given(both, other.path)[0]["embeddings"]["tables"]["level1"]
+    old, tiny = params_of(both, "best")["embeddings"]["tables"]["level1"], open_dataset(tiny_dataset)
     for item in tiny.item_ids:
-        near = np.allclose(new[other.row_of(item)], old[tiny.row_of(item)], atol=1e-6)
-        assert near == (item != changed), item
+        same = np.array_equal(lent[other.row_of(item)], old[tiny.row_of(item)])
+        assert same == (item != items["id"][0]), item
