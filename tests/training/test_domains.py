@@ -117,7 +117,7 @@ def test_the_best_step_is_that_of_the_mean_over_domains(tiny_dataset, films, tmp
     scores = {"tiny": iter((0.5, 0.1)), "films": iter((0.1, 0.7))}
     seen = []
 
-    def make(blueprint, dataset):
+    def make(blueprint, dataset, length):
         seen.append((dataset.name, len(blueprint.vocab.levels), blueprint.content_width == dataset.content.shape[1]))
         return lambda params: {"ndcg@10": next(scores[dataset.name])}
 
