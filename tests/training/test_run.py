@@ -127,10 +127,10 @@ def interrupted(dataset, run, at, how):
 
 
 def test_killed_at_a_random_step_and_resumed_equals_undisturbed(whole, tiny_dataset, tmp_path):  # noqa: F811
-    at = int(np.random.default_rng().integers(6, 19))
+    at = int(np.random.default_rng().integers(11, 19))  # two saves have begun; under load neither may have ended
     done = interrupted(tiny_dataset, tmp_path / "run", at, signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert max(steps(tmp_path / "run")) <= at
+    assert max(steps(tmp_path / "run"), default=0) <= at
     train(CONFIG, [tiny_dataset], tmp_path / "run", make_evaluator=some_score)
     assert bytes_of(tmp_path / "run", 20) == bytes_of(whole, 20), f"killed at step {at}"
     assert optimizer_files(tmp_path / "run", 20) == optimizer_files(whole, 20)
