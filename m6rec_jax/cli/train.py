@@ -13,7 +13,7 @@ from m6rec_jax.progress import note, speak
 from m6rec_jax.settings import Parser, add_config_options, config_of
 
 BY_HAND = ("M6REC_COORDINATOR", "M6REC_PROCESSES", "M6REC_PROCESS_ID")
-VALIDATION_USERS = 20_000  # who choose the best checkpoint; a sample of them where there are more
+VALIDATION_USERS = 10_000  # who choose the best checkpoint; a sample of them where there are more
 
 
 def train(argv: list[str]) -> None:
@@ -69,7 +69,8 @@ def run_training(
 
     from m6rec_jax.artifacts.checkpoints import steps
     from m6rec_jax.artifacts.run import read_run
-    from m6rec_jax.recommend.evaluate import ValidationEvaluator, fit_gate
+    from m6rec_jax.recommend.evaluate import ValidationEvaluator
+    from m6rec_jax.recommend.gating import fit_gate
     from m6rec_jax.training.run import train as pretrain
 
     done = max(steps(run), default=0)

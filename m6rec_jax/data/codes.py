@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from m6rec_jax.data.clusters import kmeans, nearest
 from m6rec_jax.data.spectral import leading, unit
 from m6rec_jax.data.transitions import Transitions
 from m6rec_jax.errors import InputError
@@ -20,9 +21,6 @@ COLLABORATIVE_WIDTH = 64
 COLLABORATIVE_WEIGHT = 1.0  # length of the collaborative part beside content's unit length
 RIDGE = 1.0
 FIT_ITEMS = 1 << 14  # k-means is fitted on at most this many items
-ITERATIONS = 10
-FAR = 8.0  # length of a spare centroid; content and collaborative parts have length 1
-_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ def fit_codebooks(content: np.ndarray, transitions: Transitions, levels: int, si
         rest = rest[np.sort(rng.choice(len(rest), FIT_ITEMS, replace=False))]
     centroids = []
     for _ in range(levels - 1):
-        centroids.append(_kmeans(rest, size, rng))
-        rest = rest - centroids[-1][_nearest(rest, centroids[-1])]
+        centroids.append(kmeans(rest, size, rng))
+        rest = rest - centroids[-1][nearest(rest, centroids[-1])]
     return Codebooks(levels, size, tuple(centroids), made.ridge)
 
 
@@ -118,7 +116,7 @@ def _path(features: np.ndarray, books: Codebooks, choice: int) -> np.ndarray:
     path = np.empty((len(features), n_levels), np.int32)
     rest = features
     for level, (digit, centroids) in enumerate(zip(digits, books.centroids, strict=True)):
-        path[:, level] = _nearest(rest, centroids, digit)
+        path[:, level] = nearest(rest, centroids, digit)
         rest = rest - centroids[path[:, level]]
     return path
 
@@ -137,43 +135,6 @@ def _cell(path: np.ndarray, size: int) -> np.ndarray:
     for level in range(path.shape[1]):
         cell = cell * size + path[:, level]
     return cell
-
-
-def _nearest(x: np.ndarray, centroids: np.ndarray, rank: int = 0) -> np.ndarray:
-    """Index of the `rank`-th nearest centroid of each row (0 = the nearest)."""
-    half = (centroids**2).sum(1) / 2
-    chosen = np.empty(len(x), np.int32)
-    for start in range(0, len(x), _BLOCK):
-        near = half - x[start : start + _BLOCK] @ centroids.T
-        if rank:
-            chosen[start : start + _BLOCK] = np.argsort(near, axis=1, kind="stable")[:, rank]
-        else:
-            chosen[start : start + _BLOCK] = near.argmin(1)
-    return chosen
-
-
-def _kmeans(x: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """`size` centroids by Lloyd's algorithm from distinct rows; an empty cell takes the worst row.
-
-    Where there are fewer distinct rows the rest lie far away from them all: room for what overflows.
-    """
-    distinct = np.unique(x, axis=0)
-    k = min(size, len(distinct))
-    spare = rng.standard_normal((size - k, x.shape[1]))
-    spare *= FAR / np.maximum(np.linalg.norm(spare, axis=1, keepdims=True), 1e-6)
-    centroids = distinct[np.sort(rng.choice(len(distinct), k, replace=False))]
-    if k == len(distinct):
-        return np.concatenate([distinct, spare]).astype(np.float32)
-    for _ in range(ITERATIONS):
-        owner = _nearest(x, centroids)
-        sizes = np.bincount(owner, minlength=k)
-        sums = sp.csr_array((np.ones(len(x), np.float32), (owner, np.arange(len(x)))), shape=(k, len(x))) @ x
-        centroids = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centroids).astype(np.float32)
-        empty = np.flatnonzero(sizes == 0)
-        if len(empty):
-            error = ((x - centroids[owner]) ** 2).sum(1)
-            centroids[empty] = x[np.argsort(-error, kind="stable")[: len(empty)]]
-    return centroids
 
 
 def _predict_collaborative(content: np.ndarray, transitions: Transitions, seed: int) -> np.ndarray:

@@ -15,6 +15,7 @@ import xxhash
 from m6rec_jax.artifacts.manifest import read_manifest
 from m6rec_jax.artifacts.schemas import DATASET
 from m6rec_jax.data.arrays import read_arrays
+from m6rec_jax.data.neighbours import Neighbours
 from m6rec_jax.data.records import SUFFIX, RecordReader
 from m6rec_jax.data.splits import SPLITS
 from m6rec_jax.data.tokenizer import Tokenizer
@@ -25,7 +26,10 @@ from m6rec_jax.vocab import Vocab
 
 @dataclass(frozen=True)
 class Dataset:
-    """What `prepare` wrote: C items, codes [C, L] int32, content [C, Dc] float32; records and the rest on demand."""
+    """What `prepare` wrote: C items, codes [C, L] int32, content [C, Dc] float32; records and the rest on demand.
+
+    `neighbours`: items alike by content; None in a dataset of an earlier version, which has none.
+    """
 
     path: Path
     manifest: dict[str, Any]
@@ -35,6 +39,7 @@ class Dataset:
     users: pl.DataFrame
     codes: np.ndarray
     content: np.ndarray
+    neighbours: Neighbours | None = None
 
     @property
     def name(self) -> str:
@@ -133,7 +138,7 @@ def open_dataset(path: Path | str) -> Dataset:
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: its items or users are not readable ({reason}); prepare the dataset again") from None
-    arrays = read_arrays(path / "codes.npz", "codes", "content")
+    arrays = read_arrays(path / "codes.npz")
     return Dataset(
         path=path,
         manifest=manifest,
@@ -143,4 +148,5 @@ def open_dataset(path: Path | str) -> Dataset:
         users=users,
         codes=arrays["codes"],
         content=arrays["content"],
+        neighbours=Neighbours.from_arrays(arrays) if "neighbours" in arrays else None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 
 import grain
 import numpy as np
@@ -13,18 +13,45 @@ from m6rec_jax.data.plan import Entries, Plan, Pool
 from m6rec_jax.data.records import RecordReader
 from m6rec_jax.data.tasks import Piece
 
+KEPT_TOKENS = 1 << 24  # of examples that are the same in every epoch: some 0.5 GB at most, reached by few datasets
+Kept = MutableMapping[tuple[int, int, int], Sequence]
 
-def build_row(plan: Plan, records: RecordReader, entries: Entries, pools: list[Pool]) -> dict[str, np.ndarray]:
-    """The packed arrays `[T]` of one row's entries, drawn from `pools`: a pure function of (seed, entries)."""
-    sequences: list[tuple[Sequence, int]] = []
-    for i, record in enumerate(records.take(entries.record)):
-        task = int(entries.task[i])
-        pool = pools[task]
-        rng = np.random.default_rng([plan.seed, 4, int(entries.number[i])])
-        piece = Piece(pool.stretch, int(entries.start[i]), float(entries.draw[i]))
-        example = pool.task.build(record, piece, pool.facts)
-        sequences.append((pool.shift.moved(pool.objective.arrange(example, rng, plan.config.mask_rate)), task))
-    return pack_row(sequences, plan.config.length)
+
+def build_row(
+    plan: Plan, records: RecordReader, entries: Entries, pools: list[Pool], kept: Kept | None = None
+) -> dict[str, np.ndarray]:
+    """The packed arrays `[T]` of one row's entries, drawn from `pools`: a pure function of (seed, entries).
+
+    `kept`: examples that no chance changes, by (pool, record, start), so that they are read and arranged once.
+    """
+    columns = (entries.task, entries.record, entries.start)
+    keys = list(zip(*(column.tolist() for column in columns), strict=True))
+    made = [None if kept is None else kept.get(key) for key in keys]
+    missing = [place for place, sequence in enumerate(made) if sequence is None]
+    if missing:
+        for place, record in zip(missing, records.take(entries.record[missing]), strict=True):
+            pool = pools[keys[place][0]]
+            rng = np.random.default_rng([plan.seed, 4, int(entries.number[place])])
+            piece = Piece(pool.stretch, int(entries.start[place]), float(entries.draw[place]))
+            example = pool.task.build(record, piece, pool.facts)
+            sequence = pool.shift.moved(pool.objective.arrange(example, rng, plan.config.mask_rate))
+            if kept is not None and not (pool.task.by_draw or pool.objective.by_chance):
+                kept[keys[place]] = sequence
+            made[place] = sequence
+    return pack_row(
+        [(sequence, key[0]) for sequence, key in zip(made, keys, strict=True) if sequence], plan.config.length
+    )
+
+
+class _Keep(dict[tuple[int, int, int], Sequence]):
+    """Keeps what it is given until `KEPT_TOKENS` are held. Threads may write the same example twice: it is equal."""
+
+    tokens = 0
+
+    def __setitem__(self, key: tuple[int, int, int], sequence: Sequence) -> None:
+        if self.tokens < KEPT_TOKENS:
+            self.tokens += len(sequence.tokens) + 64  # what five small arrays weigh beside their content
+            super().__setitem__(key, sequence)
 
 
 class PlanRows(grain.sources.RandomAccessDataSource):
@@ -36,6 +63,7 @@ class PlanRows(grain.sources.RandomAccessDataSource):
     def __init__(self, plan: Plan, records: RecordReader, first: int, batches: int, rows: int, process: int, processes: int):  # fmt: skip
         self.plan, self.records, self.first, self.rows = plan, records, first, rows
         self.mine, self.offset, self.batches = rows // processes, process * (rows // processes), batches
+        self._kept = _Keep()
 
     def __len__(self) -> int:
         return self.batches * self.mine
@@ -43,7 +71,7 @@ class PlanRows(grain.sources.RandomAccessDataSource):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         batch, row = divmod(int(index), self.mine)
         number = self.first + batch * self.rows + self.offset + row
-        return build_row(self.plan, self.records, self.plan.row(number), self.plan.pools)
+        return build_row(self.plan, self.records, self.plan.row(number), self.plan.pools, self._kept)
 
 
 def batches(source: PlanRows, threads: int) -> Iterator[dict[str, np.ndarray]]:

@@ -44,6 +44,7 @@ from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.events import Events, event_arrays, user_table
 from m6rec_jax.data.features import WIDTH, fit_encoder, fit_fields, item_texts
 from m6rec_jax.data.history import history_lengths
+from m6rec_jax.data.neighbours import find_neighbours
 from m6rec_jax.data.privacy import check_key_place, key_mark, read_key
 from m6rec_jax.data.quality import check_thresholds, quality_report
 from m6rec_jax.data.records import DOCUMENT, HISTORY, ITEM, Record, RecordWriter, encode_histories
@@ -177,9 +178,8 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, to
         transitions.save(folder / "transitions.npz")
     with clock("codes", items.height, "items"):
         codes, books = code_items(content, transitions, items["item_id"], options.levels, options.codebook, lent)
-        np.savez(
-            folder / "codes.npz", codes=codes, content=content, **books.arrays(), **encoder.arrays(), **fields.arrays()
-        )
+        alike = find_neighbours(content)
+        np.savez(folder / "codes.npz", codes=codes, content=content, **alike.arrays(), **books.arrays(), **encoder.arrays(), **fields.arrays())  # fmt: skip
     said = _Said.of(items, tables.corpus)
     queries = events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0)))
     with clock("tokenizer", 0 if tokenizer else sum(1 for _ in said.heard(users, queries)), "texts") as bar:

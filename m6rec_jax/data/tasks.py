@@ -57,7 +57,7 @@ class Task:
     `sizes(tokens [n], draws [n], facts) -> (source [n], target [n])`: lengths at most, for stretches of `tokens`.
     `build(record, piece, facts)`: the example. `records`: kinds of record it is made from; `least`: fewest units
     (events of a history, tokens of a text); `windows`: a long record gives several entries, one a stretch, that
-    overlap by `overlap(facts)` tokens.
+    overlap by `overlap(facts)` tokens; `by_draw`: whether `build` looks at the draw.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Task:
     least: int = 1
     windows: bool = True
     overlap: Callable[[Facts], int] = lambda facts: 0
+    by_draw: bool = True
 
 
 def tasks() -> dict[str, Task]:
@@ -211,6 +212,7 @@ _alone = lambda tokens, draws, facts: (np.zeros_like(tokens), tokens)  # noqa: E
 BUILT_IN = (
     Task(
         "next-item", (HISTORY,), "causal", lambda room, facts: room - 1, _after_bos, _history, overlap=_event_overlap,
+        by_draw=False,
     ),
     Task(
         "behaviour-masked", (HISTORY,), "masked", lambda room, facts: room - 1, _after_bos, _history, least=2,
@@ -224,6 +226,7 @@ BUILT_IN = (
     Task(
         "text-causal", (ITEM, DOCUMENT), "causal",
         lambda room, facts: room - 2, lambda tokens, draws, facts: (np.ones_like(tokens), tokens + 1), _text_causal,
+        by_draw=False,
     ),
     Task("text-masked", (ITEM, DOCUMENT), "masked", lambda room, facts: room, _alone, _text, least=2),
     Task("text-infill", (ITEM, DOCUMENT), "infill", lambda room, facts: room, _alone, _text, least=2),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,26 @@ def item_table(content: np.ndarray, seen: np.ndarray) -> ItemTable:
     return ItemTable(
         np.pad(np.asarray(content, np.float32), ((0, spare), (0, 0))), np.pad(np.asarray(seen, bool), (0, spare))
     )
+
+
+class OutputTable(NamedTuple):
+    """An output table in parts, whose row i is `ids[i] + content[i] @ projection`; the last two are None without content.
+
+    Who scores a few rows only need not project all.
+    """
+
+    ids: Float[Array, "V D"]
+    content: Float[Array, "V Dc"] | None = None
+    projection: Float[Array, "Dc D"] | None = None
+
+    def astype(self, dtype: Any) -> OutputTable:
+        return jax.tree.map(lambda x: x.astype(dtype), self)
+
+    @property
+    def axes(self) -> OutputTable:
+        """Logical axes of the parts."""
+        there = self.content is not None
+        return OutputTable(("vocab", None), ("vocab", None) if there else None, (None, None) if there else None)
 
 
 ITEM_AXES = ItemTable(content=("vocab", None), seen=("vocab",))
@@ -105,19 +125,24 @@ class Embeddings(nnx.Module):
 
     def table(self, slice_index: int, items: Catalogues, key: jax.Array | None = None) -> Float[Array, "V D"]:
         """The output table of a slice: its rows, and for atomic items their content as well."""
+        parts = self.table_parts(slice_index, items, key)
+        if parts.content is None:
+            return parts.ids
+        content = jnp.einsum("vc,cd->vd", parts.content, parts.projection, out_sharding=sharding.out("vocab", None))
+        return parts.ids + content
+
+    def table_parts(self, slice_index: int, items: Catalogues, key: jax.Array | None = None) -> OutputTable:
+        """`table` before the content is projected."""
         s = self.vocab.slices[slice_index]
         table = sharding.gather_weight(self.tables[s.name][...], "vocab", "embed")
         if not (s.atomic and self.config.content):
-            return table
+            return OutputTable(table)
         facts = catalogues(items)[s.domain]
         kept = _rows_like(facts.seen, table)
         if key is not None and self.config.id_dropout > 0:
             kept = kept & keep_mask(key, kept.shape, round(self.config.id_dropout * 256), "vocab")
-        content = jnp.einsum(
-            "vc,cd->vd", sharding.place(facts.content, "vocab", None), self._contents()[s.domain],
-            out_sharding=sharding.out("vocab", None),
-        )  # fmt: skip
-        return jnp.where(kept[:, None], table, 0) + content[: table.shape[0]]
+        content = sharding.place(facts.content, "vocab", None)[: table.shape[0]]
+        return OutputTable(jnp.where(kept[:, None], table, 0), content, self._contents()[s.domain])
 
     def _contents(self) -> list[Array]:
         """The projection of each domain, ready for use; none when content is off."""

@@ -25,13 +25,15 @@ class Objective:
     """`arrange(example, rng, mask_rate)` lays an example out as one segment.
 
     `length(n_source, n_target, mask_rate)` and `predicted(...)` say, for many examples at once, how many positions
-    that takes and how many targets it has, so that rows are planned without building them.
+    that takes and how many targets it has, so that rows are planned without building them. `by_chance`: whether
+    `arrange` uses `rng`; an example that nothing changes is arranged once.
     """
 
     name: str
     arrange: Callable[[Example, np.random.Generator, float], Sequence]
     length: Sizes
     predicted: Sizes
+    by_chance: bool = True
 
 
 def _infill_length(n_source: np.ndarray, n_target: np.ndarray, rate: float) -> np.ndarray:
@@ -45,8 +47,8 @@ def _infill_predicted(n_source: np.ndarray, n_target: np.ndarray, rate: float) -
 
 
 BUILT_IN = (
-    Objective("causal", arrange_causal, lambda s, t, r: s + t - 1, lambda s, t, r: t),
-    Objective("seq2seq", arrange_seq2seq, lambda s, t, r: s + t - 1, lambda s, t, r: t),
+    Objective("causal", arrange_causal, lambda s, t, r: s + t - 1, lambda s, t, r: t, by_chance=False),
+    Objective("seq2seq", arrange_seq2seq, lambda s, t, r: s + t - 1, lambda s, t, r: t, by_chance=False),
     Objective("masked", arrange_masked, lambda s, t, r: s + t, lambda s, t, r: np.maximum(1, np.round(t * r))),
     Objective("infill", arrange_infill, _infill_length, _infill_predicted),
 )

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m6rec_jax.model import sharding
 from m6rec_jax.model.attention import NEVER
-from m6rec_jax.model.items import Catalogues, catalogues
+from m6rec_jax.model.items import Catalogues, OutputTable, catalogues
 from m6rec_jax.model.transformer import Transformer
 
 CHUNK = 1024  # positions whose logits exist at one time
@@ -45,17 +45,19 @@ def cross_entropy(
     more ids than that is normalised over a sample of so many (see `_sampled_nll`); 0 = over all.
     """
     keys = (None,) * len(model.vocab.slices) if key is None else jax.random.split(key, len(model.vocab.slices))
-    tables = [model.embeddings.table(i, items, keys[i]).astype(hidden.dtype) for i in range(len(model.vocab.slices))]
     seen = [facts.seen for facts in catalogues(items)]
-    samples = {}
+    samples, tables = {}, []
     for i, s in enumerate(model.vocab.slices):
         if key is not None and 0 < negatives < s.size:
             samples[i] = jax.random.randint(jax.random.fold_in(keys[i], 1), (negatives,), 0, s.size)
+            tables.append(model.embeddings.table_parts(i, items, keys[i]).astype(hidden.dtype))
+        else:
+            tables.append(OutputTable(model.embeddings.table(i, items, keys[i]).astype(hidden.dtype)))
 
     def local(hidden, targets, weights, task_ids, tables, samples, seen):
         hidden, targets, weights, task_ids = (x.reshape(-1, *x.shape[2:]) for x in (hidden, targets, weights, task_ids))
         hidden = _vary(hidden, sharding.TENSOR)
-        tables = [_vary(table, sharding.BATCH) for table in tables]
+        tables = jax.tree.map(lambda x: _vary(x, sharding.BATCH), tables)
         slices = model.vocab.slices
         ends = jnp.array([s.end for s in slices])
         slice_of = jnp.where(weights > 0, jnp.searchsorted(ends, targets, side="right"), len(slices))
@@ -66,14 +68,15 @@ def cross_entropy(
         cut = lambda x, fill: pad(x[by_slice], fill).reshape(-1, size, *x.shape[1:])  # noqa: E731
         chunks = (cut(hidden, 0), cut(targets, 0), cut(slice_of, len(slices)))
 
-        @jax.checkpoint
         def nll(_, inputs):
             h, target, slice_id = inputs
             total = jnp.zeros_like(target, jnp.float32) * h[:, 0].astype(jnp.float32)
             total = sharding.pmax(total, sharding.TENSOR)
             for i, (s, table) in enumerate(zip(slices, tables, strict=True)):
                 legal = seen[s.domain] if s.atomic and model.config.content else None
-                over = partial(_sampled_nll, sample=samples[i]) if i in samples else _slice_nll
+                over, table = (
+                    (partial(_sampled_nll, sample=samples[i]), table) if i in samples else (_slice_nll, table.ids)
+                )
                 value = jax.lax.cond(
                     jnp.any(slice_id == i),
                     lambda h, t, over=over, table=table, s=s, legal=legal: over(
@@ -86,14 +89,15 @@ def cross_entropy(
                 total = total + jnp.where(slice_id == i, value, 0)
             return None, total
 
-        _, losses = jax.lax.scan(nll, None, chunks)
+        # Alone, a chunk's logits are there at its backward pass anyway: computing them twice saves nothing.
+        _, losses = jax.lax.scan(jax.checkpoint(nll) if len(chunks[1]) > 1 else nll, None, chunks)
         losses = losses.reshape(-1)[: targets.shape[0]]
         of_task = jax.nn.one_hot(task_ids, n_tasks, dtype=jnp.float32)
         loss = (losses * weights[by_slice]) @ of_task[by_slice]
         return TaskLoss(*(sharding.psum(x, sharding.BATCH) for x in (loss, weights @ of_task)))
 
     row, no = ("batch", None), (None,)
-    in_tables, in_seen = [("vocab", None)] * len(tables), [("vocab",)] * len(seen)
+    in_tables, in_seen = [table.axes for table in tables], [("vocab",)] * len(seen)
     in_axes = ((*row, None), row, row, row, in_tables, dict.fromkeys(samples, no), in_seen)
     run = sharding.per_shard(local, in_axes, TaskLoss(no, no))
     return run(hidden, targets, weights, task_ids, tables, samples, seen)
@@ -127,7 +131,7 @@ def _slice_nll(
 def _sampled_nll(
     h: Float[Array, "c D"],
     target: Int[Array, " c"],
-    table: Float[Array, "V D"],
+    table: OutputTable,
     size: int,
     legal: Bool[Array, " V"] | None,
     smoothing: float,
@@ -139,13 +143,13 @@ def _sampled_nll(
     drawn; a drawn target or an id that is no negative is left out. One sample serves all positions of a step, and
     every shard along tensor, having gathered it, computes the same.
     """
-    drawn = _rows_of(table, sample)
-    right = _rows_of(table, target)
-    counted = True if legal is None else _rows_of(legal[: table.shape[0], None], sample)[:, 0] > 0
+    drawn, right = (_output_rows(table, rows) for rows in (sample, target))
+    held = table.ids.shape[0]
+    counted = True if legal is None else _rows_of(legal[:held, None], sample)[:, 0] > 0
     wrong = counted & (sample != target[:, None])
     scores = jnp.einsum("cd,nd->cn", h, drawn, preferred_element_type=jnp.float32)
     hit = jnp.sum(h.astype(jnp.float32) * right.astype(jnp.float32), axis=-1)
-    there = size if legal is None else sharding.psum(jnp.sum(legal[: table.shape[0]]), sharding.TENSOR)
+    there = size if legal is None else sharding.psum(jnp.sum(legal[:held]), sharding.TENSOR)
     stands_for = jnp.log((there - 1) / jnp.maximum(jnp.sum(wrong, axis=-1), 1))
     scores = jnp.where(wrong, scores + stands_for[:, None], NEVER)
     top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1), hit))
@@ -155,6 +159,12 @@ def _sampled_nll(
         return sharding.pmean(nll, sharding.TENSOR)
     mean = jnp.sum(jnp.where(wrong, scores - stands_for[:, None], 0), axis=-1) / jnp.maximum(jnp.sum(wrong, axis=-1), 1)
     return sharding.pmean(nll - smoothing * mean, sharding.TENSOR)
+
+
+def _output_rows(table: OutputTable, rows: Int[Array, " n"]) -> Array:
+    """Whole rows of an output table: only what is asked for is projected."""
+    ids = _rows_of(table.ids, rows)
+    return ids if table.content is None else ids + _rows_of(table.content, rows) @ table.projection
 
 
 def _rows_of(table: Array, rows: Int[Array, " n"]) -> Array:

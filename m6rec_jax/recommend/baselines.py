@@ -17,7 +17,7 @@ import scipy.sparse as sp
 
 from m6rec_jax.data.transitions import Transitions
 from m6rec_jax.errors import InputError
-from m6rec_jax.recommend.memory import Memory, MemoryConfig
+from m6rec_jax.recommend.memory import FLOOR, Memory
 from m6rec_jax.recommend.metrics import flatten, member
 
 BATCH = 512
@@ -162,7 +162,7 @@ class CountingFloor:
     @classmethod
     def of(cls, transitions: Transitions, popularity: Popularity) -> CountingFloor:
         """The floor as EVALUATION.md states it, whatever settings a run's own memory has."""
-        return cls(Memory(transitions, MemoryConfig()), popularity)
+        return cls(Memory(transitions, FLOOR), popularity)
 
     def rank(self, histories: Histories, k: int, repeat: bool = False) -> np.ndarray:
         """Lists int32 `[U,k]`: the support of the memory, heaviest first."""

@@ -15,22 +15,20 @@ import polars as pl
 from flax import nnx
 
 from m6rec_jax.artifacts.atomic import atomic_path, write_json
-from m6rec_jax.artifacts.checkpoints import best_step
 from m6rec_jax.artifacts.run import code_version, read_run
 from m6rec_jax.artifacts.schemas import EVALUATION
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.progress import note, stage
+from m6rec_jax.progress import stage
 from m6rec_jax.recommend import metrics
-from m6rec_jax.recommend.baselines import BATCH, CountingFloor, ItemKNN, Popularity, Ranker, listed_of
+from m6rec_jax.recommend.baselines import CountingFloor, ItemKNN, Popularity, Ranker, listed_of
 from m6rec_jax.recommend.coldstart import SOURCES
 from m6rec_jax.recommend.curves import calibration, coverage_curves, popularity_tiers
 from m6rec_jax.recommend.facts import facts_of, target_values
+from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import Histories, held_out, interactions
-from m6rec_jax.recommend.memory import GATE_FILE, Gate, Memory
-from m6rec_jax.recommend.memory import fit_gate as best_gate
 from m6rec_jax.recommend.opening import dataset_of, domain_of
 from m6rec_jax.recommend.recommender import Lists, Recommender
 from m6rec_jax.recommend.wording import CONVENTIONS, protocol, ties, verdict
@@ -83,7 +81,7 @@ def evaluate(
             ranked[name] = make().rank([h[h >= 0] for h in asked.items], K, data.repeat)
             bar.advance(1)
 
-    known, values = _known(asked), target_values(data, asked, split)
+    known, values = asked.known, target_values(data, asked, split)
     vectors = {
         name: metrics.per_user(rows, asked.targets, KS) | metrics.beyond_per_user(rows, facts, K, asked.targets)
         for name, rows in ranked.items()
@@ -162,66 +160,6 @@ def looked(run: Path | str, split: str, step: int, dataset: Dataset) -> int:
     return sum(json.loads(line).get("domain") == of.get("domain") for line in told) if of else len(told)
 
 
-def fit_gate(run: Path | str, dataset: Dataset | Path | str | None = None, step: int | str = "best") -> Gate | None:
-    """The gate of a run's memory for these parameters and this dataset, see `with_gate`.
-
-    None when the run has no model to weigh the memory against.
-    """
-    data = dataset_of(run, dataset)
-    return with_gate(Recommender.load(run, step, data), run, data).gate
-
-
-def _fitted(engine: Engine, memory: Memory, dataset: Dataset, step: int, *, most: int = 50_000, seed: int = 0) -> Gate:
-    """The gate that suits a model and a memory, on at most `most` validation users drawn by `seed`.
-
-    The model's probabilities are those of decoding, the memory's are over what the user may be shown.
-    """
-    asked, listed = held_out(dataset, "valid"), listed_of(dataset.items)
-    known = _known(asked)
-    possible = np.array([len(h) > 0 for h in known], bool)
-    if listed is not None:
-        possible &= listed[asked.targets]
-    if not dataset.repeat and len(asked):
-        possible &= ~metrics.member(asked.targets[:, None], known)[:, 0]
-    chosen = np.flatnonzero(possible)
-    if len(chosen) > most:
-        chosen = np.sort(np.random.default_rng(seed).choice(chosen, most, replace=False))
-    asked, known = asked.take(chosen), [known[i] for i in chosen]
-    logp, p_memory, total = (np.zeros(len(asked)) for _ in range(3))
-    order = np.argsort([len(h) for h in asked.items], kind="stable")  # a program reads histories of like length
-    with stage("gate of the memory", len(asked), "users") as bar:
-        for start in range(0, len(asked), BATCH):
-            at = order[start : start + BATCH]
-            one, had = asked.take(at), [known[i] for i in at]
-            logp[at] = engine.score(one.items, one.targets, times=one.times, kinds=one.kinds, queries=one.queries)
-            support = memory.support(had, exclude=None if dataset.repeat else had, allowed=listed)
-            p_memory[at], total[at] = support.probability(one.targets), support.total
-            bar.advance(len(at))
-    lengths = np.array([len(h) for h in known], np.float64)
-    return best_gate(np.exp(logp), p_memory, lengths, total, step=step, dataset=dataset.digest)
-
-
-def with_gate(recommender: Recommender, run: Path | str, dataset: Dataset) -> Recommender:
-    """The recommender with a gate for its parameters and this dataset: the run's own, else one fitted now.
-
-    What is fitted is stored as `gate.json` in the run (for a further domain, in its folder there) when it is for what
-    the run serves with by itself: its best parameters beside the dataset that it was trained on.
-    """
-    if recommender.engine is None or recommender.memory is None:
-        return recommender
-    gate = recommender.gate
-    if gate is None or (gate.step, gate.dataset) != (recommender.step, dataset.digest):
-        gate = recommender.gate = _fitted(recommender.engine, recommender.memory, dataset, recommender.step)
-        record = read_run(run)
-        domain = domain_of(record, dataset)
-        own = dataset.digest == record.datasets[domain].digest and gate.step == best_step(run)
-        if own:
-            gate.save(record.folder(domain) / GATE_FILE)
-        gained = f"{gate.gain:+.3f} nats a target over the model alone" + ("" if own else "; not kept with the run")
-        note(f"gate of the memory fitted on {gate.users:,} validation users of {dataset.name}: {gained}")
-    return recommender
-
-
 class ValidationEvaluator:
     """What training asks at each validation: `evaluator(params) -> {"ndcg@10", "recall@10"}` of the model alone.
 
@@ -245,7 +183,7 @@ class ValidationEvaluator:
         asked = self.asked
         lists = self.engine.recommend(
             asked.items, times=asked.times, kinds=asked.kinds, queries=asked.queries, k=K,
-            exclude=None if self.dataset.repeat else _known(asked), allowed=listed_of(self.dataset.items),
+            exclude=None if self.dataset.repeat else asked.known, allowed=listed_of(self.dataset.items),
         )  # fmt: skip
         found = metrics.per_user(lists.rows, asked.targets, (K,))
         return {name: float(found[name].mean()) for name in (f"ndcg@{K}", f"recall@{K}")} if len(asked) else {}
@@ -279,10 +217,6 @@ def write_users(path: Path, dataset: Dataset, asked: Histories, ranked: Mapping[
 
 def _means(vectors: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(v.mean(dtype=np.float64)) for name, v in vectors.items()}
-
-
-def _known(asked: Histories) -> list[np.ndarray]:
-    return [h[h >= 0] for h in asked.items]
 
 
 def _shares(names: Sequence[str], codes: np.ndarray) -> dict[str, float]:

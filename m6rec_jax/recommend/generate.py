@@ -16,7 +16,7 @@ from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.decoding.batch import generate as write_lists
 from m6rec_jax.errors import InputError
 from m6rec_jax.recommend.coldstart import ENGINES
-from m6rec_jax.recommend.evaluate import with_gate
+from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import Histories, everything
 from m6rec_jax.recommend.opening import dataset_of
 from m6rec_jax.recommend.recommender import Recommender

@@ -36,6 +36,11 @@ class Histories:
     def __len__(self) -> int:
         return len(self.users)
 
+    @property
+    def known(self) -> list[np.ndarray]:
+        """The items of each history, queries left out."""
+        return [h[h >= 0] for h in self.items]
+
     def take(self, chosen: Sequence[int] | np.ndarray) -> Histories:
         """The histories at these places, in this order."""
         at = [int(i) for i in chosen]

@@ -1,28 +1,21 @@
 """Collaborative memory: what other users did after the items of this history, and how far to trust it (DESIGN section 6).
 
-The memory is a sparse distribution over the catalogue for each user, read from transition counts without any learning.
-Its ranking with the default settings is the counting floor of EVALUATION.md. The gate is the only fitted part.
+The memory is a sparse distribution over the catalogue for each user, read from transition counts without any learning;
+where an item was met seldom, its neighbours by content speak for it. Its ranking with the settings of `FLOOR` and no
+neighbours is the counting floor of EVALUATION.md. Nothing here is fitted; how far to trust it is the gate's (recommend/gate).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.optimize import minimize
 
-from m6rec_jax.artifacts.atomic import write_json
-from m6rec_jax.artifacts.schemas import GATE
+from m6rec_jax.data.neighbours import Neighbours
 from m6rec_jax.data.transitions import Transitions
-from m6rec_jax.decoding.beam import GATE_MOST
-from m6rec_jax.errors import InputError
 from m6rec_jax.recommend.metrics import flatten
-
-GATE_FILE = "gate.json"
 
 
 @dataclass(frozen=True)
@@ -33,13 +26,19 @@ class MemoryConfig:
         recency: weights of the last items of a history, newest first.
         power: a row of counts is divided by (its sum) to this power, so that common items do not drown the others.
         backward: share with which a new event also counts in the other direction; what `prepare` counted with.
+        prior: counts that an item's neighbours by content are worth together (a Dirichlet prior): most of the row of an
+            item met a few times, nothing much beside thousands.
         width: heaviest items kept for a user.
     """
 
-    recency: tuple[float, ...] = (1.0, 0.5, 0.25)
-    power: float = 0.5
+    recency: tuple[float, ...] = tuple(1 / gap for gap in range(1, 11))  # as a transition counts by its gap
+    power: float = 0.7
     backward: float = 0.5
+    prior: float = 8.0
     width: int = 4096
+
+
+FLOOR = MemoryConfig(recency=(1.0, 0.5, 0.25), power=0.5, prior=0.0)
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,18 @@ class Support:
 class Memory:
     """Transition counts, forward and backward joined, that answer for a batch of histories and learn from one event.
 
+    `neighbours`: items alike by content, counted as `config.prior` transitions of every item; None = counts alone.
+
     The counts lie in one CSR. A known pair is counted in place; a row that gains a pair moves to a small overflow, so
     an event costs time in the length of the rows it touches, whatever the size of the catalogue.
     """
 
-    def __init__(self, transitions: Transitions, config: MemoryConfig | None = None) -> None:
+    def __init__(self, transitions: Transitions, config: MemoryConfig | None = None, neighbours: Neighbours | None = None) -> None:  # fmt: skip
         self.config = config or MemoryConfig()
         self.window = transitions.window
         joined = (transitions.forward.to_scipy() + transitions.backward.to_scipy()).astype(np.float64)
+        if neighbours is not None and self.config.prior > 0:
+            joined = joined + self.config.prior * _as_rows(neighbours)
         joined.sort_indices()
         self._base: sp.csr_array = joined
         self._grown: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -175,68 +178,8 @@ class Memory:
         return sorted(((i, s / whole) for i, s in shares.items() if s > 0), key=lambda pair: (-pair[1], pair[0]))
 
 
-@dataclass(frozen=True)
-class Gate:
-    """g = sigmoid(bias + length x log1p(history length) + mass x log(support mass)): the share given to the memory.
-
-    `users` says how many validation users fitted it, `gain` how many nats a user it brought over the model alone.
-    """
-
-    bias: float
-    length: float
-    mass: float
-    users: int = 0
-    gain: float = 0.0
-    step: int = -1  # of the parameters it was fitted beside
-    dataset: str = ""  # digest of the dataset whose validation users fitted it
-
-    def __call__(self, lengths: np.ndarray, total: np.ndarray) -> np.ndarray:
-        """g float32 `[U]` for history lengths `[U]` and `Support.total` `[U]`; 0 where there is no support."""
-        z = self.bias + self.length * np.log1p(lengths) + self.mass * np.log(np.maximum(total, 1e-12))
-        g = np.minimum(1 / (1 + np.exp(-np.clip(z, -30, 30))), GATE_MOST)
-        return np.where(total > 0, g, 0.0).astype(np.float32)
-
-    def save(self, path: Path | str) -> None:
-        write_json(path, {"schema": GATE.name, "version": GATE.version, **asdict(self)})
-
-
-def load_gate(path: Path | str) -> Gate:
-    """What `Gate.save` wrote. Raises InputError when the file is missing or is something else."""
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if (data.pop("schema"), data.pop("version")) != GATE:
-            raise ValueError("another schema")
-        return Gate(**data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not readable as a gate ({error}); delete it and it is fitted again") from None
-
-
-def fit_gate(p_model: np.ndarray, p_memory: np.ndarray, lengths: np.ndarray, total: np.ndarray, *,
-             step: int = -1, dataset: str = "", ridge: float = 1e-3) -> Gate:  # fmt: skip
-    """The gate that maximises the mean of log((1-g) p_model + g p_memory) over validation users `[U]`.
-
-    `p_model`, `p_memory`: probability that each part gives the user's target; users without support teach nothing.
-    Starts at g = 1/2, ends where L-BFGS does; `ridge` pulls the slopes (not the bias) to 0. With nobody to learn
-    from g stays near 0.
-    """
-    some = total > 0
-    p_model, p_memory = np.maximum(p_model[some], 1e-12), p_memory[some]
-    if not some.any():
-        return Gate(-30.0, 0.0, 0.0, 0, 0.0, step, dataset)
-    raw = np.stack([np.log1p(lengths[some]), np.log(total[some])], 1)
-    centre, scale = raw.mean(0), np.maximum(raw.std(0), 1e-6)
-    features = np.concatenate([np.ones((len(raw), 1)), (raw - centre) / scale], 1)
-
-    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
-        g = 1 / (1 + np.exp(-np.clip(features @ w, -30, 30)))
-        mixed = (1 - g) * p_model + g * p_memory
-        slope = -((p_memory - p_model) * g * (1 - g) / mixed) @ features / len(g)
-        pull = np.array([0.0, ridge, ridge])
-        return float(-np.log(mixed).mean() + (pull * w * w).sum()), slope + 2 * pull * w
-
-    best = minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B", bounds=[(-15, 15)] * 3).x
-    g = 1 / (1 + np.exp(-np.clip(features @ best, -30, 30)))
-    gain = float(np.mean(np.log((1 - g) * p_model + g * p_memory) - np.log(p_model)))
-    slopes = best[1:] / scale
-    bias = float(best[0] - slopes @ centre)
-    return Gate(bias, float(slopes[0]), float(slopes[1]), int(some.sum()), gain, step, dataset)
+def _as_rows(neighbours: Neighbours) -> sp.csr_array:
+    """CSR float64 `[C,C]`, row sums 1 (0 without content)."""
+    row, place = np.nonzero(neighbours.weights > 0)
+    there = neighbours.weights[row, place].astype(np.float64), (row, neighbours.rows[row, place])
+    return sp.csr_array(there, shape=(len(neighbours.rows),) * 2)

@@ -16,13 +16,16 @@ from m6rec_jax.artifacts.run import Run, read_run
 from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.data.codes import Codebooks
 from m6rec_jax.data.dataset import Dataset, open_dataset
+from m6rec_jax.data.neighbours import Neighbours
+from m6rec_jax.data.transitions import load_transitions
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.baselines import ItemKNN, Popularity
+from m6rec_jax.recommend.gate import GATE_FILE, Gate, load_gate
 from m6rec_jax.recommend.histories import interactions
-from m6rec_jax.recommend.memory import GATE_FILE, Gate, load_gate
+from m6rec_jax.recommend.memory import Memory
 
 
 def dataset_of(run: Path | str, dataset: Dataset | Path | str | None = None) -> Dataset:
@@ -93,6 +96,13 @@ def open_engine(record: Run, step: int | str, data: Dataset | None, facts: Mappi
         timed=bool(facts["timed"]), n_kinds=len(facts["kinds"]), length=record.config.data.length,
     )  # fmt: skip
     return made, at
+
+
+def own_memory(folder: Path) -> Memory:
+    """The memory over the counts and neighbours that a run carries with itself."""
+    arrays = read_arrays(folder / "codes.npz")
+    alike = Neighbours.from_arrays(arrays) if "neighbours" in arrays else None
+    return Memory(load_transitions(folder / "transitions.npz"), neighbours=alike)
 
 
 def gate_of(record: Run, step: int, domain: int = 0) -> Gate | None:

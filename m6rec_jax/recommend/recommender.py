@@ -13,15 +13,23 @@ import polars as pl
 
 from m6rec_jax.artifacts.run import read_run
 from m6rec_jax.data.dataset import Dataset, open_dataset
-from m6rec_jax.data.transitions import load_transitions
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.baselines import ItemKNN, Popularity
 from m6rec_jax.recommend.coldstart import GATE, SOURCES, Way, way
+from m6rec_jax.recommend.gate import Gate
 from m6rec_jax.recommend.histories import Histories
-from m6rec_jax.recommend.memory import Gate, Memory, Support
-from m6rec_jax.recommend.opening import check_fits, domain_of, gate_of, open_engine, open_item_knn, tell_first
+from m6rec_jax.recommend.memory import Memory, Support
+from m6rec_jax.recommend.opening import (
+    check_fits,
+    domain_of,
+    gate_of,
+    open_engine,
+    open_item_knn,
+    own_memory,
+    tell_first,
+)
 from m6rec_jax.recommend.segments import Segments, open_segments
 
 NONE, MODEL, MEMORY, POPULARITY = range(len(SOURCES))
@@ -103,13 +111,13 @@ class Recommender:
         folder = record.folder(domain)
         items = pl.read_parquet(folder / "items.parquet") if data is None else data.items
         facts = record.datasets[domain].summary if data is None else data.manifest
-        transitions = load_transitions(folder / "transitions.npz") if data is None else data.transitions
+        memory = own_memory(folder) if data is None else Memory(data.transitions, neighbours=data.neighbours)
         made, at = (None, -1) if engine in ("memory", "popularity") else open_engine(record, step, data, facts, domain)
         if made is None and engine == "model":
             way("history", (), "model")  # says what is missing and the way out
         return cls(
             items,
-            memory=Memory(transitions),
+            memory=memory,
             engine=made,
             gate=None if made is None else gate_of(record, at, domain),
             knn=open_item_knn(data, items) if made is None and data is not None and engine == "auto" else None,

@@ -14,11 +14,12 @@ from m6rec_jax.data.tasks import tasks
 
 LENGTHS = (64, 128, 256)  # attention costs grow with a row's length: no longer than the histories ask for
 WHOLE = 0.95  # share of histories that a row shall hold whole; longer ones are cut into windows
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 1024  # a device: many small steps learn more from a pass than few large ones
 
 
 def fitted(config: Config, domains: Sequence[Domain], row_shards: int = 1) -> Config:
-    """`config` without its zeros: `data.length`, `data.rows` (a multiple of `row_shards` and of `train.accumulate`)
+    """`config` without its zeros: `data.length`, `data.rows` (`BATCH_TOKENS` for each of `row_shards`, a multiple of them
+    and of `train.accumulate`)
     and, with `train.epochs`, the `train.steps` that so many passes over all histories take.
 
     A configuration that leaves nothing open comes back as it is.
@@ -30,7 +31,7 @@ def fitted(config: Config, domains: Sequence[Domain], row_shards: int = 1) -> Co
         length = next((room for room in LENGTHS if room >= whole), LENGTHS[-1])
     if not rows:
         unit = row_shards * config.train.accumulate
-        rows = -(-max(BATCH_TOKENS // length, 1) // unit) * unit
+        rows = -(-max(BATCH_TOKENS // length, 1) * row_shards // unit) * unit
     if config.train.epochs:
         once = histories.sum() / (_behaviour_share(config) * rows * length)
         steps = min(steps, max(int(np.ceil(config.train.epochs * once)), 2 * config.optim.warmup, 1))

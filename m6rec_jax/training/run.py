@@ -13,6 +13,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
+from m6rec_jax.allocator import keep_freed_memory
 from m6rec_jax.artifacts.atomic import atomic_path, write_text
 from m6rec_jax.artifacts.checkpoints import best_step, manifest, steps
 from m6rec_jax.artifacts.manifest import file_digest
@@ -59,6 +60,8 @@ def train(
     domains = open_domains(datasets, weights)
 
     # -- mesh ---------------------------------------------------------------------------------------------------
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     mesh = make_mesh(config.mesh)
     asked, config = config, fitted(config, domains, row_shards(mesh))
     if config != asked:

@@ -12,9 +12,9 @@ from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.errors import InputError
 from m6rec_jax.recommend.evaluate import evaluate
+from m6rec_jax.recommend.gate import load_gate
 from m6rec_jax.recommend.generate import generate
 from m6rec_jax.recommend.histories import held_out
-from m6rec_jax.recommend.memory import load_gate
 from m6rec_jax.recommend.opening import domain_of
 from m6rec_jax.recommend.recommender import Recommender
 from tests.domains import both, films, films_tables  # noqa: F401

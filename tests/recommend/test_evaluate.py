@@ -18,11 +18,12 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.recommend.charts import charts_of, write_charts
 from m6rec_jax.recommend.coldstart import SOURCES
-from m6rec_jax.recommend.evaluate import ValidationEvaluator, evaluate, fit_gate
+from m6rec_jax.recommend.evaluate import ValidationEvaluator, evaluate
 from m6rec_jax.recommend.facts import facts_of, target_values
+from m6rec_jax.recommend.gate import load_gate
+from m6rec_jax.recommend.gating import fit_gate
 from m6rec_jax.recommend.generate import generate
 from m6rec_jax.recommend.histories import everything, held_out, interactions
-from m6rec_jax.recommend.memory import load_gate
 from m6rec_jax.recommend.recommender import Recommender
 from m6rec_jax.recommend.report import write_report
 from tests.fixtures import tiny_card, tiny_tables

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from m6rec_jax.data.neighbours import find_neighbours
 from m6rec_jax.data.transitions import count_transitions
-from m6rec_jax.errors import InputError
-from m6rec_jax.recommend.memory import Memory, MemoryConfig, fit_gate, load_gate
+from m6rec_jax.recommend.memory import FLOOR, Memory, MemoryConfig
 
 C = 30
 
@@ -28,11 +28,11 @@ def slow_counts(sequences, catalogue=C):
     return table
 
 
-def slow_mass(table, history, excluded, allowed):
+def slow_mass(table, history, excluded, allowed, config=FLOOR):
     degree, mass = table.sum(1), np.zeros(len(table))
-    for weight, item in zip((1, 0.5, 0.25), [i for i in history if i >= 0][::-1], strict=False):
+    for weight, item in zip(config.recency, [i for i in history if i >= 0][::-1], strict=False):
         if degree[item] > 0:
-            mass += weight * table[item] / degree[item] ** 0.5
+            mass += weight * table[item] / degree[item] ** config.power
     mass[list(excluded)] = 0
     mass[~allowed] = 0
     return mass
@@ -53,18 +53,30 @@ def made():
     return sequences, histories, rng.random(C) < 0.7
 
 
+@pytest.fixture(scope="module")
+def alike():
+    content = np.random.default_rng(9).standard_normal((C, 6)).astype(np.float32)
+    content[4] = 0  # of one item nothing is known
+    return find_neighbours(content / np.maximum(np.linalg.norm(content, axis=1, keepdims=True), 1e-6), k=5)
+
+
 @pytest.mark.parametrize("learned_after", [False, True])
-def test_support_equals_enumerating_the_catalogue(made, learned_after):
+@pytest.mark.parametrize("config", [FLOOR, MemoryConfig(prior=3.0)])
+def test_support_equals_enumerating_the_catalogue(made, alike, config, learned_after):
     sequences, histories, allowed = made
-    memory = Memory(count(sequences[:1] if learned_after else sequences))
+    neighbours = alike if config.prior else None
+    memory = Memory(count(sequences[:1] if learned_after else sequences), config, neighbours)
     if learned_after:  # the same counts, one event at a time
         for sequence in sequences[1:]:
             for i in range(1, len(sequence)):
                 memory.observe(sequence[:i], int(sequence[i]))
     table = slow_counts(sequences)
+    if neighbours:
+        for item, (rows, weights) in enumerate(zip(alike.rows, alike.weights, strict=True)):
+            table[item, rows[rows >= 0]] += 3.0 * weights[rows >= 0]
     support = memory.support(histories, exclude=histories, allowed=allowed)
     for u, history in enumerate(histories):
-        mass = slow_mass(table, history, [i for i in history if i >= 0], allowed)
+        mass = slow_mass(table, history, [i for i in history if i >= 0], allowed, config)
         assert support.total[u] == pytest.approx(mass.sum(), rel=1e-5)
         if mass.sum():
             assert dense(support)[u] == pytest.approx(mass / mass.sum(), abs=1e-5)
@@ -98,9 +110,22 @@ def test_an_event_is_known_at_once_and_rebuilds_nothing():
     assert set(memory._grown) <= {7, *history[-memory.window :].tolist()}
 
 
+def test_an_item_that_nobody_met_is_reached_through_its_neighbours(alike):
+    """The catalogue's last item has no event, so counts alone can neither start from it nor lead to it."""
+    new = C - 1
+    rows = count([h[h != new] for h in users_events(np.random.default_rng(5))])
+    near = int(alike.rows[new, 0])
+    assert not Memory(rows).support([np.array([new])]).total.any()
+    memory = Memory(rows, neighbours=alike)
+    assert near in memory.support([np.array([new])]).rows
+    asks = int(np.flatnonzero((alike.rows == new).any(1))[0])
+    assert new in memory.support([np.array([asks])]).rows
+    assert new not in Memory(rows).support([np.array([asks])]).rows
+
+
 def test_evidence_names_the_history_items_behind_an_item(made):
     sequences, histories, _ = made
-    memory, table = Memory(count(sequences)), slow_counts(sequences)
+    memory, table = Memory(count(sequences), FLOOR), slow_counts(sequences)
     for history in histories:
         for item in range(C):
             shares = dict(memory.evidence(history, item))
@@ -109,30 +134,3 @@ def test_evidence_names_the_history_items_behind_an_item(made):
                 if table[before, item]:
                     parts[before] = parts.get(before, 0) + weight * table[before, item] / table[before].sum() ** 0.5
             assert shares == pytest.approx({b: p / sum(parts.values()) for b, p in parts.items()}, rel=1e-5)
-
-
-def test_gate_finds_the_better_part_where_it_is_better():
-    rng = np.random.default_rng(3)
-    users = 4000
-    lengths, total = rng.integers(1, 100, users), rng.random(users) * 3 + 0.01
-    long = lengths > 30  # the memory is right for long histories, the model for short ones
-    p_model = np.where(long, 0.01, 0.2) * (0.5 + rng.random(users))
-    p_memory = np.where(long, 0.2, 0.0) * (0.5 + rng.random(users))
-    gate = fit_gate(p_model, p_memory, lengths, total, step=7)
-    g = gate(lengths, total)
-    assert g[lengths > 60].min() > 0.8 and g[lengths < 10].max() < 0.2
-    assert gate.gain > 0 and gate.users == users and gate.step == 7
-    likelihood = np.log((1 - g) * p_model + g * p_memory).mean()
-    for constant in np.linspace(0, 0.99, 34):  # no constant mixture does as well
-        assert likelihood > np.log((1 - constant) * p_model + constant * p_memory).mean()
-
-
-def test_gate_is_closed_without_support_and_survives_the_disk(tmp_path):
-    gate = fit_gate(np.full(50, 0.1), np.full(50, 0.1), np.arange(50), np.full(50, 0.5))
-    assert gate(np.array([3, 3]), np.array([0.0, 1.0]))[0] == 0
-    gate.save(tmp_path / "gate.json")
-    assert load_gate(tmp_path / "gate.json") == gate
-    assert fit_gate(np.zeros(4), np.zeros(4), np.ones(4), np.zeros(4))(np.ones(1), np.ones(1)) < 1e-6
-    (tmp_path / "gate.json").write_text('{"schema": "evaluation"}')
-    with pytest.raises(InputError, match="gate.json"):
-        load_gate(tmp_path / "gate.json")

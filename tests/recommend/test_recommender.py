@@ -13,9 +13,11 @@ from m6rec_jax.data.prepare import prepare
 from m6rec_jax.errors import InputError
 from m6rec_jax.recommend.baselines import CountingFloor, ItemKNN, Popularity
 from m6rec_jax.recommend.coldstart import SOURCES
-from m6rec_jax.recommend.evaluate import evaluate, with_gate
+from m6rec_jax.recommend.evaluate import evaluate
+from m6rec_jax.recommend.gate import Gate
+from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import held_out, interactions
-from m6rec_jax.recommend.memory import Gate, Memory
+from m6rec_jax.recommend.memory import Memory
 from m6rec_jax.recommend.recommender import MEMORY, MODEL, POPULARITY, Recommender
 from tests.fixtures import tiny_card, tiny_tables
 

@@ -11,7 +11,7 @@ from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.transitions import count_transitions
 from m6rec_jax.errors import InputError
 from m6rec_jax.recommend.baselines import Popularity
-from m6rec_jax.recommend.evaluate import with_gate
+from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.generate import generate
 from m6rec_jax.recommend.memory import Memory
 from m6rec_jax.recommend.recommender import Recommender

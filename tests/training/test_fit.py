@@ -31,7 +31,7 @@ def with_lengths(domains, tokens):
 @pytest.mark.parametrize(("longest", "length"), [(20, 64), (63, 64), (64, 128), (200, 256), (5000, 256)])
 def test_rows_hold_most_histories_whole(domains, longest, length):
     config = fitted(OPEN, with_lengths(domains, [longest] * 95 + [9000] * 4))
-    assert (config.data.length, config.data.rows) == (length, 4096 // length)
+    assert (config.data.length, config.data.rows) == (length, 1024 // length)
 
 
 def test_rows_divide_over_devices_and_slices(domains):
@@ -42,7 +42,7 @@ def test_rows_divide_over_devices_and_slices(domains):
 def test_steps_follow_the_histories_and_the_share_of_the_tasks_that_read_them(domains):
     many = with_lengths(domains, [60] * 40_000)
     alone = fitted(replace(OPEN, mixture=MixtureConfig({"next-item": 1.0})), many).train.steps
-    assert alone == np.ceil(5 * 60 * 40_000 / 4096)
+    assert alone == np.ceil(5 * 60 * 40_000 / 1024)
     half = fitted(replace(OPEN, mixture=MixtureConfig({"next-item": 0.5, "text-causal": 0.5})), many).train.steps
     assert abs(half - 2 * alone) <= 1
     assert fitted(replace(OPEN, train=replace(OPEN.train, steps=300)), many).train.steps == 300
