@@ -14,8 +14,10 @@ from m6rec_jax.artifacts.manifest import MANIFEST
 from m6rec_jax.artifacts.run import RUN_FILE, domain_folder, folder_name, read_run_file
 from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.data.card import Card, Split
+from m6rec_jax.data.card_types import Content
 from m6rec_jax.data.codes import Codebooks, assign_codes, fit_codebooks
 from m6rec_jax.data.dataset import Dataset
+from m6rec_jax.data.encoders import content_of
 from m6rec_jax.data.features import Fields, TfidfEncoder
 from m6rec_jax.data.privacy import key_mark, read_key
 from m6rec_jax.data.records import DOCUMENT
@@ -37,6 +39,7 @@ class Borrowed:
     codes: np.ndarray
     books: Codebooks
     encoder: TfidfEncoder
+    content: Content
     fields: Fields
     tokenizer: Tokenizer
     kinds: list[str]
@@ -63,6 +66,7 @@ def borrowed(folder: Path) -> Borrowed:
             codes=arrays["codes"],
             books=Codebooks.from_arrays(arrays),
             encoder=TfidfEncoder.from_arrays(arrays),
+            content=content_of(arrays),
             fields=Fields.from_arrays(arrays),
             tokenizer=Tokenizer.load(folder / "tokenizer.model"),
             kinds=_kinds(folder),
@@ -198,6 +202,15 @@ def check_options(lent: Borrowed, folder: Path, asked: dict[str, int | None]) ->
         if wanted is not None and wanted != there[name]:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"{flag} {wanted}: {folder} has {there[name]}, and what follows it has to be the same; leave {flag} out")  # fmt: skip
+
+
+def check_content(lent: Borrowed, folder: Path, card: Card) -> None:
+    """Refuse a card whose content vectors would be made in another way than those borrowed from `folder`."""
+    for key in ("fields", "encoder"):
+        wanted, there = getattr(card.content, key), getattr(lent.content, key)
+        if "content" in card.given and wanted != there:
+            said = [", ".join(value) if key == "fields" else value for value in (wanted, there)]
+            raise InputError(f"{card.origin}: content.{key}: {said[0]}: {folder} has {said[1]}, and what follows it has to be the same; leave `content` out")  # fmt: skip
 
 
 def _split_said(split: Split) -> str:

@@ -18,6 +18,7 @@ from m6rec_jax.data.card_types import (
     UNSAID,
     Card,
     Clean,
+    Content,
     Corpus,
     Events,
     Impressions,
@@ -29,7 +30,7 @@ from m6rec_jax.data.card_types import (
 )
 from m6rec_jax.errors import InputError
 
-__all__ = ["Card", "Clean", "Corpus", "Events", "Impressions", "Items", "Privacy", "Quality", "Split", "Users", "load_card"]  # fmt: skip
+__all__ = ["Card", "Clean", "Content", "Corpus", "Events", "Impressions", "Items", "Privacy", "Quality", "Split", "Users", "load_card"]  # fmt: skip
 
 SECTIONS: dict[str, type] = {
     "events": Events,
@@ -41,6 +42,7 @@ SECTIONS: dict[str, type] = {
     "clean": Clean,
     "privacy": Privacy,
     "quality": Quality,
+    "content": Content,
 }
 
 

@@ -33,6 +33,7 @@ ENDINGS = {
     "json": (".json",),
     "recbole": (".inter", ".item", ".user"),
 }
+CONTENT_FIELDS = ("title", "categories", "attributes", "numbers", "text")
 COMPRESSED = (".gz", ".zst")
 
 
@@ -107,6 +108,10 @@ def check_card(card: Card) -> None:
     if privacy.ids == "plain" and privacy.key:
         _refuse(card, "privacy.key", privacy.key, "has no effect while ids is plain; set ids: hmac, or remove key")
     _check_kinds(card)
+    for name in card.content.fields:
+        _choice(card, "content.fields", name, CONTENT_FIELDS)
+    if not card.content.fields:
+        _refuse(card, "content.fields", (), "name at least one field; model.content=false trains without content")
     for key, limit in vars(card.quality).items():
         if limit is not None and (limit < 0 or (key.startswith("max_") and limit > 1)):
             what = "a share lies between 0 and 1" if key.startswith("max_") else "a count cannot be negative"

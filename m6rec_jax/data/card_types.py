@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from m6rec_jax.data.card_checks import check_card, is_frame
+from m6rec_jax.data.card_checks import CONTENT_FIELDS, check_card, is_frame
 
 Table: TypeAlias = Any  # a path, several of them in a tuple, or a polars or pandas DataFrame
 Columns: TypeAlias = tuple[str, ...]
@@ -152,6 +152,23 @@ class Privacy:
 
 
 @dataclass(frozen=True)
+class Content:
+    """What an item's content vector is made from.
+
+    Args:
+        fields: what is read of an item: any of title, categories, attributes, numbers, text.
+        encoder: tfidf (TF-IDF and a truncated SVD, fitted on the catalogue), multilingual (a sentence encoder, extra
+            `text`), or the name of an encoder of another package.
+    """
+
+    fields: Columns = CONTENT_FIELDS
+    encoder: str = "tfidf"
+
+    def __post_init__(self) -> None:
+        _tuples(self, "fields")
+
+
+@dataclass(frozen=True)
 class Quality:
     """Limits past which `prepare` refuses the data (exit 2); None sets no limit. Shares lie in [0, 1].
 
@@ -202,6 +219,7 @@ class Card:
     privacy: Privacy = field(default_factory=Privacy)
     kinds: dict[str, float] = field(default_factory=dict)
     quality: Quality = field(default_factory=Quality)
+    content: Content = field(default_factory=Content)
     origin: str = "card"
     given: frozenset[str] = frozenset()
 

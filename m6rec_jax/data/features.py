@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
+from m6rec_jax.data.card_checks import CONTENT_FIELDS
 from m6rec_jax.data.spectral import right_vectors, unit
 
 NUMBER_PREFIX = "num_"
@@ -154,12 +155,13 @@ def fit_fields(items: pl.DataFrame) -> Fields:
     return Fields(names("categories"), names("attributes"), numbers)
 
 
-def item_texts(items: pl.DataFrame) -> list[str]:
+def item_texts(items: pl.DataFrame, fields: Sequence[str] = CONTENT_FIELDS) -> list[str]:
     """One text an item: the title on the first line, then a line each for categories, attributes, numbers in words
-    (`Fields.apply` writes them) and running text."""
-    lists = [pl.col(c).list.join("\n").fill_null("") for c in ("categories", "attributes", "numbers")]
-    title = pl.col("title").fill_null("").str.replace_all("\n", " ")
-    joined = pl.concat_str([title, *lists, pl.col("text").fill_null("")], separator="\n")
+    (`Fields.apply` writes them) and running text; of those, what `fields` name."""
+    lists = [pl.col(c).list.join("\n").fill_null("") for c in ("categories", "attributes", "numbers") if c in fields]
+    title = pl.col("title").fill_null("").str.replace_all("\n", " ") if "title" in fields else pl.lit("")
+    text = [pl.col("text").fill_null("")] if "text" in fields else []
+    joined = pl.concat_str([title, *lists, *text], separator="\n")
     return items.select(joined.str.strip_chars_end("\n").str.replace_all("\n{2,}", "\n")).to_series().to_list()
 
 

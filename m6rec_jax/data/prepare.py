@@ -31,6 +31,7 @@ from m6rec_jax.data.borrow import (
     LENT,
     Borrowed,
     borrowed,
+    check_content,
     check_options,
     code_items,
     continued,
@@ -41,6 +42,7 @@ from m6rec_jax.data.card import Card, load_card
 from m6rec_jax.data.card_checks import is_frame, paths_of
 from m6rec_jax.data.clean import Cleaned, clean
 from m6rec_jax.data.dataset import Dataset, open_dataset
+from m6rec_jax.data.encoders import TFIDF, content_arrays, encode
 from m6rec_jax.data.events import Events, event_arrays, user_table
 from m6rec_jax.data.features import WIDTH, fit_encoder, fit_fields, item_texts
 from m6rec_jax.data.history import history_lengths
@@ -114,6 +116,8 @@ def prepare(
         only_text = borrow == "tokenizer"
         check_options(lent, lender, {"vocab_size": vocab_size} if only_text else asked)
         lent = None if only_text else lent
+        if lent:
+            check_content(lent, lender, card)
     options = Options(**{name: value for name, value in asked.items() if value is not None})
     lends = () if not like else ("tokenizer.model",) if borrow == "tokenizer" else LENT
     inputs = _inputs_digest(card, None if lent else options, lender, lends)
@@ -168,10 +172,13 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, to
     with clock("features", items.height, "items"):
         fields = lent.fields if lent else fit_fields(items)
         items = fields.apply(items)
-        texts = item_texts(items)
-        encoder, content = (
-            (lent.encoder, lent.encoder.encode(texts)) if lent else fit_encoder(texts, options.content_width)
-        )
+        said_how = lent.content if lent else card.content
+        texts = item_texts(items, said_how.fields)
+        encoder, content = (lent.encoder, None) if lent else fit_encoder(texts, options.content_width)
+        if said_how.encoder != TFIDF:  # the topics of a profile read TF-IDF all the same
+            content = encode(said_how.encoder, texts)
+        elif content is None:
+            content = encoder.encode(texts)
     with clock("transitions"):
         transitions = count_transitions(events.users[train], events.items[train], events.times[train],
                                         events.weights[train], catalogue=items.height)  # fmt: skip
@@ -179,7 +186,7 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, to
     with clock("codes", items.height, "items"):
         codes, books = code_items(content, transitions, items["item_id"], options.levels, options.codebook, lent)
         alike = find_neighbours(content)
-        np.savez(folder / "codes.npz", codes=codes, content=content, **alike.arrays(), **books.arrays(), **encoder.arrays(), **fields.arrays())  # fmt: skip
+        np.savez(folder / "codes.npz", codes=codes, content=content, **alike.arrays(), **books.arrays(), **encoder.arrays(), **content_arrays(said_how), **fields.arrays())  # fmt: skip
     said = _Said.of(items, tables.corpus)
     queries = events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0)))
     with clock("tokenizer", 0 if tokenizer else sum(1 for _ in said.heard(users, queries)), "texts") as bar:
