@@ -81,6 +81,19 @@ def test_built_examples_keep_to_the_planned_lengths(path):
         assert (np.sort(row["order"][row["segment_ids"] == 1]) == row["order"][row["segment_ids"] == 1]).all()
 
 
+def test_examples_that_are_kept_are_those_that_would_be_built(path):
+    """Every row with and without examples kept from earlier rows, over more than an epoch; chance is kept out."""
+    plan, records = plan_of(path)
+    kept = {}
+    rows = [plan.row(number) for number in range(150)]
+    for entries in rows:
+        built = build_row(plan, records, entries, plan.pools)
+        again = build_row(plan, records, entries, plan.pools, kept)
+        assert all((built[name] == again[name]).all() for name in built)
+    assert {plan.pools[task].task.name for task, _, _ in kept} == {"next-item", "text-causal"}
+    assert 0 < len(kept) < sum(len(entries.task) for entries in rows)
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_deal_the_same_rows_and_resume_anywhere(path, processes):
     """Batches 3 and 4 of a run, read by any number of processes that start there, are those of one undisturbed process."""

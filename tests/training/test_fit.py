@@ -40,9 +40,9 @@ def test_rows_divide_over_devices_and_slices(domains):
 
 
 def test_steps_follow_the_histories_and_the_share_of_the_tasks_that_read_them(domains):
-    many = with_lengths(domains, [60] * 40_000)
+    many = with_lengths(domains, [60] * 10_000)
     alone = fitted(replace(OPEN, mixture=MixtureConfig({"next-item": 1.0})), many).train.steps
-    assert alone == np.ceil(5 * 60 * 40_000 / 1024)
+    assert alone == np.ceil(5 * 60 * 10_000 / 1024)
     half = fitted(replace(OPEN, mixture=MixtureConfig({"next-item": 0.5, "text-causal": 0.5})), many).train.steps
     assert abs(half - 2 * alone) <= 1
     assert fitted(replace(OPEN, train=replace(OPEN.train, steps=300)), many).train.steps == 300
