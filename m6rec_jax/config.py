@@ -236,7 +236,8 @@ class TrainConfig:
 
     Args:
         steps: optimiser steps; with `epochs`, at most so many.
-        epochs: passes over the histories after which training ends; 0 = `steps` alone decides.
+        epochs: passes over the histories after which training ends (training/fit: some more over few); 0 = `steps`
+            alone decides.
         accumulate: slices of a batch whose gradients are added before one step; must divide data.rows.
         log_every: steps between lines in metrics.jsonl.
         eval_every: steps between validations; 0 = only at the end.

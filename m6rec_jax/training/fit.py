@@ -14,13 +14,14 @@ from m6rec_jax.data.tasks import tasks
 
 LENGTHS = (64, 128, 256)  # attention costs grow with a row's length: no longer than the histories ask for
 WHOLE = 0.95  # share of histories that a row shall hold whole; longer ones are cut into windows
+LEAST_STEPS = 1500  # few events need more passes; the best checkpoint is kept anyway
 BATCH_TOKENS = 1024  # a device: many small steps learn more from a pass than few large ones
 
 
 def fitted(config: Config, domains: Sequence[Domain], row_shards: int = 1) -> Config:
     """`config` without its zeros: `data.length`, `data.rows` (`BATCH_TOKENS` for each of `row_shards`, a multiple of them
     and of `train.accumulate`)
-    and, with `train.epochs`, the `train.steps` that so many passes over all histories take.
+    and, with `train.epochs`, the `train.steps` that so many passes over all histories take, `LEAST_STEPS` or more.
 
     A configuration that leaves nothing open comes back as it is.
     """
@@ -34,7 +35,7 @@ def fitted(config: Config, domains: Sequence[Domain], row_shards: int = 1) -> Co
         rows = -(-max(BATCH_TOKENS // length, 1) * row_shards // unit) * unit
     if config.train.epochs:
         once = histories.sum() / (_behaviour_share(config) * rows * length)
-        steps = min(steps, max(int(np.ceil(config.train.epochs * once)), 2 * config.optim.warmup, 1))
+        steps = min(steps, max(int(np.ceil(config.train.epochs * once)), LEAST_STEPS))
     return replace(
         config, data=replace(config.data, length=length, rows=rows), train=replace(config.train, steps=steps)
     )

@@ -8,7 +8,7 @@ import pytest
 from m6rec_jax.config import Config, DataConfig, MixtureConfig, TrainConfig
 from m6rec_jax.data.domains import open_domains
 from m6rec_jax.data.records import HISTORY
-from m6rec_jax.training.fit import fitted
+from m6rec_jax.training.fit import LEAST_STEPS, fitted
 from tests.fixtures import tiny_dataset, tiny_root  # noqa: F401
 
 OPEN = Config(data=DataConfig(length=0, rows=0), train=TrainConfig(steps=10_000, epochs=5.0))
@@ -43,6 +43,8 @@ def test_steps_follow_the_histories_and_the_share_of_the_tasks_that_read_them(do
     many = with_lengths(domains, [60] * 10_000)
     alone = fitted(replace(OPEN, mixture=MixtureConfig({"next-item": 1.0})), many).train.steps
     assert alone == np.ceil(5 * 60 * 10_000 / 1024)
+    few = with_lengths(domains, [60] * 10)
+    assert fitted(OPEN, few).train.steps == LEAST_STEPS
     half = fitted(replace(OPEN, mixture=MixtureConfig({"next-item": 0.5, "text-causal": 0.5})), many).train.steps
     assert abs(half - 2 * alone) <= 1
     assert fitted(replace(OPEN, train=replace(OPEN.train, steps=300)), many).train.steps == 300
