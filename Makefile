@@ -19,7 +19,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 
 .PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
-	bench-memory
+	bench-memory bench-peers
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -75,6 +75,9 @@ bench-seeds: install  ## the demo's run with three seeds, on the test split
 
 bench-quality: install  ## the default configuration on every data set, 3 seeds; FINAL=1 scores the test split
 	$(BIN)/python -m benchmarks.quality
+
+bench-peers: install  ## other people's recommenders on the same data sets; FINAL=1 scores the test split
+	$(BIN)/python -m benchmarks.peers
 
 bench-objectives: install  ## causal, masked and seq2seq alone against the mixture, at equal tokens
 	$(BIN)/python -m benchmarks.objectives
