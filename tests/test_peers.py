@@ -157,7 +157,7 @@ def test_a_second_call_runs_nothing_and_a_look_is_counted(tiny: Dataset, tmp_pat
     monkeypatch.setattr(command, "cases", lambda names, orders: [Case("ml-100k", "leave-one-out", 0)])
     monkeypatch.setattr(command, "dataset_of", lambda case, options: tiny)
     monkeypatch.setattr(command, "note", run.append)
-    write = lambda name, rows: results.write_text(json.dumps({"commit": "c", "rows": rows})) and results  # noqa: E731
+    write = lambda name, rows: results.write_text(json.dumps({"rows": rows})) and results  # noqa: E731
     monkeypatch.setattr(command, "write_results", write)
     monkeypatch.setattr(sys, "argv", ["peers", "--systems", "popularity", "EASE", "--work", str(tmp_path)])
     for final, wrote in (("", 2), ("", 0), ("1", 2), ("1", 0)):
@@ -165,7 +165,8 @@ def test_a_second_call_runs_nothing_and_a_look_is_counted(tiny: Dataset, tmp_pat
         monkeypatch.setenv("FINAL", final)
         command.main()
         assert len(run) == wrote
-    rows = json.loads(results.read_text())["rows"]
+    assert not command.rows_of(results, "another")
+    rows = command.rows_of(results, "c")
     assert [(row["split"], row["system"], row["looks"]) for row in rows] == [
         ("valid", "popularity", 0),
         ("valid", "EASE", 0),

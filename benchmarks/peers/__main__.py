@@ -44,7 +44,7 @@ from m6rec_jax.recommend.metrics import per_user, valid_id_rate
 
 K = 10
 SHOWN = (f"ndcg@{K}", f"recall@{K}")
-KEY = ("dataset", "protocol", "split", "system", "seed", "digest", "settings")
+KEY = ("dataset", "protocol", "split", "system", "seed", "digest", "settings", "commit")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def main() -> None:
     options = parser.parse_args()
 
     split = "test" if os.environ.get("FINAL") == "1" else "valid"
-    kept, shown, missing = rows_of(RESULTS / "peers.json", commit()), [], set()
+    options.commit = commit()  # of the code that runs, whatever is checked out by the time a row is written
+    kept, shown, missing = rows_of(RESULTS / "peers.json", options.commit), [], set()
     for case in cases(options.datasets, []):
         data = dataset_of(case, options)
         if data is None:
@@ -128,11 +129,11 @@ def main() -> None:
 
 
 def rows_of(path: Path, measured: str) -> list[dict[str, Any]]:
-    """Rows of an earlier call, if it measured this commit."""
+    """Rows of earlier calls that measured this commit."""
     if not measured or not path.is_file():
         return []
-    results = json.loads(path.read_text(encoding="utf-8"))
-    return results["rows"] if results["commit"] == measured else []
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [row for row in rows if row.get("commit") == measured]
 
 
 def head_of(case: Case, data: Dataset, system: str, split: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def head_of(case: Case, data: Dataset, system: str, split: str, options: argpars
     settings = dict(PEERS[system].settings)
     if options.epochs is not None and "epochs" in settings:
         settings["epochs"] = options.epochs
-    values = (case.dataset, case.protocol, split, system, options.seed, data.digest, settings)
+    values = (case.dataset, case.protocol, split, system, options.seed, data.digest, settings, options.commit)
     return dict(zip(KEY, values, strict=True))
 
 
