@@ -19,7 +19,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 
 .PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
-	bench-memory bench-peers
+	bench-memory bench-peers bench-ablations bench-cold
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -81,6 +81,12 @@ bench-peers: install  ## other people's recommenders on the same data sets; FINA
 
 bench-objectives: install  ## causal, masked and seq2seq alone against the mixture, at equal tokens
 	$(BIN)/python -m benchmarks.objectives
+
+bench-ablations: install  ## what each choice of the default configuration brings and costs, validation split
+	$(BIN)/python -m benchmarks.ablations
+
+bench-cold: install  ## recall on items held out of training; FINAL=1 scores the test split
+	$(BIN)/python -m benchmarks.cold
 
 bench-memory: install  ## what a new event costs the memory at 10^6 items
 	$(BIN)/python -m benchmarks.memory
