@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +68,7 @@ def _fitted(engine: Engine, memory: Memory, dataset: Dataset, step: int, *, seed
     logp, p_memory, total = (np.zeros(len(asked)) for _ in range(3))
     order = np.argsort([len(h) for h in asked.items], kind="stable")  # a program reads histories of like length
     lengths = np.array([len(h) for h in known], np.float64)
-    chosen = rng.permutation(len(asked))[:RANKED_USERS]
-    with stage("gate of the memory", len(asked) + len(chosen), "users") as bar:
+    with stage("gate of the memory", len(asked), "users") as bar:
         for start in range(0, len(asked), BATCH):
             at = order[start : start + BATCH]
             one, had = asked.take(at), [known[i] for i in at]
@@ -76,17 +76,18 @@ def _fitted(engine: Engine, memory: Memory, dataset: Dataset, step: int, *, seed
             support = memory.support(had, exclude=None if dataset.repeat else had, allowed=listed)
             p_memory[at], total[at] = support.probability(one.targets), support.total
             bar.advance(len(at))
-        gate = likeliest_gate(np.exp(logp), p_memory, lengths, total, step=step, dataset=dataset.digest)
-        if gate.users:
-            halfway = Gate(gate.bias + HALFWAY, gate.length, gate.mass)
-            found = []
-            for start in range(0, len(chosen), BATCH):
-                one = asked.take(chosen[start : start + BATCH])
-                found.append(_candidates(engine, memory, halfway, one, dataset.repeat, listed))
-                bar.advance(len(one))
-            model, by_memory, hit = (np.concatenate(part) for part in zip(*found, strict=True))
-            gate = move_gate(gate, model, by_memory, hit, lengths[chosen], total[chosen])
-    return gate
+    gate = likeliest_gate(np.exp(logp), p_memory, lengths, total, step=step, dataset=dataset.digest)
+    if not gate.users:
+        return gate
+    halfway, chosen = replace(gate, bias=gate.bias + HALFWAY), rng.permutation(len(asked))[:RANKED_USERS]
+    found = []
+    with stage("height of the gate", len(chosen), "users") as bar:
+        for start in range(0, len(chosen), BATCH):
+            one = asked.take(chosen[start : start + BATCH])
+            found.append(_candidates(engine, memory, halfway, one, dataset.repeat, listed))
+            bar.advance(len(one))
+    model, by_memory, hit = (np.concatenate(part) for part in zip(*found, strict=True))
+    return move_gate(gate, model, by_memory, hit, lengths[chosen], total[chosen])
 
 
 def _possible(dataset: Dataset) -> Histories:

@@ -17,7 +17,7 @@ from m6rec_jax.recommend.evaluate import evaluate
 from m6rec_jax.recommend.gate import Gate
 from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import held_out, interactions
-from m6rec_jax.recommend.memory import Memory
+from m6rec_jax.recommend.memory import FLOOR, Memory
 from m6rec_jax.recommend.recommender import MEMORY, MODEL, POPULARITY, Recommender
 from tests.fixtures import tiny_card, tiny_tables
 
@@ -177,6 +177,9 @@ def test_without_a_checkpoint_memory_and_item_knn_answer(world, tmp_path):
     data, run, _ = world
     shutil.copytree(run, tmp_path / "young", ignore=shutil.ignore_patterns("checkpoints", "gate.json"))
     young = Recommender.load(tmp_path / "young", dataset=data)
+    young.memory = Memory(
+        data.transitions, FLOOR
+    )  # one that does not know everything, so that something is left to add
     lists = young.recommend_histories(held_out(data, "test"), 40)
     assert set(lists.routes.tolist()) == {"memory"} and (lists.rows >= 0).all()
     assert {SOURCES[s] for s in np.unique(lists.sources)} <= {"memory", "popularity"}
