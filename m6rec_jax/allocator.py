@@ -17,8 +17,9 @@ _SETTINGS = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TO
 def keep_freed_memory() -> bool:
     """Ask glibc to reuse freed buffers instead of returning them; once a process. False where there is no glibc.
 
-    To be called before threads that compute are started: each keeps the arena that it began with. Worth it where buffers
-    of megabytes come and go all the time; the process keeps the most it ever held.
+    To be called before any thread is started (importing numpy starts some): glibc counts its arenas once, and each thread
+    keeps the one that it began with. Worth it where buffers of megabytes come and go all the time; the process keeps the
+    most it ever held. A program of one's own: MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647.
     """
     if not sys.platform.startswith("linux"):
         return False

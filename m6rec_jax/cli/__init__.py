@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 import m6rec_jax
+from m6rec_jax.allocator import keep_freed_memory
 from m6rec_jax.errors import InputError, Requeue
 
 SUCCESS, FAULT, WRONG_INPUT, REQUEUE, INTERRUPTED = 0, 1, 2, 75, 130
@@ -54,6 +55,7 @@ MENDABLE = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; never raises."""
+    keep_freed_memory()  # now, while this is the only thread
     argv = list(sys.argv[1:] if argv is None else argv)
     if not _debug():  # libraries log the tracebacks of their threads; what matters of them we say in one line
         logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from m6rec_jax.allocator import keep_freed_memory
 from m6rec_jax.artifacts.run import read_run
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.decoding.engine import Engine
@@ -99,7 +98,6 @@ class Recommender:
         run was trained on picks it among several (without it: the first), from the run's own copies. `engine` memory or
         popularity loads no parameters. Raises InputError when the folder is no run or the dataset does not fit it.
         """
-        keep_freed_memory()  # before jax starts its threads
         record = read_run(run)
         data, domain = None, 0
         if dataset is None:

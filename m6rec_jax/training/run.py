@@ -13,7 +13,6 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from m6rec_jax.allocator import keep_freed_memory
 from m6rec_jax.artifacts.atomic import atomic_path, write_text
 from m6rec_jax.artifacts.checkpoints import best_step, manifest, steps
 from m6rec_jax.artifacts.manifest import file_digest
@@ -56,7 +55,6 @@ def train(
     mean over domains picks the best checkpoint) from that domain's parameters on the host; `length`: tokens of a row.
     Raises InputError before compiling when anything does not fit, Requeue after SIGTERM.
     """
-    keep_freed_memory()  # before jax starts its threads
     run = Path(run)
     domains = open_domains(datasets, weights)
 
