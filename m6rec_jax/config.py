@@ -161,7 +161,8 @@ class DataConfig:
 
     Args:
         length: tokens in a row (T); 0 = fitted to the histories of the datasets (training/fit).
-        rows: rows in a global batch (B), over all devices and accumulation steps; 0 = as many as hold 1,024 tokens a device (training/fit).
+        rows: rows in a global batch (B), over all devices and accumulation steps; 0 = as many as hold 1,024 tokens a
+            device (training/fit).
         mask_rate: share of a sequence that the masked objectives hide.
         block: plan entries shuffled and packed together.
         threads: reader threads; 0 = the training thread reads.

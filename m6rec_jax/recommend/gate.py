@@ -57,7 +57,7 @@ def load_gate(path: Path | str) -> Gate:
 
 
 def likeliest_gate(p_model: np.ndarray, p_memory: np.ndarray, lengths: np.ndarray, total: np.ndarray, *,
-             step: int = -1, dataset: str = "", ridge: float = 1e-3) -> Gate:  # fmt: skip
+                   step: int = -1, dataset: str = "", ridge: float = 1e-3) -> Gate:  # fmt: skip
     """The gate that maximises the mean of log((1-g) p_model + g p_memory) over validation users `[U]`.
 
     `p_model`, `p_memory`: probability that each part gives the user's target; users without support teach nothing.
