@@ -6,7 +6,8 @@
 Scores the validation split; with FINAL=1 in the environment the test split, and every look at its targets is counted.
 ML-100K is fetched; Beauty and Office are read from tables of one's own, left out where there are none. Tie order 0 is
 the order of the file; orders from 1 on shuffle events of one user at one second, and run with the first seed only.
-Runs end where they stopped before when called again. Writes benchmarks/results/quality.json after every row.
+Runs end where they stopped before when called again. Writes benchmarks/results/quality.json after every row, each with
+the commit it measured; rows of earlier calls stay until they are measured anew.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import write_results
+from benchmarks.record import commit, kept_rows, write_results
 from m6rec_jax.cli.train import run_training
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.prepare import prepare
@@ -35,6 +36,7 @@ from m6rec_jax.recommend.evaluate import evaluate
 from m6rec_jax.settings import load_config
 
 SHOWN = ("ndcg@10", "recall@10", "valid_id_rate", "coverage@10", "novelty@10")
+KEY = ("dataset", "protocol", "split", "tie_order", "seed", "system")
 SYSTEMS = ("with memory", "model alone", "counting floor", "item-kNN", "popularity")
 GLOBAL_TIME = {"rule": "global-time", "valid": 0.1, "test": 0.1}
 # Best comparable published NDCG@10 / Recall@10, leave-one-out: BARGE and eSASRec on Beauty, SASRec on ML-100K.
@@ -82,6 +84,7 @@ def main() -> None:
     options = parser.parse_args()
 
     split = "test" if os.environ.get("FINAL") == "1" else "valid"
+    options.commit = commit()  # of the code that runs, whatever is checked out by the time a row is written
     rows: list[dict] = []
     for case in cases(options.datasets, options.tie_orders):
         data = dataset_of(case, options)
@@ -90,7 +93,7 @@ def main() -> None:
             continue
         for seed in options.seeds[: 1 if case.tie_order else None]:
             rows += score(case, data, seed, split, options)
-            path = write_results("quality", rows)
+            path = write_results("quality", kept_rows("quality", rows, KEY) + rows)
             show(rows)
     if rows:
         note(f"wrote {path}")
@@ -112,6 +115,7 @@ def score(case: Case, data: Dataset, seed: int, split: str, options: argparse.Na
         "seed": seed,
         "users": report["users"],
         "looks": report["looks"],
+        "commit": options.commit,
         "seconds": {"train": round(trained, 1), "all": round(time.monotonic() - start, 1)},
     }
     base = report["baselines"]

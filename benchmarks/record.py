@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,14 @@ def write_results(name: str, rows: list[dict[str, Any]], out: Path | None = None
     head = {"schema": BENCHMARK.name, "version": BENCHMARK.version, "commit": commit(), "machine": machine()}
     write_json(path, {**head, "rows": rows})
     return path
+
+
+def kept_rows(name: str, measured: Sequence[dict[str, Any]], key: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows that earlier calls of a benchmark wrote, without those that `measured` measures anew (equal in `key`)."""
+    path = RESULTS / f"{name}.json"
+    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    anew = {tuple(row.get(part) for part in key) for row in measured}
+    return [row for row in old if tuple(row.get(part) for part in key) not in anew]
 
 
 def machine() -> dict[str, object]:
