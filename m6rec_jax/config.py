@@ -134,6 +134,8 @@ class OptimConfig:
         b2: decay of the second moment.
         clip: global gradient norm above which gradients are scaled down.
         label_smoothing: share of every target's mass spread over its vocabulary slice in training.
+        average: decay of a running mean of the parameters, which is then what is validated, kept and served beside those
+            that are trained on (Polyak and Juditsky 1992); 0 = the parameters themselves.
         negatives: a vocabulary slice of more ids is normalised over so many drawn at random; 0 = always over all.
     """
 
@@ -145,12 +147,13 @@ class OptimConfig:
     b2: float = 0.98
     clip: float = 1.0
     label_smoothing: float = 0.1
+    average: float = 0.0
     negatives: int = 0
 
     def __post_init__(self) -> None:
         above_zero("optim", self, "learning_rate")
         at_least(0, "optim", self, "warmup", "weight_decay", "negatives")
-        below_one("optim", self, "b1", "b2", "label_smoothing")
+        below_one("optim", self, "b1", "b2", "label_smoothing", "average")
         check(0 <= self.final <= 1, f"optim.final={self.final}: must lie between 0 and 1")
         check(self.clip > 0, f"optim.clip={self.clip}: must be above 0")  # .inf clips nothing
 

@@ -54,11 +54,7 @@ class CheckpointWriter:
             return step
         if jax.process_index() == 0:
             remove(folder)
-        parts = {
-            "params": state.params,
-            "optimizer": {"moments": state.optimizer, "step": state.step, "skipped": state.skipped},
-            "data": position._asdict(),
-        }
+        parts = {"params": state.served, "optimizer": _rest(state), "data": position._asdict()}
         shapes = {name: tree_shapes(parts[name]) for name in ("params", "optimizer")}
         body = {"step": step, "rows": position.rows, "metrics": metrics, "shapes": shapes}
         try:
@@ -126,16 +122,23 @@ def restore(run: Path, abstract: TrainState) -> tuple[TrainState, Position] | No
             damaged.append(step)
             continue
         check_shapes(run, step, abstract.params)
-        optimizer = {"moments": abstract.optimizer, "step": abstract.step, "skipped": abstract.skipped}
+        optimizer = _rest(abstract)
         check_shapes(run, step, optimizer, "optimizer")
         loaded = ocp.load_checkpointables(
             step_folder(run, step), {"params": abstract.params, "optimizer": optimizer, "data": None}
         )
         for bad in damaged if jax.process_index() == 0 else ():
             (step_folder(run, bad) / MANIFEST).unlink(missing_ok=True)
-        saved = loaded["optimizer"]
-        state = TrainState(loaded["params"], saved["moments"], saved["step"], saved["skipped"])
+        saved, served = loaded["optimizer"], loaded["params"]
+        trained, average = (saved["trained"], served) if "trained" in saved else (served, None)
+        state = TrainState(trained, saved["moments"], saved["step"], saved["skipped"], average)
         return state, Position(**loaded["data"])
     if known:
         raise InputError(f"{run / FOLDER}: every checkpoint is damaged; restore one from a copy or use another --run")
     return None
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    """What only training needs of a state; the parameters that are served lie apart from it."""
+    trained = {} if state.average is None else {"trained": state.params}
+    return {"moments": state.optimizer, "step": state.step, "skipped": state.skipped} | trained

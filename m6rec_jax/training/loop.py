@@ -84,7 +84,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                     if log:
                         log.write(row)
                 if validating:
-                    figures = loop.validate(state.params)
+                    figures = loop.validate(state.served)
                     if log:
                         log.write({"step": done, **{f"valid/{name}": value for name, value in figures.items()}})
                     if figures.get(BEST_METRIC, -1.0) > best:

@@ -84,14 +84,12 @@ def train(
 
     # -- state: resumed, or from another run, or fresh ------------------------------------------------------------
     with jax.set_mesh(mesh):
-        state = init_state(blueprint, optimizer, config.train.seed)
+        state = init_state(blueprint, optimizer, config.train.seed, config.optim.average > 0)
         position = Position()
         if resumed:
             state, position = restore(run, abstract_state(state)) or (state, position)
         elif init_from is not None:
-            state = state._replace(
-                params=from_run(Path(init_from), [d.dataset for d in domains], blueprint, state.params)
-            )
+            state = state.begun_with(from_run(Path(init_from), [d.dataset for d in domains], blueprint, state.params))
 
     rows, at = position.rows, (position.block, position.block_start)
     plan = Plan(pools, shares, config.data, config.train.seed, at)
@@ -118,7 +116,13 @@ def train(
         mesh=mesh,
         labels=names,
         step=make_train_step(
-            blueprint, optimizer, len(pools), config.train.seed, config.optim.label_smoothing, config.optim.negatives
+            blueprint,
+            optimizer,
+            len(pools),
+            config.train.seed,
+            config.optim.label_smoothing,
+            config.optim.negatives,
+            config.optim.average,
         ),
         items=items,
         batches=batches(source, config.data.threads) if left > 0 else iter(()),

@@ -12,18 +12,34 @@ from m6rec_jax.model.load import Blueprint
 
 
 class TrainState(NamedTuple):
-    """`params` and `optimizer` trees on the mesh; `step` counts batches, `skipped` those with a gradient not finite."""
+    """`params` and `optimizer` trees on the mesh; `step` counts batches, `skipped` those with a gradient not finite.
+
+    `average`: the running mean of the parameters (`optim.average`), None without one.
+    """
 
     params: Any
     optimizer: Any
     step: jax.Array
     skipped: jax.Array
+    average: Any = None
+
+    @property
+    def served(self) -> Any:
+        """The parameters that are validated, kept and served."""
+        return self.params if self.average is None else self.average
+
+    def begun_with(self, params: Any) -> TrainState:
+        """This state with other parameters to begin with."""
+        return self._replace(params=params, average=None if self.average is None else jax.tree.map(jnp.copy, params))
 
 
-def init_state(blueprint: Blueprint, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(
+    blueprint: Blueprint, optimizer: optax.GradientTransformation, seed: int, averaged: bool = False
+) -> TrainState:
     """A fresh state, placed by the mesh in force."""
-    params = blueprint.init(seed)
-    return TrainState(params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    params, zero = blueprint.init(seed), jnp.zeros((), jnp.int32)
+    average = jax.tree.map(jnp.copy, params) if averaged else None
+    return TrainState(params, jax.jit(optimizer.init)(params), zero, jnp.copy(zero), average)
 
 
 def abstract_state(state: TrainState) -> TrainState:

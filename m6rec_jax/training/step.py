@@ -53,11 +53,13 @@ def make_train_step(
     seed: int,
     smoothing: float = 0.0,
     negatives: int = 0,
+    average: float = 0.0,
 ) -> Callable[[TrainState, Batch, Catalogues], tuple[TrainState, StepMetrics]]:
     """The jitted step over a batch `[accumulate, B, T]`; the state is donated, but on CPU, where XLA then updates it in place one
     buffer after another and takes a third longer.
 
-    The mean over target tokens is taken once, over all slices. A step whose gradient is not finite changes nothing
+    The mean over target tokens is taken once, over all slices. A running mean of the parameters (`average`: its decay, less
+    over the first steps) follows them where the state holds one. A step whose gradient is not finite changes nothing
     but the counters.
     """
 
@@ -86,12 +88,17 @@ def make_train_step(
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
+        mean = state.average
+        if mean is not None:
+            decay = jnp.minimum(average, (1 + state.step) / (10 + state.step))
+            mean = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), mean, params)
         skipped = state.skipped + (1 - good.astype(jnp.int32))
         new = TrainState(
             jax.tree.map(keep, params, state.params),
             jax.tree.map(keep, moments, state.optimizer),
             state.step + 1,
             skipped,
+            jax.tree.map(keep, mean, state.average),
         )
         return new, StepMetrics(losses, norm, jnp.sum(batch["segment_ids"] > 0), skipped)
 

@@ -57,12 +57,15 @@ def params_of(run, step):
     return load_params(run, step, Blueprint(run_.config.model, run_.vocab, run_.content_width).shapes())[1]
 
 
-def optimizer_files(run, step):
-    """Optimiser moments, from the checkpoint itself."""
+def optimizer_of(run, step):
+    """What only training needs, from the checkpoint itself."""
     from orbax.checkpoint import v1 as ocp
 
-    loaded = ocp.load_checkpointables(step_folder(run, step), {"optimizer": None})["optimizer"]
-    return [np.asarray(x).tobytes() for x in jax.tree.leaves(loaded)]
+    return jax.tree.map(np.asarray, ocp.load_checkpointables(step_folder(run, step), {"optimizer": None})["optimizer"])
+
+
+def optimizer_files(run, step):
+    return [x.tobytes() for x in jax.tree.leaves(optimizer_of(run, step))]
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +154,28 @@ def test_a_resume_lays_out_no_block_it_is_past(tiny_dataset, tmp_path, monkeypat
     train(config, [tiny_dataset], run)
     assert steps(run)[-1] == 20
     assert min(asked - {0}) > 5
+
+
+def test_a_running_mean_is_kept_and_served_and_resumes_to_the_bit(tiny_dataset, tmp_path):  # noqa: F811
+    config = replace(
+        CONFIG,
+        optim=replace(CONFIG.optim, warmup=2, average=0.5),
+        checkpoint=replace(CONFIG.checkpoint, every=1, keep=9),
+        train=TrainConfig(steps=6, log_every=1, eval_every=0),
+    )
+    run = train(config, [tiny_dataset], tmp_path / "run")
+    served = [jax.tree.map(np.asarray, params_of(run, step)) for step in range(1, 7)]
+    trained = [optimizer_of(run, step)["trained"] for step in range(1, 7)]
+    for i in range(1, 6):
+        decay = min(0.5, (1 + i) / (10 + i))
+        mean = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, served[i - 1], trained[i])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), served[i], mean)
+    assert max(abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (served[5], trained[5])), strict=True)) > 1e-5
+    before = bytes_of(run, 6), optimizer_files(run, 6)
+    for step in (4, 5, 6):
+        shutil.rmtree(step_folder(run, step))
+    train(config, [tiny_dataset], run)
+    assert (bytes_of(run, 6), optimizer_files(run, 6)) == before
 
 
 def test_sigterm_saves_this_very_step_and_asks_to_be_requeued(tiny_dataset, tmp_path):  # noqa: F811
