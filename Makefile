@@ -19,7 +19,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 
 .PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
-	bench-memory bench-peers bench-ablations bench-cold
+	bench-memory bench-peers bench-ablations bench-cold bench-transfer
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -87,6 +87,9 @@ bench-ablations: install  ## what each choice of the default configuration bring
 
 bench-cold: install  ## recall on items held out of training; FINAL=1 scores the test split
 	$(BIN)/python -m benchmarks.cold
+
+bench-transfer: install  ## what pretraining on two domains brings to a third with few events, validation split
+	$(BIN)/python -m benchmarks.transfer
 
 bench-memory: install  ## what a new event costs the memory at 10^6 items
 	$(BIN)/python -m benchmarks.memory

@@ -3,28 +3,35 @@
     python -m benchmarks.ablations [--datasets beauty ml-100k office] [--rows NAME ...] [--seed 0] [--config quality]
                                    [--tables ../shared/data] [--work build/quality] [--source WHEEL]
 
-Every row trains the configuration with one thing changed and measures it beside the run that changes nothing; rows of
-the memory take that run and change what stands beside the model. The difference is paired over users. Test targets are
-never looked at. Runs end where they stopped before when called again. Writes benchmarks/results/ablations.json.
+Every row trains the configuration with one thing changed (a setting, a part of the model, or the dataset prepared in
+another way) and measures it beside the run that changes nothing; rows of the memory take that run and change what stands
+beside the model. The difference is paired over users. Test targets are never looked at. Runs end where they stopped
+before when called again. Writes benchmarks/results/ablations.json; rows of earlier calls stay until measured anew.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.quality import Case, cases, dataset_of, quality_parser
-from benchmarks.record import write_results
+from benchmarks.record import commit, kept_rows, write_results
+from benchmarks.variants import VARIANTS, variant
 from m6rec_jax.cli.train import run_training
 from m6rec_jax.config import DEFAULT_MIXTURE, Config, MixtureConfig
-from m6rec_jax.data.dataset import Dataset
+from m6rec_jax.data.dataset import Dataset, open_dataset
+from m6rec_jax.data.prepare import prepare
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import held_out
@@ -35,6 +42,7 @@ from m6rec_jax.settings import load_config
 
 K = 10
 BASE = "as configured"
+KEY = ("dataset", "protocol", "row", "seed")
 
 
 def _model(**changed: Any) -> Callable[[Config], Config]:
@@ -61,7 +69,9 @@ TRAINED: dict[str, Callable[[Config], Config]] = {
     "all items as negatives": _optim(negatives=0),
     "label smoothing .1": _optim(label_smoothing=0.1),
     "learning rate .001": _optim(learning_rate=0.001),
+    "dropout .2, input .4": _model(dropout=0.2, embed_dropout=0.4),
     "dropout .4, input .6": _model(dropout=0.4, embed_dropout=0.6),
+    "running mean of the parameters": _optim(average=0.998),
     "id parts never dropped": _model(id_dropout=0.0),
     "no content": _model(content=False),
     "2 layers": _model(layers=2),
@@ -70,6 +80,26 @@ TRAINED: dict[str, Callable[[Config], Config]] = {
     "with item text": _tasks(next_item=0.8, text_causal=0.2),
     "with masked items": _tasks(next_item=0.8, behaviour_masked=0.2),
     "with seq2seq": _tasks(next_item=0.8, behaviour_seq2seq=0.2),
+}
+
+
+def _kinds(card: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """Events of two kinds, by the rating; None without ratings."""
+    events = card["events"]
+    if "value" not in events:
+        return None
+    table = pl.read_csv(events["path"], infer_schema=False)
+    liked = pl.when(pl.col(events["value"]).cast(pl.Float64) >= 4).then(pl.lit("liked")).otherwise(pl.lit("met"))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = (folder / "events.csv").resolve()
+    table.with_columns(kind=liked).write_csv(path)
+    return card | {"events": events | {"path": str(path), "kind": "kind"}}
+
+
+# What is prepared in another way: a change of the card (None: says nothing there), and options of `prepare`.
+PREPARED: dict[str, tuple[Callable[[dict, Path], dict | None], dict[str, Any]]] = {
+    "codes of 3 x 256": (lambda card, folder: card, {"levels": 3, "codebook": 256}),
+    "behaviour kinds": (_kinds, {}),
 }
 # What stands beside the model of the base run.
 MEMORIES: dict[str, tuple[MemoryConfig, bool]] = {  # settings, whether with neighbours
@@ -83,20 +113,23 @@ LIKELY = "gate by likelihood alone"
 
 @dataclass(frozen=True)
 class Measured:
-    """NDCG@10 of each user, `[U]`, with memory and without, and the seconds that training took."""
+    """NDCG@10 of each user, `[U]`, with memory and without; seconds of training, parameters, users ranked a second."""
 
     with_memory: np.ndarray
     alone: np.ndarray
     seconds: float
+    parameters: int
+    users_per_s: float
 
 
 def main() -> None:
-    names = [*TRAINED, *MEMORIES, LIKELY]
+    names = [*TRAINED, *VARIANTS, *PREPARED, *MEMORIES, LIKELY]
     parser = quality_parser(__doc__)
     parser.add_argument("--rows", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
+    options.commit = commit()
     found: list[dict[str, Any]] = []
     for case in cases(options.datasets, []):
         data = dataset_of(case, options)
@@ -106,27 +139,54 @@ def main() -> None:
         config = load_config([options.config], [f"--train.seed={options.seed}"])
         run = options.work / "runs" / f"{case.name}-{options.seed}"
         base = trained(config, data, run)
-        found.append(_row(case, BASE, base, base, options.seed))
+        found.append(_row(case, BASE, base, base, options))
         for name in options.rows:
-            if name in TRAINED:
-                folder = options.work / "ablations" / f"{case.name}-{options.seed}-{name.replace(' ', '-')}"
-                measured = trained(TRAINED[name](config), data, folder)
+            folder = options.work / "ablations" / f"{case.name}-{options.seed}-{name.replace(' ', '-')}"
+            if name in PREPARED:
+                other = prepared(case, name, options)
+                if other is None:
+                    continue
+                measured = trained(config, other, folder)
+            elif name in TRAINED or name in VARIANTS:
+                with variant(name):
+                    measured = trained(TRAINED.get(name, lambda c: c)(config), data, folder)
             else:
                 measured = replace(base, with_memory=beside(name, data, run))
-            found.append(_row(case, name, measured, base, options.seed))
-            path = write_results("ablations", found)
+            found.append(_row(case, name, measured, base, options))
+            path = write_results("ablations", kept_rows("ablations", found, KEY) + found)
         show(found)
     if found:
         note(f"wrote {path}")
 
 
+def prepared(case: Case, name: str, options: argparse.Namespace) -> Dataset | None:
+    """The dataset of a case, prepared in another way; None where that way says nothing."""
+    out = options.work / "datasets" / f"{case.name}-{name.replace(' ', '-')}"
+    if not (out / "manifest.json").is_file():
+        change, how = PREPARED[name]
+        tables = options.work / "tables"
+        card = change(json.loads((tables / case.name / "card.yaml").read_text(encoding="utf-8")), tables / out.name)
+        if card is None:
+            return None
+        path = tables / case.name / f"card-{name.replace(' ', '-')}.yaml"
+        path.write_text(json.dumps(card, indent=2), encoding="utf-8")
+        prepare(path, out, **how)
+    return open_dataset(out)
+
+
 def trained(config: Config, data: Dataset, run: Path) -> Measured:
     """Train a run, or take it up, and rank for every validation user."""
+    file = run / "seconds.json"  # a run that is taken up took what it took
     start = time.monotonic()
     run_training(config, [data.path], run)
-    seconds = time.monotonic() - start
+    if not file.is_file():
+        file.write_text(json.dumps(round(time.monotonic() - start, 1)), encoding="utf-8")
     recommender = with_gate(Recommender.load(run, dataset=data), run, data)
-    return Measured(ranked(recommender, data), ranked(recommender, data, memory=False), round(seconds, 1))
+    assert recommender.engine is not None
+    parameters = sum(x.size for x in jax.tree.leaves(recommender.engine.params))
+    both, begun = ranked(recommender, data), time.monotonic()
+    alone = ranked(recommender, data, memory=False)
+    return Measured(both, alone, json.loads(file.read_text(encoding="utf-8")), parameters, len(alone) / (time.monotonic() - begun))  # fmt: skip
 
 
 def beside(name: str, data: Dataset, run: Path) -> np.ndarray:
@@ -151,15 +211,16 @@ def ranked(recommender: Recommender, data: Dataset, **options: Any) -> np.ndarra
     return per_user(rows, asked.targets, (K,))[f"ndcg@{K}"]
 
 
-def _row(case: Case, name: str, measured: Measured, base: Measured, seed: int) -> dict[str, Any]:
-    metric = f"ndcg@{K}"
+def _row(case: Case, name: str, measured: Measured, base: Measured, options: argparse.Namespace) -> dict[str, Any]:
+    metric, seed = f"ndcg@{K}", options.seed
     compared = {
         part: paired({metric: getattr(measured, part)}, {metric: getattr(base, part)}, seed=seed)
         for part in ("with_memory", "alone")
     }
     return {
         "dataset": case.dataset, "protocol": case.protocol, "split": "valid", "row": name, "seed": seed,
-        "users": len(base.alone), "seconds": measured.seconds,
+        "users": len(base.alone), "commit": options.commit, "seconds": measured.seconds, "parameters": measured.parameters,
+        "users_per_s": round(measured.users_per_s, 1),
         "metrics": {part: float(getattr(measured, part).mean(dtype=np.float64)) for part in compared},
         "over_base": {part: {k: one[k] for k in ("relative", "ci95", "p")} for part, one in compared.items()},
     }  # fmt: skip
@@ -167,13 +228,15 @@ def _row(case: Case, name: str, measured: Measured, base: Measured, seed: int) -
 
 def show(rows: list[dict[str, Any]]) -> None:
     """A line a row and dataset: NDCG@10, and what the change brought in percent."""
-    table = Table("data set", "protocol", "changed", "with memory", "alone", "s to train")
+    table = Table(
+        "data set", "protocol", "changed", "with memory", "alone", "s to train", "parameters", "users/s alone"
+    )
     for row in rows:
         shown = []
         for part in ("with_memory", "alone"):
             change = row["over_base"][part]
             shown.append(f"{row['metrics'][part]:.4f}" + ("" if row["row"] == BASE else f" ({change['relative']:+.1%}, p {change['p']:.2f})"))  # fmt: skip
-        table.add_row(row["dataset"], row["protocol"], row["row"], *shown, f"{row['seconds']:,.0f}")
+        table.add_row(row["dataset"], row["protocol"], row["row"], *shown, f"{row['seconds']:,.0f}", f"{row['parameters'] / 1e6:.2f} M", f"{row['users_per_s']:,.0f}")  # fmt: skip
     Console().print(table)
 
 

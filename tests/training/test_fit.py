@@ -8,7 +8,7 @@ import pytest
 from m6rec_jax.config import Config, DataConfig, MixtureConfig, TrainConfig
 from m6rec_jax.data.domains import open_domains
 from m6rec_jax.data.records import HISTORY
-from m6rec_jax.training.fit import LEAST_STEPS, fitted
+from m6rec_jax.training.fit import LEAST_STEPS, VALIDATIONS, fitted
 from tests.fixtures import tiny_dataset, tiny_root  # noqa: F401
 
 OPEN = Config(data=DataConfig(length=0, rows=0), train=TrainConfig(steps=10_000, epochs=5.0))
@@ -48,6 +48,15 @@ def test_steps_follow_the_histories_and_the_share_of_the_tasks_that_read_them(do
     half = fitted(replace(OPEN, mixture=MixtureConfig({"next-item": 0.5, "text-causal": 0.5})), many).train.steps
     assert abs(half - 2 * alone) <= 1
     assert fitted(replace(OPEN, train=replace(OPEN.train, steps=300)), many).train.steps == 300
+
+
+def test_validations_are_close_enough_to_catch_the_best_checkpoint(domains):
+    few = fitted(OPEN, with_lengths(domains, [60] * 10)).train
+    assert few.steps / few.eval_every >= VALIDATIONS - 1
+    seldom = replace(OPEN, train=replace(OPEN.train, eval_every=0))
+    assert fitted(seldom, with_lengths(domains, [60] * 10)).train.eval_every == 0
+    many = fitted(OPEN, with_lengths(domains, [60] * 100_000)).train
+    assert many.eval_every == OPEN.train.eval_every
 
 
 def test_a_configuration_that_leaves_nothing_open_is_kept(domains):
