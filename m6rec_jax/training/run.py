@@ -31,6 +31,7 @@ from m6rec_jax.training.fit import fitted
 from m6rec_jax.training.initial import from_run, on_host
 from m6rec_jax.training.loop import Evaluator, Loop, train_loop
 from m6rec_jax.training.optim import learning_rate, make_optimizer
+from m6rec_jax.training.room import check_room
 from m6rec_jax.training.sharding import check_fit, make_mesh, place_items, row_shards
 from m6rec_jax.training.state import abstract_state, init_state
 from m6rec_jax.training.step import make_eval_step, make_train_step
@@ -77,6 +78,7 @@ def train(
     # -- model and optimiser ------------------------------------------------------------------------------------
     width, *more_widths = (domain.dataset.content.shape[1] for domain in domains)
     blueprint = Blueprint(config.model, joint_vocab(domains), width, tuple(more_widths))
+    check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains])
     optimizer = make_optimizer(config.optim, config.train.steps)
     resumed = bool(steps(run))
     lock = _together(lambda: _claim(run, config, domains, blueprint))

@@ -1,0 +1,85 @@
+"""The memory told before training is what the compiler then asks for, and what cannot fit is refused."""
+
+import jax
+import pytest
+
+from m6rec_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from m6rec_jax.errors import InputError
+from m6rec_jax.model.items import ItemTable
+from m6rec_jax.model.load import Blueprint
+from m6rec_jax.training import room
+from m6rec_jax.training.optim import make_optimizer
+from m6rec_jax.training.room import check_room, memory_needed
+from m6rec_jax.training.run import train
+from m6rec_jax.training.sharding import make_mesh
+from m6rec_jax.training.state import TrainState
+from m6rec_jax.training.step import make_train_step
+from m6rec_jax.vocab import Vocab
+from tests.fixtures import tiny_dataset, tiny_root  # noqa: F401
+
+CONTENT = 64
+
+
+def compiled_bytes(blueprint, config, items):
+    """What XLA reserves for a step: arguments, results and everything in between."""
+    array = jax.ShapeDtypeStruct
+    optimizer, params = make_optimizer(config.optim, 10), blueprint.shapes()
+    state = TrainState(params, jax.eval_shape(optimizer.init, params), array((), "int32"), array((), "int32"))
+    whole = (1, config.data.rows, config.data.length)
+    names = ("tokens", "item_rows", "positions", "k_start", "k_end", "targets", "task_ids", "segment_ids")
+    batch = {name: array(whole, "int32") for name in names} | {"loss_weights": array(whole, "float32")}
+    table = ItemTable(array((items, CONTENT), "float32"), array((items,), "bool"))
+    step = make_train_step(blueprint, optimizer, 1, 0, 0.0, config.optim.negatives)
+    used = step.lower(state, batch, table).compile().memory_analysis()
+    return used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    ("model", "negatives"), [(ModelConfig(layers=1, width=64), 256), (ModelConfig(layers=3, width=128), 0)]
+)
+def test_what_is_told_is_what_the_compiler_asks_for(model, negatives):
+    config = Config(model, optim=OptimConfig(negatives=negatives), data=DataConfig(length=128, rows=8))
+    blueprint = Blueprint(config.model, Vocab(1024, (100_096,)), CONTENT)
+    told = sum(memory_needed(blueprint, config, make_mesh(config.mesh), [100_096]).values())
+    assert told == pytest.approx(compiled_bytes(blueprint, config, 100_096), rel=0.3)
+
+
+def test_every_part_grows_with_what_it_holds():
+    small = Config(data=DataConfig(length=128, rows=8), optim=OptimConfig(negatives=256))
+    mesh = make_mesh(small.mesh)
+
+    def parts(items=10_112, model=small.model, optim=small.optim, data=small.data, width=CONTENT):
+        config = Config(model, optim=optim, data=data)
+        return memory_needed(Blueprint(model, Vocab(1024, (items,)), width), config, mesh, [items])
+
+    base = parts()
+    assert parts(items=20_224)["parameters and moments"] > 1.5 * base["parameters and moments"]
+    assert parts(width=2 * CONTENT)["item features"] == 2 * base["item features"]
+    assert parts(data=DataConfig(length=128, rows=16))["activations"] == 2 * base["activations"]
+    assert parts(optim=OptimConfig(negatives=0))["scores over the vocabulary"] > 10 * base["scores over the vocabulary"]
+    averaged = parts(optim=OptimConfig(negatives=256, average=0.9))["parameters and moments"]
+    assert averaged == pytest.approx(4 / 3 * base["parameters and moments"])
+
+
+def test_a_catalogue_of_a_million_items_is_told_and_where_it_cannot_fit_refused(tmp_path, monkeypatch, capsys):
+    config = Config(ModelConfig(layers=1, width=128), data=DataConfig(length=64, rows=16))
+    blueprint, mesh = Blueprint(config.model, Vocab(8000, (1_000_000,)), 128), make_mesh(config.mesh)
+    wide = Config(ModelConfig(layers=1, width=512), data=config.data)
+    larger = Blueprint(wide.model, blueprint.vocab, 128)
+    monkeypatch.setattr(room, "MEMINFO", str(tmp_path / "meminfo"))
+    (tmp_path / "meminfo").write_text("MemAvailable:   25165824 kB\n")
+    with pytest.raises(InputError, match="of 24.0 GiB that are free .*1,000,000 items.*optim.negatives"):
+        check_room(larger, wide, mesh, [1_000_000])
+    fits = Config(config.model, data=config.data, optim=OptimConfig(negatives=2048))
+    check_room(blueprint, fits, mesh, [1_000_000])
+    assert "memory a device: about 3." in capsys.readouterr().err
+    (tmp_path / "meminfo").unlink()
+    check_room(larger, wide, mesh, [1_000_000])  # where nobody knows what is free, nothing is refused
+
+
+def test_a_run_that_does_not_fit_leaves_nothing(tiny_dataset, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(room, "MEMINFO", str(tmp_path / "meminfo"))
+    (tmp_path / "meminfo").write_text("MemAvailable:   100 kB\n")
+    with pytest.raises(InputError, match="does not fit"):
+        train(Config(train=TrainConfig(steps=200)), [tiny_dataset], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
