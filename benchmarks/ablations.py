@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from m6rec_jax.config import DEFAULT_MIXTURE, Config, MixtureConfig
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.progress import note
+from m6rec_jax.recommend import gating
 from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import held_out
 from m6rec_jax.recommend.memory import FLOOR, Memory, MemoryConfig
@@ -70,6 +72,7 @@ TRAINED: dict[str, Callable[[Config], Config]] = {
     "label smoothing .1": _optim(label_smoothing=0.1),
     "learning rate .001": _optim(learning_rate=0.001),
     "dropout .2, input .4": _model(dropout=0.2, embed_dropout=0.4),
+    "15 passes": lambda config: replace(config, train=replace(config.train, epochs=15.0)),
     "dropout .4, input .6": _model(dropout=0.4, embed_dropout=0.6),
     "running mean of the parameters": _optim(average=0.998),
     "id parts never dropped": _model(id_dropout=0.0),
@@ -109,6 +112,7 @@ MEMORIES: dict[str, tuple[MemoryConfig, bool]] = {  # settings, whether with nei
     "neighbours worth 32 counts": (MemoryConfig(prior=32.0), True),
 }
 LIKELY = "gate by likelihood alone"
+SURE = "model as sure as it is"  # no temperature
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Measured:
 
 
 def main() -> None:
-    names = [*TRAINED, *VARIANTS, *PREPARED, *MEMORIES, LIKELY]
+    names = [*TRAINED, *VARIANTS, *PREPARED, *MEMORIES, LIKELY, SURE]
     parser = quality_parser(__doc__)
     parser.add_argument("--rows", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--seed", type=int, default=0)
@@ -192,7 +196,11 @@ def trained(config: Config, data: Dataset, run: Path) -> Measured:
 def beside(name: str, data: Dataset, run: Path) -> np.ndarray:
     """The model of a run beside another memory, or beside its own with a gate that likelihood alone decides."""
     recommender = Recommender.load(run, dataset=data)
-    if name == LIKELY:
+    if name == SURE:
+        recommender.gate = None
+        with temperatures((1.0,)):
+            recommender = with_gate(recommender, run, data, keep=False)
+    elif name == LIKELY:
         gate = with_gate(recommender, run, data).gate
         assert gate is not None
         recommender.gate = replace(gate, bias=gate.bias - gate.moved, moved=0.0)
@@ -202,6 +210,17 @@ def beside(name: str, data: Dataset, run: Path) -> np.ndarray:
         recommender.gate = None
         recommender = with_gate(recommender, run, data, keep=False)
     return ranked(recommender, data)
+
+
+@contextmanager
+def temperatures(tried: tuple[float, ...]) -> Iterator[None]:
+    """While open, a gate is fitted at these temperatures only."""
+    all_of_them = gating.TEMPERATURES
+    gating.TEMPERATURES = tried
+    try:
+        yield
+    finally:
+        gating.TEMPERATURES = all_of_them
 
 
 def ranked(recommender: Recommender, data: Dataset, **options: Any) -> np.ndarray:

@@ -89,6 +89,7 @@ class Engine:
         queries: Sequence[Queries] | None = None,
         memory: tuple[np.ndarray, np.ndarray] | None = None,
         gate: np.ndarray | None = None,
+        temperature: float = 1.0,
         exclude: Sequence[np.ndarray] | None = None,
         allowed: np.ndarray | None = None,
         k: int = 10,
@@ -97,7 +98,8 @@ class Engine:
         """The k best items after each history of catalogue rows, oldest first (-1 = an event without an item).
 
         `times`, `kinds`, `queries`: as `spell_history` takes them, one a user. `memory`: rows and mass `[U, J]` of
-        each user's support (-1 pads), mixed in with weight `gate [U]`. `exclude`: rows a user shall not get;
+        each user's support (-1 pads), mixed in with weight `gate [U]`; `temperature` divides the model's logits.
+        `exclude`: rows a user shall not get;
         `allowed` bool `[C]` filters for all. `beams` below k count as k. Histories are cut to the newest whole events
         that fit. Raises ValueError when arrays disagree in shape or a row is outside the catalogue.
         """
@@ -128,7 +130,7 @@ class Engine:
                 _rectangle(excluded, B, excluded_width, -1, np.int32),
                 _rectangle([r for r, _ in support], B, support_width, -1, np.int32),
                 _rectangle([m for _, m in support], B, support_width, 0, np.float32),
-                np.pad(gate[chosen], (0, B - len(chosen))),
+                np.pad(gate[chosen], (0, B - len(chosen))), np.float32(temperature),
             )  # fmt: skip
             waiting.append((chosen, found))
         return _lists(waiting, users, k)
@@ -141,19 +143,24 @@ class Engine:
         times: Sequence[np.ndarray] | None = None,
         kinds: Sequence[np.ndarray] | None = None,
         queries: Sequence[Queries] | None = None,
+        temperatures: Sequence[float] | None = None,
     ) -> np.ndarray:
-        """The model's log-probability of one target row a user after its history: float32 `[U]`, by a full forward."""
+        """The model's log-probability of one target row a user after its history: float32 `[U]`, by a full forward.
+
+        With `temperatures`, n numbers that the logits are divided by in turn: `[U, n]`.
+        """
         targets = np.asarray(targets)
         if targets.shape != (len(histories),) or targets.min(initial=0) < 0 or targets.max(initial=0) >= self.catalogue:
             raise ValueError(f"targets {list(targets.shape)}: one row of 0..{self.catalogue - 1} a history is needed")
         prompts = self._prompts(histories, times, kinds, queries)
-        result = np.zeros(len(histories), np.float32)
+        heats = np.array([1.0] if temperatures is None else temperatures, np.float32)
+        result = np.zeros((len(histories), len(heats)), np.float32)
         for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts]):
             tokens, item_rows, lengths = _pad([prompts[u] for u in chosen], B, T)
             codes = np.pad(self.codes[targets[chosen]], ((0, B - len(chosen)), (0, 0)))
-            logp = _score(self._define, self.params, self.items, tokens, item_rows, lengths, codes)
+            logp = _score(self._define, self.params, self.items, tokens, item_rows, lengths, codes, heats)
             result[chosen] = np.asarray(logp)[: len(chosen)]
-        return result
+        return result[:, 0] if temperatures is None else result
 
     def states(
         self,
@@ -263,14 +270,17 @@ class Engine:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _recommend(define, k, beams, params, items, trie, under, tokens, item_rows, lengths, exclude, support, mass, gate):
+def _recommend(
+    define, k, beams, params, items, trie, under, tokens, item_rows, lengths, exclude, support, mass, gate, temperature
+):
     model = nnx.merge(define, params)
     prefix = prefill(model, items, tokens, item_rows, lengths)
-    return search(model, items, trie, prefix, show(trie, under, exclude, support, mass, gate), beams=beams, k=k)
+    shown = show(trie, under, exclude, support, mass, gate)
+    return search(model, items, trie, prefix, shown, beams=beams, k=k, temperature=temperature)
 
 
 @partial(jax.jit, static_argnums=0)
-def _score(define, params, items, tokens, item_rows, lengths, codes):
+def _score(define, params, items, tokens, item_rows, lengths, codes, heats):
     model = nnx.merge(define, params)
     B, L = codes.shape
     rows, level = jnp.arange(B)[:, None], jnp.arange(L)
@@ -279,10 +289,11 @@ def _score(define, params, items, tokens, item_rows, lengths, codes):
     tokens = jnp.pad(tokens, grown).at[rows, lengths[:, None] + level].set(codes + offsets)
     hidden, _ = model.prefill(tokens, jnp.pad(item_rows, grown, constant_values=-1), lengths + L, items)
     asks = hidden[rows, lengths[:, None] - 1 + level]
-    logp = jnp.zeros(B)
+    logp = jnp.zeros((B, len(heats)))
     for t in range(L):
-        every = jax.nn.log_softmax(model.logits(asks[:, t], t + 1, items), axis=-1)
-        logp += jnp.take_along_axis(every, codes[:, t : t + 1], axis=1)[:, 0]
+        logits = model.logits(asks[:, t], t + 1, items)
+        hit = jnp.take_along_axis(logits, codes[:, t : t + 1], axis=1)
+        logp += hit / heats - jax.lax.map(lambda heat, x=logits: jax.nn.logsumexp(x / heat, axis=-1), heats).T
     return logp
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,14 +16,16 @@ from m6rec_jax.decoding.beam import GATE_MOST
 from m6rec_jax.errors import InputError
 
 GATE_FILE = "gate.json"
-MOVES = tuple(np.arange(-2.0, 6.01, 0.5).tolist())
+LEAST_P = 1e-12  # what a target is given at least while a gate is fitted
+MOVES = (-8.0, -6.0, -4.0, -3.0, *np.arange(-2.0, 6.01, 0.5).tolist())  # the lowest shuts the memory out
 
 
 @dataclass(frozen=True)
 class Gate:
     """g = sigmoid(bias + length x log1p(history length) + mass x log(support mass)): the share given to the memory.
 
-    `users` says how many validation users fitted it, `gain` how many nats a user the likeliest gate brought over the model
+    `temperature` divides the model's logits beside the memory (Guo et al. 2017): a model that is surer than it is right
+    would leave the memory no say where both are in doubt. `users` says how many validation users fitted it, `gain` how many nats a user the likeliest gate brought over the model
     alone, `moved` how far the bias was then moved for the sake of the ranking.
     """
 
@@ -32,6 +35,7 @@ class Gate:
     users: int = 0
     gain: float = 0.0
     moved: float = 0.0
+    temperature: float = 1.0
     step: int = -1  # of the parameters it was fitted beside
     dataset: str = ""  # digest of the dataset whose validation users fitted it
 
@@ -56,6 +60,25 @@ def load_gate(path: Path | str) -> Gate:
         raise InputError(f"{path}: not readable as a gate ({error}); delete it and it is fitted again") from None
 
 
+def tempered_gate(logp: np.ndarray, temperatures: Sequence[float], p_memory: np.ndarray, lengths: np.ndarray,
+                  total: np.ndarray, *, step: int = -1, dataset: str = "") -> Gate:  # fmt: skip
+    """`likeliest_gate` at the temperature whose mixture is the likeliest.
+
+    `logp [U, n]`: the model's log-probability of each user's target at each of n `temperatures`, the first of which is 1.
+    """
+    some = total > 0
+    best, kept = -np.inf, Gate(-30.0, 0.0, 0.0, step=step, dataset=dataset)
+    for at, temperature in enumerate(temperatures if some.any() else ()):
+        p = np.exp(logp[:, at].astype(np.float64))
+        gate = likeliest_gate(p, p_memory, lengths, total, step=step, dataset=dataset)
+        g = gate(lengths, total)
+        likely = float(np.log(np.maximum((1 - g) * p + g * p_memory, LEAST_P))[some].mean())
+        if likely > best:
+            before = float(np.maximum(logp[some, 0], np.log(LEAST_P)).mean())
+            best, kept = likely, replace(gate, temperature=float(temperature), gain=likely - before)
+    return kept
+
+
 def likeliest_gate(p_model: np.ndarray, p_memory: np.ndarray, lengths: np.ndarray, total: np.ndarray, *,
                    step: int = -1, dataset: str = "", ridge: float = 1e-3) -> Gate:  # fmt: skip
     """The gate that maximises the mean of log((1-g) p_model + g p_memory) over validation users `[U]`.
@@ -65,7 +88,7 @@ def likeliest_gate(p_model: np.ndarray, p_memory: np.ndarray, lengths: np.ndarra
     from g stays near 0.
     """
     some = total > 0
-    p_model, p_memory = np.maximum(p_model[some], 1e-12), p_memory[some]
+    p_model, p_memory = np.maximum(p_model[some], LEAST_P), p_memory[some]
     if not some.any():
         return Gate(-30.0, 0.0, 0.0, step=step, dataset=dataset)
     raw = np.stack([np.log1p(lengths[some]), np.log(total[some])], 1)

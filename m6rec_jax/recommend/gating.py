@@ -14,7 +14,7 @@ from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.progress import note, stage
 from m6rec_jax.recommend import metrics
 from m6rec_jax.recommend.baselines import BATCH, listed_of
-from m6rec_jax.recommend.gate import GATE_FILE, Gate, likeliest_gate, move_gate
+from m6rec_jax.recommend.gate import GATE_FILE, Gate, move_gate, tempered_gate
 from m6rec_jax.recommend.histories import Histories, held_out
 from m6rec_jax.recommend.memory import Memory
 from m6rec_jax.recommend.opening import dataset_of, domain_of
@@ -22,7 +22,8 @@ from m6rec_jax.recommend.recommender import Recommender
 
 MOST_USERS = 50_000  # whose targets decide the slopes
 RANKED_USERS = 4096  # whose lists decide the height
-CANDIDATES = 50
+CANDIDATES = 100
+TEMPERATURES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 HALFWAY = 1.5  # candidates are those of a gate moved so far: lists of smaller and of larger moves lie among them
 
 
@@ -65,18 +66,21 @@ def _fitted(engine: Engine, memory: Memory, dataset: Dataset, step: int, *, seed
     if len(asked) > MOST_USERS:
         asked = asked.take(np.sort(rng.choice(len(asked), MOST_USERS, replace=False)))
     known, listed = asked.known, listed_of(dataset.items)
-    logp, p_memory, total = (np.zeros(len(asked)) for _ in range(3))
+    p_memory, total = np.zeros(len(asked)), np.zeros(len(asked))
+    logp = np.zeros((len(asked), len(TEMPERATURES)))
     order = np.argsort([len(h) for h in asked.items], kind="stable")  # a program reads histories of like length
     lengths = np.array([len(h) for h in known], np.float64)
     with stage("gate of the memory", len(asked), "users") as bar:
         for start in range(0, len(asked), BATCH):
             at = order[start : start + BATCH]
             one, had = asked.take(at), [known[i] for i in at]
-            logp[at] = engine.score(one.items, one.targets, times=one.times, kinds=one.kinds, queries=one.queries)
+            logp[at] = engine.score(
+                one.items, one.targets, times=one.times, kinds=one.kinds, queries=one.queries, temperatures=TEMPERATURES
+            )
             support = memory.support(had, exclude=None if dataset.repeat else had, allowed=listed)
             p_memory[at], total[at] = support.probability(one.targets), support.total
             bar.advance(len(at))
-    gate = likeliest_gate(np.exp(logp), p_memory, lengths, total, step=step, dataset=dataset.digest)
+    gate = tempered_gate(logp, TEMPERATURES, p_memory, lengths, total, step=step, dataset=dataset.digest)
     if not gate.users:
         return gate
     halfway, chosen = replace(gate, bias=gate.bias + HALFWAY), rng.permutation(len(asked))[:RANKED_USERS]
@@ -110,6 +114,7 @@ def _candidates(engine: Engine, memory: Memory, gate: Gate, asked: Histories, re
     lists = engine.recommend(
         asked.items, times=asked.times, kinds=asked.kinds, queries=asked.queries, k=CANDIDATES, exclude=exclude,
         allowed=listed, memory=(support.rows, support.mass), gate=gate(np.array([len(h) for h in known]), support.total),
+        temperature=gate.temperature,
     )  # fmt: skip
     there = lists.rows >= 0
     model, memory_logp = (np.where(there, part, -np.inf) for part in (lists.model_logp, lists.memory_logp))

@@ -17,7 +17,7 @@ from tests.decoding.worlds import CATALOGUE, World, world
 K, BEAMS = 7, 2  # fewer beams than k count as k
 
 
-def reference(w: World, histories, memory=None, gate=None, exclude=None, allowed=None) -> np.ndarray:
+def reference(w: World, histories, memory=None, gate=None, exclude=None, allowed=None, temperature=1.0) -> np.ndarray:
     """Mixed score of every item by full forwards `[U, C]`; -inf where it must not be shown."""
     scores = []
     for u, history in enumerate(histories):
@@ -31,7 +31,9 @@ def reference(w: World, histories, memory=None, gate=None, exclude=None, allowed
         mass *= shown
         g = gate[u] if gate is not None and mass.sum() > 0 else 0.0
         with np.errstate(divide="ignore"):
-            mixed = np.logaddexp(np.log1p(-g) + w.logp(history), np.log(g) + np.log(mass / max(mass.sum(), 1e-30)))
+            mixed = np.logaddexp(
+                np.log1p(-g) + w.logp(history, temperature), np.log(g) + np.log(mass / max(mass.sum(), 1e-30))
+            )
         scores.append(np.where(shown, mixed, -np.inf))
     return np.stack(scores)
 
@@ -58,10 +60,10 @@ def same(found, expected: np.ndarray) -> None:
         np.testing.assert_allclose(found.scores[u], expected[u, best], atol=1e-4)
 
 
-@pytest.mark.parametrize("parts", [(), ("memory", "gate"), ("exclude",), ("allowed",), ("memory", "gate", "exclude", "allowed")],
+@pytest.mark.parametrize("parts", [(), ("memory", "gate"), ("memory", "gate", "temperature"), ("exclude",), ("allowed",), ("memory", "gate", "exclude", "allowed")],
                          ids=lambda p: "+".join(p) or "model")  # fmt: skip
 def test_lists_equal_brute_force(any_world, parts):
-    asked = {name: part for name, part in requests(any_world).items() if name in parts}
+    asked = {name: part for name, part in (requests(any_world) | {"temperature": 1.7}).items() if name in parts}
     found = any_world.engine.recommend(any_world.histories, k=K, beams=CATALOGUE, **asked)
     same(found, reference(any_world, any_world.histories, **asked))
     assert found.exact.all()
@@ -76,6 +78,15 @@ def test_log_probabilities_equal_the_full_forward(any_world):
         )
     total = np.exp(w.logp(w.histories[3])).sum()
     assert total == pytest.approx(1, abs=1e-5) if w.engine.trie.levels == 1 else total < 1
+
+
+def test_a_temperature_divides_the_logits_of_each_level():
+    w, heats = world(1), (1.0, 0.5, 3.0)
+    history = w.histories[3]
+    logp = w.engine.score([history] * CATALOGUE, np.arange(CATALOGUE), temperatures=heats)
+    for at, heat in enumerate(heats):
+        divided = w.logp(history).astype(np.float64) / heat
+        np.testing.assert_allclose(logp[:, at], divided - np.logaddexp.reduce(divided), atol=1e-4)
 
 
 def test_narrow_beams_are_certified_only_when_right(deep):

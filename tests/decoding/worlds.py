@@ -27,13 +27,13 @@ class World:
     model: Transformer
     histories: list[np.ndarray]
 
-    known: dict[bytes, np.ndarray] = field(default_factory=dict)
+    known: dict[tuple[bytes, float], np.ndarray] = field(default_factory=dict)
 
-    def logp(self, history: np.ndarray) -> np.ndarray:
+    def logp(self, history: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         """The slow reference: log-probability of every item after a history, one full forward an item `[C]`."""
-        key = history.tobytes()
+        key, every = (history.tobytes(), temperature), np.arange(self.engine.catalogue)
         if key not in self.known:
-            self.known[key] = self.engine.score([history] * self.engine.catalogue, np.arange(self.engine.catalogue))
+            self.known[key] = self.engine.score([history] * len(every), every, temperatures=[temperature])[:, 0]
         return self.known[key]
 
 

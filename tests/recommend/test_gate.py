@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from m6rec_jax.errors import InputError
-from m6rec_jax.recommend.gate import Gate, likeliest_gate, load_gate, move_gate
+from m6rec_jax.recommend.gate import Gate, likeliest_gate, load_gate, move_gate, tempered_gate
 
 
 def test_gate_finds_the_better_part_where_it_is_better():
@@ -30,6 +30,32 @@ def test_gate_is_closed_without_support_and_survives_the_disk(tmp_path):
     (tmp_path / "gate.json").write_text('{"schema": "evaluation"}')
     with pytest.raises(InputError, match="gate.json"):
         load_gate(tmp_path / "gate.json")
+
+
+def test_a_model_surer_than_it_is_right_is_cooled_down_beside_the_memory():
+    """Logits three times too large: the temperature found is 3, and 1 where they are right."""
+    rng, users, heats = np.random.default_rng(6), 4000, (1.0, 2.0, 3.0, 4.0)
+    logits = rng.normal(size=(users, 20))
+    truth = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    target = (truth.cumsum(1) < rng.random((users, 1))).sum(1)
+    memory, sizes = np.full(users, 0.05), (np.full(users, 5.0), np.ones(users))
+    for sure, found in ((3.0, 3.0), (1.0, 1.0)):
+        shown = [logits * sure / heat for heat in heats]
+        logp = np.stack([(x - np.logaddexp.reduce(x, axis=1)[:, None])[np.arange(users), target] for x in shown], 1)
+        gate = tempered_gate(logp, heats, memory, *sizes)
+        assert gate.temperature == found and gate.users == users
+        g, p = gate(*sizes), np.exp(logp[:, heats.index(found)])
+        assert gate.gain == pytest.approx(np.log((1 - g) * p + g * memory).mean() - logp[:, 0].mean(), abs=1e-6)
+    silent = tempered_gate(logp, heats, np.zeros(users), sizes[0], np.zeros(users))
+    assert silent.temperature == 1.0 and silent(*sizes).max() < 1e-6
+
+
+def test_a_memory_that_only_misleads_is_shut_out():
+    model, memory, is_target = ranked_by_both(np.random.default_rng(7))
+    wrong = np.where(is_target, 0, memory) + 1e-12
+    sizes = np.full(len(model), 5.0), np.ones(len(model))
+    moved = move_gate(Gate(2.0, 0.0, 0.0), np.log(model), np.log(wrong), is_target, *sizes)
+    assert moved(*sizes).max() < 0.01
 
 
 def ranked_by_both(rng, users=400, n=30):
