@@ -6,7 +6,8 @@
 The items with the fewest events (ties drawn by the seed) keep their text and lose every event but those that are a
 user's held-out ones. Asked are the users whose held-out item is such an item: Recall@100 over the whole catalogue of the
 model with memory, of the model alone, and of the items nearest by content to the last item of the history. Scores the
-validation split; with FINAL=1 in the environment the test split. Writes benchmarks/results/cold.json.
+validation split; with FINAL=1 in the environment the test split. Writes benchmarks/results/cold.json; rows of earlier
+calls stay until measured anew.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.quality import Case, dataset_of, quality_parser
-from benchmarks.record import write_results
+from benchmarks.record import commit, kept_rows, write_results
 from m6rec_jax.cli.train import run_training
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.data.prepare import prepare
@@ -36,6 +37,7 @@ from m6rec_jax.recommend.recommender import Recommender
 from m6rec_jax.settings import load_config
 
 K = 100
+KEY = ("dataset", "split", "seed", "system")
 
 
 def main() -> None:
@@ -45,6 +47,7 @@ def main() -> None:
     options = parser.parse_args()
 
     split = "test" if os.environ.get("FINAL") == "1" else "valid"
+    options.commit = commit()
     rows = []
     for name in options.datasets:
         whole = dataset_of(Case(name, "leave-one-out", 0), options)
@@ -54,7 +57,7 @@ def main() -> None:
         cold = coldest(whole, options.share, options.seed)
         data = without(whole, cold, options.work / "datasets" / f"{name}-cold-{options.seed}")
         rows += score(data, cold, split, options)
-        path = write_results("cold", rows)
+        path = write_results("cold", kept_rows("cold", rows, KEY) + rows)
         show(rows)
     if rows:
         note(f"wrote {path}")
@@ -107,7 +110,7 @@ def score(data: Dataset, cold: np.ndarray, split: str, options: argparse.Namespa
     head = {
         "dataset": data.name.removesuffix("-cold"), "split": split, "seed": options.seed, "users": len(asked),
         "cold_items": len(cold), "catalogue": data.catalogue, "looks": looked(run, split, recommender.step, data),
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(time.monotonic() - start, 1), "commit": options.commit,
     }  # fmt: skip
     name = f"recall@{K}"
     return [head | {"system": system, "metrics": {name: float(per_user(rows, asked.targets, (K,))[name].mean())}} for system, rows in lists.items()]  # fmt: skip
