@@ -192,12 +192,13 @@ def search(
     *,
     beams: int,
     k: int,
-    temperature: float | Array = 1.0,
+    temperature: Float[Array, " B"] | None = None,
 ) -> Found:
     """The k best items after each prefix: one step a code level, `beams` kept in between.
 
     Codes of a level are normalised over the whole slice of that level (mode `level`), so a filter never changes the
-    model's order; logits are divided by `temperature` first. At least k beams are kept, which fills a list whenever k items may be shown.
+    model's order; logits are divided by a user's `temperature` first. At least k beams are kept, which
+    fills a list whenever k items may be shown.
     """
     L, B = trie.levels, prefix.lengths.shape[0]
     lanes = lanes_of(trie, beams, k)
@@ -208,7 +209,9 @@ def search(
     now, hidden = root(shown), prefix.hidden[:, None]
     for level in range(L):
         codes = model.vocab.levels[level]
-        logp = jax.nn.log_softmax(model.logits(hidden, level + 1, items) / temperature, axis=-1)
+        logits = model.logits(hidden, level + 1, items)
+        logits = logits if temperature is None else logits / temperature[:, None, None]
+        logp = jax.nn.log_softmax(logits, axis=-1)
         bound = now.bound  # what the last step prunes is below its own k-th by construction
         now, parent = step(trie, shown, now, logp, level, k if level == L - 1 else lanes)
         if level == L - 1:

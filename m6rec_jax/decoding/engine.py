@@ -89,7 +89,7 @@ class Engine:
         queries: Sequence[Queries] | None = None,
         memory: tuple[np.ndarray, np.ndarray] | None = None,
         gate: np.ndarray | None = None,
-        temperature: float = 1.0,
+        temperature: float | np.ndarray = 1.0,
         exclude: Sequence[np.ndarray] | None = None,
         allowed: np.ndarray | None = None,
         k: int = 10,
@@ -98,7 +98,8 @@ class Engine:
         """The k best items after each history of catalogue rows, oldest first (-1 = an event without an item).
 
         `times`, `kinds`, `queries`: as `spell_history` takes them, one a user. `memory`: rows and mass `[U, J]` of
-        each user's support (-1 pads), mixed in with weight `gate [U]`; `temperature` divides the model's logits.
+        each user's support (-1 pads), mixed in with weight `gate [U]`; `temperature`, one for
+        all or `[U]`, divides the model's logits.
         `exclude`: rows a user shall not get;
         `allowed` bool `[C]` filters for all. `beams` below k count as k. Histories are cut to the newest whole events
         that fit. Raises ValueError when arrays disagree in shape or a row is outside the catalogue.
@@ -108,6 +109,7 @@ class Engine:
             raise ValueError(f"k={k}: must be at least 1")
         rows, mass = memory if memory is not None else (np.full((users, 1), -1, np.int32), np.zeros((users, 1)))
         gate = np.zeros(users, np.float32) if gate is None else np.asarray(gate, np.float32)
+        heat = np.broadcast_to(np.asarray(temperature, np.float32), users)
         exclude = [np.zeros(0, np.int32)] * users if exclude is None else exclude
         if not len(rows) == len(mass) == len(gate) == len(exclude) == users:
             raise ValueError(f"{users} histories, {len(exclude)} exclusions, {len(rows)} memories, {len(gate)} gates")
@@ -130,7 +132,7 @@ class Engine:
                 _rectangle(excluded, B, excluded_width, -1, np.int32),
                 _rectangle([r for r, _ in support], B, support_width, -1, np.int32),
                 _rectangle([m for _, m in support], B, support_width, 0, np.float32),
-                np.pad(gate[chosen], (0, B - len(chosen))), np.float32(temperature),
+                np.pad(gate[chosen], (0, B - len(chosen))), np.pad(heat[chosen], (0, B - len(chosen)), constant_values=1),
             )  # fmt: skip
             waiting.append((chosen, found))
         return _lists(waiting, users, k)

@@ -17,7 +17,8 @@ from m6rec_jax.errors import InputError
 
 GATE_FILE = "gate.json"
 LEAST_P = 1e-12  # what a target is given at least while a gate is fitted
-MOVES = (-8.0, -6.0, -4.0, -3.0, *np.arange(-2.0, 6.01, 0.5).tolist())  # the lowest shuts the memory out
+MOVES = (-4.0, -3.0, *np.arange(-2.0, 6.01, 0.5).tolist())
+SHUT = -30.0  # a bias that nothing comes up against
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,29 @@ class Gate:
         g = np.minimum(1 / (1 + np.exp(-np.clip(z, -30, 30))), GATE_MOST)
         return np.where(total > 0, g, 0.0).astype(np.float32)
 
+    def heat(self, g: np.ndarray) -> np.ndarray:
+        """The temperature of each user `[U]`: 1 where the memory says nothing, so that the model's own list stands."""
+        return np.where(g > 0, self.temperature, 1.0).astype(np.float32)
+
+    def shut(self) -> Gate:
+        """This gate with the memory left out for everybody."""
+        return replace(self, bias=SHUT, length=0.0, mass=0.0, moved=SHUT - self.bias)
+
     def save(self, path: Path | str) -> None:
         write_json(path, {"schema": GATE.name, "version": GATE.version, **asdict(self)})
 
 
-def load_gate(path: Path | str) -> Gate:
-    """What `Gate.save` wrote. Raises InputError when the file is missing or is something else."""
+def load_gate(path: Path | str) -> Gate | None:
+    """What `Gate.save` wrote; None for that of an earlier version, which is to be fitted again.
+
+    Raises InputError when the file is missing or is something else.
+    """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if (data.pop("schema"), data.pop("version")) != GATE:
-            raise ValueError("another schema")
-        return Gate(**data)
+        schema, version = data.pop("schema"), data.pop("version")
+        if schema != GATE.name or version > GATE.version:
+            raise ValueError(f"{schema} {version} in place of {GATE.name} {GATE.version}")
+        return Gate(**data) if version == GATE.version else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not readable as a gate ({error}); delete it and it is fitted again") from None
 
@@ -112,7 +125,7 @@ def likeliest_gate(p_model: np.ndarray, p_memory: np.ndarray, lengths: np.ndarra
 
 def move_gate(gate: Gate, model_logp: np.ndarray, memory_logp: np.ndarray, is_target: np.ndarray, lengths: np.ndarray,
               total: np.ndarray, k: int = 10) -> Gate:  # fmt: skip
-    """The gate whose bias, moved by one of `MOVES`, ranks the targets of U users best: highest mean NDCG@k.
+    """The gate whose bias, moved by one of `MOVES`, or which is shut, ranks the targets of U users best: highest mean NDCG@k.
 
     Likelihood punishes a heavy memory for every user whose target it has never seen; a ranking loses nothing there, the
     item would not have been shown anyway. So likelihood decides the slopes and ranking the height. Of each user's
@@ -120,8 +133,7 @@ def move_gate(gate: Gate, model_logp: np.ndarray, memory_logp: np.ndarray, is_ta
     equally well the smallest is taken.
     """
     best, kept = -1.0, gate
-    for move in sorted(MOVES, key=abs):
-        moved = replace(gate, bias=gate.bias + move, moved=move)
+    for moved in (*(replace(gate, bias=gate.bias + move, moved=move) for move in sorted(MOVES, key=abs)), gate.shut()):
         g = moved(lengths, total)[:, None]
         with np.errstate(divide="ignore"):
             scores = np.logaddexp(np.log1p(-g) + model_logp, np.log(g) + memory_logp)

@@ -22,9 +22,9 @@ from m6rec_jax.recommend.recommender import Recommender
 
 MOST_USERS = 50_000  # whose targets decide the slopes
 RANKED_USERS = 4096  # whose lists decide the height
-CANDIDATES = 100
-TEMPERATURES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
-HALFWAY = 1.5  # candidates are those of a gate moved so far: lists of smaller and of larger moves lie among them
+CANDIDATES = 50
+TEMPERATURES = (1.0, 0.7, 0.85, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+HALFWAY, FAINT = 1.5, 1e-9  # candidates are those of a gate moved so far up, and those of the model nearly alone
 
 
 def fit_gate(run: Path | str, dataset: Dataset | Path | str | None = None, step: int | str = "best") -> Gate | None:
@@ -107,15 +107,22 @@ def _possible(dataset: Dataset) -> Histories:
 
 def _candidates(engine: Engine, memory: Memory, gate: Gate, asked: Histories, repeat: bool,
                 listed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Of the best `CANDIDATES` of each user under `gate`: log-probability by model, by memory, and which is the target."""
+    """Of the best `CANDIDATES` of each user under `gate` and of as many with a faint memory: log-probability by model, by
+    memory, and which is the target, each `[U, 2 x CANDIDATES]`; an item of both lists counts once."""
     known = asked.known
     exclude = None if repeat else known
     support = memory.support(known, exclude=exclude, allowed=listed)
-    lists = engine.recommend(
-        asked.items, times=asked.times, kinds=asked.kinds, queries=asked.queries, k=CANDIDATES, exclude=exclude,
-        allowed=listed, memory=(support.rows, support.mass), gate=gate(np.array([len(h) for h in known]), support.total),
-        temperature=gate.temperature,
+    g = gate(np.array([len(h) for h in known]), support.total)
+    under, faint = (
+        engine.recommend(
+            asked.items, times=asked.times, kinds=asked.kinds, queries=asked.queries, k=CANDIDATES, exclude=exclude,
+            allowed=listed, memory=(support.rows, support.mass), gate=share, temperature=gate.heat(g),
+        )
+        for share in (g, np.minimum(g, FAINT))
     )  # fmt: skip
-    there = lists.rows >= 0
-    model, memory_logp = (np.where(there, part, -np.inf) for part in (lists.model_logp, lists.memory_logp))
-    return model, memory_logp, there & (lists.rows == asked.targets[:, None])
+    again = (faint.rows[:, :, None] == under.rows[:, None, :]).any(2)
+    rows = np.concatenate([under.rows, np.where(again, -1, faint.rows)], axis=1)
+    there = rows >= 0
+    parts = ((under.model_logp, faint.model_logp), (under.memory_logp, faint.memory_logp))
+    model, memory_logp = (np.where(there, np.concatenate(pair, axis=1), -np.inf) for pair in parts)
+    return model, memory_logp, there & (rows == asked.targets[:, None])

@@ -111,6 +111,9 @@ def gate_of(record: Run, step: int, domain: int = 0) -> Gate | None:
     if not path.is_file():
         return None
     gate = load_gate(path)
+    if gate is None:
+        note(f"{path}: of an earlier version, fitted again by the next evaluate")
+        return None
     if gate.step == step:
         return gate
     note(f"{path}: fitted beside step {gate.step}, not used beside step {step}")

@@ -284,7 +284,7 @@ class Recommender:
         found = engine.recommend(
             part.items, times=part.times, kinds=part.kinds, queries=part.queries, k=part.k, beams=part.beams, exclude=seen,
             allowed=part.allowed, memory=None if support is None else (support.rows, support.mass), gate=gate,
-            temperature=self.gate.temperature if support is not None and self.gate is not None else 1.0,
+            temperature=1.0 if gate is None or self.gate is None else self.gate.heat(gate),
         )  # fmt: skip
         carried = np.full(found.rows.shape, MODEL, np.uint8)
         if gate is not None:

@@ -30,6 +30,11 @@ def test_gate_is_closed_without_support_and_survives_the_disk(tmp_path):
     (tmp_path / "gate.json").write_text('{"schema": "evaluation"}')
     with pytest.raises(InputError, match="gate.json"):
         load_gate(tmp_path / "gate.json")
+    (tmp_path / "gate.json").write_text('{"schema": "gate", "version": 2, "bias": 0.1, "length": 0, "mass": 0}')
+    assert load_gate(tmp_path / "gate.json") is None  # of an earlier version: fitted again
+    (tmp_path / "gate.json").write_text('{"schema": "gate", "version": 99}')
+    with pytest.raises(InputError, match="gate 99 in place of gate"):
+        load_gate(tmp_path / "gate.json")
 
 
 def test_a_model_surer_than_it_is_right_is_cooled_down_beside_the_memory():
@@ -55,7 +60,8 @@ def test_a_memory_that_only_misleads_is_shut_out():
     wrong = np.where(is_target, 0, memory) + 1e-12
     sizes = np.full(len(model), 5.0), np.ones(len(model))
     moved = move_gate(Gate(2.0, 0.0, 0.0), np.log(model), np.log(wrong), is_target, *sizes)
-    assert moved(*sizes).max() < 0.01
+    assert moved(*sizes).max() < 1e-6
+    assert move_gate(Gate(9.0, 3.0, 0.0), np.log(model), np.log(wrong), is_target, *sizes)(*sizes).max() < 1e-6
 
 
 def ranked_by_both(rng, users=400, n=30):
