@@ -27,9 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.quality import Case, cases, dataset_of, quality_parser
-from benchmarks.record import commit, kept_rows, write_results
+from benchmarks.record import commit, kept_rows, timed_training, write_results
 from benchmarks.variants import VARIANTS, variant
-from m6rec_jax.cli.train import run_training
 from m6rec_jax.config import DEFAULT_MIXTURE, Config, MixtureConfig
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.prepare import prepare
@@ -121,7 +120,7 @@ class Measured:
 
     with_memory: np.ndarray
     alone: np.ndarray
-    seconds: float
+    seconds: float | None
     parameters: int
     users_per_s: float
 
@@ -180,17 +179,14 @@ def prepared(case: Case, name: str, options: argparse.Namespace) -> Dataset | No
 
 def trained(config: Config, data: Dataset, run: Path) -> Measured:
     """Train a run, or take it up, and rank for every validation user."""
-    file = run / "seconds.json"  # a run that is taken up took what it took
-    start = time.monotonic()
-    run_training(config, [data.path], run)
-    if not file.is_file():
-        file.write_text(json.dumps(round(time.monotonic() - start, 1)), encoding="utf-8")
+    seconds = timed_training(config, data, run)
     recommender = with_gate(Recommender.load(run, dataset=data), run, data)
     assert recommender.engine is not None
     parameters = sum(x.size for x in jax.tree.leaves(recommender.engine.params))
-    both, begun = ranked(recommender, data), time.monotonic()
-    alone = ranked(recommender, data, memory=False)
-    return Measured(both, alone, json.loads(file.read_text(encoding="utf-8")), parameters, len(alone) / (time.monotonic() - begun))  # fmt: skip
+    both, alone = ranked(recommender, data), ranked(recommender, data, memory=False)
+    begun = time.monotonic()  # once more, with everything compiled
+    ranked(recommender, data, memory=False)
+    return Measured(both, alone, seconds, parameters, len(alone) / (time.monotonic() - begun))  # fmt: skip
 
 
 def beside(name: str, data: Dataset, run: Path) -> np.ndarray:
@@ -255,7 +251,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         for part in ("with_memory", "alone"):
             change = row["over_base"][part]
             shown.append(f"{row['metrics'][part]:.4f}" + ("" if row["row"] == BASE else f" ({change['relative']:+.1%}, p {change['p']:.2f})"))  # fmt: skip
-        table.add_row(row["dataset"], row["protocol"], row["row"], *shown, f"{row['seconds']:,.0f}", f"{row['parameters'] / 1e6:.2f} M", f"{row['users_per_s']:,.0f}")  # fmt: skip
+        table.add_row(row["dataset"], row["protocol"], row["row"], *shown, f"{row['seconds'] or np.nan:,.0f}", f"{row['parameters'] / 1e6:.2f} M", f"{row['users_per_s']:,.0f}")  # fmt: skip
     Console().print(table)
 
 

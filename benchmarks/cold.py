@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.quality import Case, dataset_of, quality_parser
-from benchmarks.record import commit, kept_rows, write_results
-from m6rec_jax.cli.train import run_training
+from benchmarks.record import commit, kept_rows, timed_training, write_results
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.splits import TRAIN
@@ -94,8 +92,8 @@ def without(data: Dataset, cold: np.ndarray, out: Path) -> Dataset:
 
 def score(data: Dataset, cold: np.ndarray, split: str, options: argparse.Namespace) -> list[dict]:
     """Train (or take up) one run and ask it for the cold items: one row a system."""
-    run, start = options.work / "runs" / data.path.name, time.monotonic()
-    run_training(load_config([options.config], [f"--train.seed={options.seed}"]), [data.path], run)
+    run = options.work / "runs" / data.path.name
+    seconds = timed_training(load_config([options.config], [f"--train.seed={options.seed}"]), data, run)
     recommender = with_gate(Recommender.load(run, dataset=data), run, data)
     everybody = held_out(data, split)
     hidden = np.isin(np.array(data.item_ids)[everybody.targets], cold)
@@ -110,7 +108,7 @@ def score(data: Dataset, cold: np.ndarray, split: str, options: argparse.Namespa
     head = {
         "dataset": data.name.removesuffix("-cold"), "split": split, "seed": options.seed, "users": len(asked),
         "cold_items": len(cold), "catalogue": data.catalogue, "looks": looked(run, split, recommender.step, data),
-        "seconds": round(time.monotonic() - start, 1), "commit": options.commit,
+        "seconds": seconds, "commit": options.commit,
     }  # fmt: skip
     name = f"recall@{K}"
     return [head | {"system": system, "metrics": {name: float(per_user(rows, asked.targets, (K,))[name].mean())}} for system, rows in lists.items()]  # fmt: skip

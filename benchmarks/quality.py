@@ -26,8 +26,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import commit, kept_rows, write_results
-from m6rec_jax.cli.train import run_training
+from benchmarks.record import commit, kept_rows, timed_training, write_results
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.registry import fetch
@@ -36,7 +35,7 @@ from m6rec_jax.recommend.evaluate import evaluate
 from m6rec_jax.settings import load_config
 
 SHOWN = ("ndcg@10", "recall@10", "valid_id_rate", "coverage@10", "novelty@10")
-KEY = ("dataset", "protocol", "split", "tie_order", "seed", "system")
+KEY = ("config", "dataset", "protocol", "split", "tie_order", "seed", "system")
 SYSTEMS = ("with memory", "model alone", "counting floor", "item-kNN", "popularity")
 GLOBAL_TIME = {"rule": "global-time", "valid": 0.1, "test": 0.1}
 # Best comparable published NDCG@10 / Recall@10, leave-one-out: BARGE and eSASRec on Beauty, SASRec on ML-100K.
@@ -102,12 +101,14 @@ def main() -> None:
 def score(case: Case, data: Dataset, seed: int, split: str, options: argparse.Namespace) -> list[dict]:
     """Train (or take up) one run and measure it: one row a system."""
     run = options.work / "runs" / f"{case.name}-{seed}"
-    start = time.monotonic()
-    run_training(load_config([options.config], [f"--train.seed={seed}"]), [data.path], run)
-    trained = time.monotonic() - start
+    trained, start = (
+        timed_training(load_config([options.config], [f"--train.seed={seed}"]), data, run),
+        time.monotonic(),
+    )
     report = evaluate(run, split, run / f"{split}.json", data)
     floor = report["comparison"]["counting_floor"]
     head = {
+        "config": options.config,
         "dataset": case.dataset,
         "protocol": case.protocol,
         "split": split,
@@ -116,7 +117,7 @@ def score(case: Case, data: Dataset, seed: int, split: str, options: argparse.Na
         "users": report["users"],
         "looks": report["looks"],
         "commit": options.commit,
-        "seconds": {"train": round(trained, 1), "all": round(time.monotonic() - start, 1)},
+        "seconds": {"train": trained, "evaluate": round(time.monotonic() - start, 1)},
     }
     base = report["baselines"]
     found = (report["metrics"], report["model_alone"], base["counting_floor"], base["item_knn"], base["popularity"])
@@ -130,7 +131,9 @@ def score(case: Case, data: Dataset, seed: int, split: str, options: argparse.Na
 
 def show(rows: list[dict]) -> None:
     """Mean and standard deviation over seeds, a line a case and system."""
-    table = Table("data set", "protocol", "ties", "system", "NDCG@10", "Recall@10", "over the floor", "runs", "s a run")
+    table = Table(
+        "data set", "protocol", "ties", "system", "NDCG@10", "Recall@10", "over the floor", "runs", "s to train"
+    )
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         ties = "file" if row["tie_order"] == "file" else "shuffled"
@@ -139,7 +142,7 @@ def show(rows: list[dict]) -> None:
         scores = np.array([[row["metrics"][m] for m in SHOWN[:2]] for row in group])
         floors = groups[dataset, protocol, ties, "counting floor"]
         ratio = scores[:, 0].mean() / np.mean([row["metrics"]["ndcg@10"] for row in floors])
-        seconds = np.mean([row["seconds"]["all"] for row in group])
+        seconds = np.mean([row["seconds"]["train"] or np.nan for row in group])
         spread = scores.std(0, ddof=1) if len(group) > 1 else (0.0, 0.0)
         shown = [f"{mean:.4f} ± {sd:.4f}" for mean, sd in zip(scores.mean(0), spread, strict=True)]
         table.add_row(dataset, protocol, ties, system, *shown, f"{ratio:.2f}x", str(len(group)), f"{seconds:,.0f}")

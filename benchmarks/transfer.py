@@ -11,7 +11,6 @@ those of the share. Test targets are never looked at. Writes benchmarks/results/
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.quality import Case, dataset_of, quality_parser
-from benchmarks.record import commit, kept_rows, write_results
+from benchmarks.record import commit, kept_rows, timed_training, write_results
 from m6rec_jax.cli.train import run_training
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.data.prepare import prepare
@@ -60,8 +59,7 @@ def main() -> None:
         part = some_users(whole, share, options.seed, folder / f"{TARGET}-{share:g}-{options.seed}")
         for start, lender in (("nothing", None), (" + ".join(OTHERS), str(before))):
             run = options.work / "runs" / f"{part.path.name}-from-{start.replace(' ', '')}"
-            began = time.monotonic()
-            run_training(config, [part.path], run, lender)
+            seconds = timed_training(config, part, run, lender)
             figures = score(run, part, whole)
             head = {"dataset": TARGET, "split": "valid", "share": share, "start": start, "seed": options.seed}
             counts = {
@@ -69,7 +67,7 @@ def main() -> None:
                 "known_users": part.users.height,
                 "commit": options.commit,
             }
-            rows.append(head | counts | {"metrics": figures, "seconds": round(time.monotonic() - began, 1)})
+            rows.append(head | counts | {"metrics": figures, "seconds": seconds})
             path = write_results("transfer", kept_rows("transfer", rows, KEY) + rows)
             show(rows)
     if rows:
@@ -122,7 +120,7 @@ def show(rows: list[dict]) -> None:
     table = Table("share of users", "model starts from", "NDCG@10 alone", "Recall@10 alone", "NDCG@10 with memory", "s")
     for row in rows:
         figures = [f"{row['metrics'][f'{metric}@{K} {name}']:.4f}" for metric, name in (("ndcg", "alone"), ("recall", "alone"), ("ndcg", "with memory"))]  # fmt: skip
-        table.add_row(f"{row['share']:.0%}", row["start"], *figures, f"{row['seconds']:,.0f}")
+        table.add_row(f"{row['share']:.0%}", row["start"], *figures, f"{row['seconds'] or np.nan:,.0f}")
     Console().print(table)
 
 

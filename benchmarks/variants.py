@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from m6rec_jax.config import ModelConfig
-from m6rec_jax.model import load
+from m6rec_jax.model import load, sharding
 from m6rec_jax.model.items import Embeddings
 from m6rec_jax.model.layers import scale, weight
 from m6rec_jax.model.transformer import Transformer
@@ -60,7 +60,10 @@ class WithHead(Transformer):
 
     def _run(self, *args: Any, **options: Any) -> tuple[jax.Array, Any]:
         x, kv = super()._run(*args, **options)
-        return x + jax.nn.silu(x @ self.head_in[...]) @ self.head_out[...], kv
+        into = sharding.gather_weight(self.head_in[...], "embed", "ffn")
+        back = sharding.gather_weight(self.head_out[...], "ffn", "embed")
+        inner = jax.nn.silu(jnp.einsum("btd,df->btf", x, into, out_sharding=sharding.out("batch", None, "ffn")))
+        return x + jnp.einsum("btf,fd->btd", inner, back, out_sharding=sharding.out("batch", None, None)), kv
 
 
 VARIANTS: dict[str, type[Transformer]] = {"short causal convolution": WithConvolution, "MLP head": WithHead}

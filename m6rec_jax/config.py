@@ -244,7 +244,7 @@ class TrainConfig:
             alone decides.
         accumulate: slices of a batch whose gradients are added before one step; must divide data.rows.
         log_every: steps between lines in metrics.jsonl.
-        eval_every: steps between validations; 0 = only at the end.
+        eval_every: steps between validations; 0 = only at the end. With `epochs`, at most so many, and an eighth of the run.
         patience: validations without a better ndcg@10 before training stops; 0 = never.
         seed: of parameters, data order and dropout.
     """

@@ -37,7 +37,7 @@ def fitted(config: Config, domains: Sequence[Domain], row_shards: int = 1) -> Co
         rows = -(-max(BATCH_TOKENS // length, 1) * row_shards // unit) * unit
     if config.train.epochs:
         once = histories.sum() / (_behaviour_share(config) * rows * length)
-        steps = min(steps, max(int(np.ceil(config.train.epochs * once)), LEAST_STEPS))
+        steps = min(steps, max(int(np.ceil(config.train.epochs * once)), LEAST_STEPS, config.optim.warmup + 1))
         every = min(every, -(-steps // VALIDATIONS))
     data, train = replace(config.data, length=length, rows=rows), replace(config.train, steps=steps, eval_every=every)
     return replace(config, data=data, train=train)

@@ -63,10 +63,11 @@ def _lent(
     ours = read_arrays(dataset.path / "codes.npz")
     made = {**own, "tables": {**own["tables"], "text": offers[0]["tables"]["text"]}}
     found: set[int] = set()
+    most = 0  # features of one encoder may be read in several ways: that of the largest catalogue is lent
     for number in named or range(len(offers)):
         offer, theirs = offers[number], read_arrays(lender.folder(number) / "codes.npz")
-        if "content" in own and _same(ours, theirs, "encoder_"):
-            made["content"] = offer["content"]
+        if "content" in own and _same(ours, theirs, "encoder_") and len(theirs["codes"]) > most:
+            made["content"], most = offer["content"], len(theirs["codes"])
         if dataset.levels > 1:
             if _same(ours, theirs, "codebook_"):
                 made["tables"] = {**offer["tables"], "text": made["tables"]["text"]}

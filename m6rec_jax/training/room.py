@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,69 +16,88 @@ from m6rec_jax.progress import note
 
 GIB = 1 << 30
 TOLD = 1.0  # GiB; less than this needs no line
-MEMINFO = "/proc/meminfo"
+SURE = 1.3  # what is told is within so much of what the compiler asks for; only beyond it is anything refused
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
 
 
-def memory_needed(blueprint: Blueprint, config: Config, mesh: jax.sharding.Mesh, catalogue: Sequence[int]) -> dict[str, float]:  # fmt: skip
-    """Bytes a device, by what they hold. `catalogue`: items of each domain.
+def memory_needed(
+    blueprint: Blueprint, config: Config, mesh: Mapping[str, int], catalogue: Sequence[int], donated: bool = True
+) -> dict[str, float]:
+    """Bytes a device, by what they hold. `mesh`: size of each axis; `catalogue`: items of each domain.
 
-    Parameters, both moments, gradients and the running mean are exact; activations are those kept for the backward pass,
-    to within half. On CPU nothing is donated, so a step makes its new state beside the old one.
+    Parameters, both moments, gradients and the running mean are counted; activations are what `model.remat` keeps for
+    the backward pass, and one layer at work. Without donation (CPU) a step makes its new state beside the old one.
     """
-    model, data, shape = config.model, config.data, mesh.shape
-    tensor, over_params = shape["tensor"], shape["tensor"] * shape["fsdp"]
-    one = 4.0 * blueprint.parameters() / over_params
+    model, data = config.model, config.data
+    tensor = mesh["tensor"]
+    one = 4.0 * blueprint.parameters() / (tensor * mesh["fsdp"])
     state = 3 + (config.optim.average > 0)
-    copies = state if jax.default_backend() == "cpu" else 0
-    rows = data.rows / (shape["data"] * shape["fsdp"] * config.train.accumulate)
+    gradients = 1 + (config.train.accumulate > 1)
+    rows = data.rows / (mesh["data"] * mesh["fsdp"] * config.train.accumulate)
     tokens, size = rows * data.length, jax.numpy.dtype(model.dtype).itemsize
-    layers = 1 if model.remat == "full" else model.layers
-    kept = tokens * size * (layers * (10 * model.width + 4 * model.ffn_width / tensor) + 6 * model.width)
-    attention = 8 * layers * rows * model.heads / tensor * data.length**2
+    width, inner = model.width, model.ffn_width / tensor
+    layer = tokens * size * (10 * width + 4 * inner) + 8 * rows * model.heads / tensor * data.length**2
+    dots, carried = tokens * size * (6 * width + 2 * inner), tokens * size * width
+    layers = {"none": model.layers * layer, "dots": model.layers * dots + layer, "full": model.layers * carried + layer}
     scores = tables = 0.0
     for s in blueprint.vocab.slices:
         sampled = 0 < config.optim.negatives < s.size
         columns = config.optim.negatives if sampled else s.padded / tensor
         scores = max(scores, 12 * min(CHUNK, tokens) * columns)
-        tables += 0 if sampled else 8 * columns * model.width
+        tables += 0 if sampled else 8 * columns * width
     widths = (blueprint.content_width, *blueprint.more_widths)
-    features = sum(4.0 * items * width for items, width in zip(catalogue, widths, strict=True)) / tensor
     return {
         "parameters and moments": one * state,
-        "gradients and the new state": one * (1 + copies),
-        "item features": features,
-        "activations": kept + attention,
+        "gradients and the new state": one * (gradients + (0 if donated else state)),
+        "item features": sum(4.0 * items * columns for items, columns in zip(catalogue, widths, strict=True)) / tensor,
+        "activations": layers[model.remat] + 6 * carried,
         "scores over the vocabulary": scores + tables,
     }
 
 
 def memory_there() -> float | None:
-    """Bytes a device has for this process; None where nothing says."""
+    """Bytes that a device has left for this process; of several processes what the poorest has. None: nothing says."""
+    found = _left() or np.inf
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        found = float(np.min(multihost_utils.process_allgather(np.array(found))))
+    return found if np.isfinite(found) else None
+
+
+def _left() -> float | None:
     device = jax.local_devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return float(stats["bytes_limit"])
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0)) if "bytes_limit" in stats else None
     try:
-        with open(MEMINFO, encoding="ascii") as lines:
-            free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
+        free = 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return None
-    return 1024.0 * free / jax.local_device_count()
+    try:  # a container may have less than its machine; "max" is no number
+        limit, used = ((CGROUP / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
+        free = min(free, float(int(limit) - int(used)))
+    except (OSError, ValueError):
+        pass
+    return free / jax.local_device_count()
 
 
 def check_room(blueprint: Blueprint, config: Config, mesh: jax.sharding.Mesh, catalogue: Sequence[int]) -> None:
-    """Say what training needs, where it is much, and raise InputError when a device has less."""
-    parts, there = memory_needed(blueprint, config, mesh, catalogue), memory_there()
-    need = sum(parts.values())
-    if need / GIB < TOLD and (there is None or need < there):
+    """Say what training needs, where it is much, and raise InputError, on all processes, when a device has far less."""
+    parts = memory_needed(blueprint, config, mesh.shape, catalogue, donated=jax.default_backend() != "cpu")
+    need, there = sum(parts.values()), memory_there()
+    short = there is not None and need > there
+    if need / GIB < TOLD and not short:
         return
     told = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items() if value / GIB >= 0.05)
     has = "" if there is None else f" of {there / GIB:.1f} GiB that are free"
     said = f"memory a device: about {need / GIB:.1f} GiB{has} ({told}; {int(np.sum(catalogue)):,} items)"
-    if there is not None and need > there:
-        largest = max(parts, key=lambda name: parts[name])
-        raise InputError(f"{said}: it does not fit; {WAYS_OUT[largest]}, or take more devices (mesh.fsdp, mesh.tensor)")
-    note(said)
+    way_out = f"{WAYS_OUT[max(parts, key=lambda name: parts[name])]}, or take more devices (mesh.fsdp, mesh.tensor)"
+    if there is not None and need > SURE * there:
+        raise InputError(f"{said}: it does not fit; {way_out}")
+    note(f"{said}: it may not fit; if so, {way_out}" if short else said)
 
 
 WAYS_OUT = {

@@ -64,7 +64,8 @@ def train(
     asked, config = config, fitted(config, domains, row_shards(mesh))
     if config != asked:
         note(
-            f"fitted to the data: {config.data.rows} rows of {config.data.length} tokens, {config.train.steps:,} steps"
+            f"fitted to the data: {config.data.rows} rows of {config.data.length} tokens, {config.train.steps:,} steps, "
+            f"validated every {config.train.eval_every:,}"
         )
     check_fit(mesh, config)
     if config.data.rows % jax.process_count():
@@ -78,7 +79,8 @@ def train(
     # -- model and optimiser ------------------------------------------------------------------------------------
     width, *more_widths = (domain.dataset.content.shape[1] for domain in domains)
     blueprint = Blueprint(config.model, joint_vocab(domains), width, tuple(more_widths))
-    check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains])
+    if max(steps(run), default=0) < config.train.steps:
+        check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains])
     optimizer = make_optimizer(config.optim, config.train.steps)
     resumed = bool(steps(run))
     lock = _together(lambda: _claim(run, config, domains, blueprint))

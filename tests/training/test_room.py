@@ -1,5 +1,7 @@
 """The memory told before training is what the compiler then asks for, and what cannot fit is refused."""
 
+import math
+
 import jax
 import pytest
 
@@ -7,6 +9,7 @@ from m6rec_jax.config import Config, DataConfig, ModelConfig, OptimConfig, Train
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.settings import load_config
 from m6rec_jax.training import room
 from m6rec_jax.training.optim import make_optimizer
 from m6rec_jax.training.room import check_room, memory_needed
@@ -35,18 +38,24 @@ def compiled_bytes(blueprint, config, items):
 
 
 @pytest.mark.parametrize(
-    ("model", "negatives"), [(ModelConfig(layers=1, width=64), 256), (ModelConfig(layers=3, width=128), 0)]
+    ("model", "negatives"),
+    [
+        (ModelConfig(layers=1, width=64), 256),
+        (ModelConfig(layers=3, width=128), 0),
+        (ModelConfig(layers=8, width=128, remat="dots"), 256),
+        (ModelConfig(layers=8, width=128, remat="full"), 256),
+    ],
 )
 def test_what_is_told_is_what_the_compiler_asks_for(model, negatives):
-    config = Config(model, optim=OptimConfig(negatives=negatives), data=DataConfig(length=128, rows=8))
+    config = Config(model, optim=OptimConfig(negatives=negatives), data=DataConfig(length=256, rows=16))
     blueprint = Blueprint(config.model, Vocab(1024, (100_096,)), CONTENT)
-    told = sum(memory_needed(blueprint, config, make_mesh(config.mesh), [100_096]).values())
+    told = sum(memory_needed(blueprint, config, make_mesh(config.mesh).shape, [100_096], donated=False).values())
     assert told == pytest.approx(compiled_bytes(blueprint, config, 100_096), rel=0.3)
 
 
 def test_every_part_grows_with_what_it_holds():
     small = Config(data=DataConfig(length=128, rows=8), optim=OptimConfig(negatives=256))
-    mesh = make_mesh(small.mesh)
+    mesh = make_mesh(small.mesh).shape
 
     def parts(items=10_112, model=small.model, optim=small.optim, data=small.data, width=CONTENT):
         config = Config(model, optim=optim, data=data)
@@ -64,9 +73,9 @@ def test_every_part_grows_with_what_it_holds():
 def test_a_catalogue_of_a_million_items_is_told_and_where_it_cannot_fit_refused(tmp_path, monkeypatch, capsys):
     config = Config(ModelConfig(layers=1, width=128), data=DataConfig(length=64, rows=16))
     blueprint, mesh = Blueprint(config.model, Vocab(8000, (1_000_000,)), 128), make_mesh(config.mesh)
-    wide = Config(ModelConfig(layers=1, width=512), data=config.data)
+    wide = Config(ModelConfig(layers=1, width=1024, heads=8), data=config.data)
     larger = Blueprint(wide.model, blueprint.vocab, 128)
-    monkeypatch.setattr(room, "MEMINFO", str(tmp_path / "meminfo"))
+    monkeypatch.setattr(room, "MEMINFO", tmp_path / "meminfo")
     (tmp_path / "meminfo").write_text("MemAvailable:   25165824 kB\n")
     with pytest.raises(InputError, match="of 24.0 GiB that are free .*1,000,000 items.*optim.negatives"):
         check_room(larger, wide, mesh, [1_000_000])
@@ -77,8 +86,35 @@ def test_a_catalogue_of_a_million_items_is_told_and_where_it_cannot_fit_refused(
     check_room(larger, wide, mesh, [1_000_000])  # where nobody knows what is free, nothing is refused
 
 
+def test_a_container_has_what_it_is_given_and_what_may_fit_is_tried(tmp_path, monkeypatch, capsys):
+    config = Config(ModelConfig(layers=1, width=128), data=DataConfig(length=64, rows=16))
+    blueprint, mesh = Blueprint(config.model, Vocab(8000, (200_000,)), 128), make_mesh(config.mesh)
+    need = sum(memory_needed(blueprint, config, mesh.shape, [200_000], donated=False).values())
+    monkeypatch.setattr(room, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(room, "CGROUP", tmp_path)
+    (tmp_path / "meminfo").write_text("MemAvailable:   999999999 kB\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    for share, limit in ((0.9, str(int(need * 0.9) + 1000)), (0.5, str(int(need * 0.5) + 1000)), (9, "max")):
+        (tmp_path / "memory.max").write_text(limit)
+        if share == 0.5:
+            with pytest.raises(InputError, match="does not fit"):
+                check_room(blueprint, config, mesh, [200_000])
+        else:
+            check_room(blueprint, config, mesh, [200_000])
+        assert ("may not fit" in capsys.readouterr().err) == (share == 0.9)
+
+
+@pytest.mark.parametrize(("name", "devices", "gib"), [("base", 8, 40), ("1b", 16, 80), ("7b", 64, 80)])
+def test_shipped_configurations_fit_the_hardware_they_name(name, devices, gib):
+    config = load_config([name])
+    fixed = math.prod(size for size in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) if size > 0)
+    mesh = {axis: size if size > 0 else devices // fixed for axis, size in vars(config.mesh).items()}
+    blueprint = Blueprint(config.model, Vocab(32_000, (256, 256, 256)), 256)
+    assert sum(memory_needed(blueprint, config, mesh, [1_000_000]).values()) / room.GIB < gib
+
+
 def test_a_run_that_does_not_fit_leaves_nothing(tiny_dataset, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(room, "MEMINFO", str(tmp_path / "meminfo"))
+    monkeypatch.setattr(room, "MEMINFO", tmp_path / "meminfo")
     (tmp_path / "meminfo").write_text("MemAvailable:   100 kB\n")
     with pytest.raises(InputError, match="does not fit"):
         train(Config(train=TrainConfig(steps=200)), [tiny_dataset], tmp_path / "run")
