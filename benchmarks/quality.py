@@ -7,7 +7,8 @@ Scores the validation split; with FINAL=1 in the environment the test split, and
 ML-100K is fetched; Beauty and Office are read from tables of one's own, left out where there are none. Tie order 0 is
 the order of the file; orders from 1 on shuffle events of one user at one second, and run with the first seed only.
 Runs end where they stopped before when called again. Writes benchmarks/results/quality.json after every row, each with
-the commit it measured; rows of earlier calls stay until they are measured anew.
+the commit it measured; rows of earlier calls stay until they are measured anew. What all seeds (and all shuffled orders)
+say together goes to benchmarks/results/quality_pooled.json: the mean of each user over the runs, paired with the floor's.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.registry import fetch
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.evaluate import evaluate
+from m6rec_jax.recommend.metrics import paired
 from m6rec_jax.settings import load_config
 
 SHOWN = ("ndcg@10", "recall@10", "valid_id_rate", "coverage@10", "novelty@10")
 KEY = ("config", "dataset", "protocol", "split", "tie_order", "seed", "system")
+POOLED_KEY = ("config", "dataset", "protocol", "split", "ties")
 SYSTEMS = ("with memory", "model alone", "counting floor", "item-kNN", "popularity")
 GLOBAL_TIME = {"rule": "global-time", "valid": 0.1, "test": 0.1}
 # Best comparable published NDCG@10 / Recall@10, leave-one-out: BARGE and eSASRec on Beauty, SASRec on ML-100K.
@@ -95,7 +98,43 @@ def main() -> None:
             path = write_results("quality", kept_rows("quality", rows, KEY) + rows)
             show(rows)
     if rows:
+        together = pooled(rows, options.work / "runs", split)
+        for row in together:
+            low, high = row["over_floor"]["ci95"]
+            note(f"{row['dataset']} {row['protocol']}, {row['ties']} order, {row['runs']} runs: NDCG@10 {row['metrics']['ndcg@10']:.4f}, "
+                 f"{row['over_floor']['relative']:+.1%} over the floor (95 % of the difference: {low:+.4f} to {high:+.4f})")  # fmt: skip
+        write_results("quality_pooled", kept_rows("quality_pooled", together, POOLED_KEY) + together)
         note(f"wrote {path}")
+
+
+def pooled(rows: list[dict], runs: Path, split: str) -> list[dict]:
+    """One row a data set, protocol and kind of tie order: per-user means over all runs, paired with the floor on the same."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if row["system"] == SYSTEMS[0]:
+            ties = "file" if row["tie_order"] == "file" else "shuffled"
+            groups.setdefault((row["dataset"], row["protocol"], ties), []).append(row)
+    made = []
+    for (dataset, protocol, ties), group in groups.items():
+        tables, columns = [], [f"{of}/{metric}" for of in ("model", "counting_floor") for metric in SHOWN[:2]]
+        for row in group:
+            case = Case(dataset, protocol, 0 if row["tie_order"] == "file" else row["tie_order"])
+            tables.append(
+                pl.read_parquet(
+                    runs / f"{case.name}-{row['seed']}" / f"{split}.users.parquet", columns=["user_id", *columns]
+                )
+            )
+        users = pl.concat(tables).group_by("user_id").mean().sort("user_id")
+        ours, floor = ({m: users[f"{of}/{m}"].to_numpy() for m in SHOWN[:2]} for of in ("model", "counting_floor"))
+        over = paired({"ndcg@10": ours["ndcg@10"]}, {"ndcg@10": floor["ndcg@10"]}, seed=0)
+        head = {name: group[0][name] for name in ("config", "dataset", "protocol", "split", "commit")}
+        made.append(head | {
+            "ties": ties, "runs": len(group), "users": users.height,
+            "metrics": {name: float(v.mean()) for name, v in ours.items()},
+            "floor": {name: float(v.mean()) for name, v in floor.items()},
+            "over_floor": {k: over[k] for k in ("relative", "ci95", "p")},
+        })  # fmt: skip
+    return made
 
 
 def score(case: Case, data: Dataset, seed: int, split: str, options: argparse.Namespace) -> list[dict]:
