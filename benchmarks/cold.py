@@ -21,10 +21,9 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality import Case, dataset_of, quality_parser
+from benchmarks.quality import Case, dataset_of, prepared_again, quality_parser
 from benchmarks.record import commit, kept_rows, timed_training, write_results
 from m6rec_jax.data.dataset import Dataset
-from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.splits import TRAIN
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.evaluate import looked
@@ -72,22 +71,8 @@ def coldest(data: Dataset, share: float, seed: int) -> np.ndarray:
 
 def without(data: Dataset, cold: np.ndarray, out: Path) -> Dataset:
     """The dataset whose training knows nothing of the cold items: the same items, users and held-out events."""
-    events = pl.read_parquet(data.path / "events.parquet").sort("user", maintain_order=True)
-    ids = pl.Series(data.item_ids)
-    events = events.with_columns(
-        user_id=data.users["user_id"].gather(events["user"]), item_id=ids.gather(events["item"].cast(pl.UInt32))
-    )
-    kept = events.filter((pl.col("split") != TRAIN) | ~pl.col("item_id").is_in(pl.Series(cold).implode()))
-    items = data.items.select("item_id", "title", "categories", "attributes", "text")
-    return prepare(
-        {
-            "name": f"{data.name}-cold",
-            "events": {"path": kept.with_row_index("order"), "user": "user_id", "item": "item_id", "time": "order", "time_unit": "order"},
-            "items": {"path": items, "id": "item_id", "title": "title", "categories": "categories", "attributes": "attributes", "text": "text"},
-            "split": "leave-one-out",
-        },
-        out,
-    )  # fmt: skip
+    met = (pl.col("split") != TRAIN) | ~pl.col("item_id").is_in(pl.Series(cold).implode())
+    return prepared_again(data, out, met)
 
 
 def score(data: Dataset, cold: np.ndarray, split: str, options: argparse.Namespace) -> list[dict]:
@@ -106,7 +91,7 @@ def score(data: Dataset, cold: np.ndarray, split: str, options: argparse.Namespa
         "nearest to the last item": nearest(data, asked),
     }
     head = {
-        "dataset": data.name.removesuffix("-cold"), "split": split, "seed": options.seed, "users": len(asked),
+        "dataset": data.name.split("-cold-")[0], "split": split, "seed": options.seed, "users": len(asked),
         "cold_items": len(cold), "catalogue": data.catalogue, "looks": looked(run, split, recommender.step, data),
         "seconds": seconds, "commit": options.commit,
     }  # fmt: skip

@@ -207,6 +207,29 @@ def dataset_of(case: Case, options: argparse.Namespace) -> Dataset | None:
     return open_dataset(out)
 
 
+def prepared_again(data: Dataset, out: Path, kept: pl.Expr, *, like: Path | None = None, prefix: str = "") -> Dataset:
+    """The events of a dataset that an expression over `user, split, item_id` keeps, prepared anew over the same items.
+
+    `like`: whose tokenizer and features it takes; `prefix`: goes before every item id.
+    """
+    events = pl.read_parquet(data.path / "events.parquet").sort("user", maintain_order=True)
+    ids = pl.Series([prefix + item for item in data.item_ids])
+    events = events.with_columns(
+        user_id=data.users["user_id"].gather(events["user"]), item_id=ids.gather(events["item"].cast(pl.UInt32))
+    )
+    items = data.items.select("title", "categories", "attributes", "text").with_columns(item_id=ids)
+    return prepare(
+        {
+            "name": out.name,
+            "events": {"path": events.filter(kept).with_row_index("order"), "user": "user_id", "item": "item_id", "time": "order", "time_unit": "order"},
+            "items": {"path": items, "id": "item_id", "title": "title", "categories": "categories", "attributes": "attributes", "text": "text"},
+            "split": "leave-one-out",
+        },
+        out,
+        like=like,
+    )  # fmt: skip
+
+
 def _beauty(case: Case, options: argparse.Namespace) -> Path | None:
     folder = (options.tables / "beauty").resolve()
     if not folder.is_dir():

@@ -18,11 +18,10 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality import Case, dataset_of, quality_parser
+from benchmarks.quality import Case, dataset_of, prepared_again, quality_parser
 from benchmarks.record import commit, kept_rows, timed_training, write_results
 from m6rec_jax.cli.train import run_training
 from m6rec_jax.data.dataset import Dataset
-from m6rec_jax.data.prepare import prepare
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import held_out
@@ -49,7 +48,11 @@ def main() -> None:
         note(f"no tables under {options.tables}: nothing to measure")
         return
     folder = options.work / "datasets"
-    lenders = [again(o, folder / f"{o.name}-like-{TARGET}", whole, prefix=f"{o.name}:") for o in others if o]
+    lenders = [
+        prepared_again(o, folder / f"{o.name}-like-{TARGET}", pl.lit(True), like=whole.path, prefix=f"{o.name}:")
+        for o in others
+        if o
+    ]
     config = load_config([options.config], [f"--train.seed={options.seed}"])
     before = options.work / "runs" / f"{'+'.join(OTHERS)}-{options.seed}"
     run_training(config, [one.path for one in lenders], before)
@@ -77,30 +80,8 @@ def main() -> None:
 def some_users(whole: Dataset, share: float, seed: int, out: Path) -> Dataset:
     """The dataset of a share of the users, over the same items, tokenizer and features."""
     count = whole.users.height
-    drawn = np.sort(np.random.default_rng(seed).permutation(count)[: max(1, round(share * count))])
-    return again(whole, out, whole, users=drawn)
-
-
-def again(data: Dataset, out: Path, like: Dataset, *, users: np.ndarray | None = None, prefix: str = "") -> Dataset:
-    """`data` prepared with the tokenizer and features of `like`: of some users only, its item ids behind a prefix."""
-    events = pl.read_parquet(data.path / "events.parquet").sort("user", maintain_order=True)
-    if users is not None:
-        events = events.filter(pl.col("user").is_in(pl.Series(users).implode()))
-    ids = pl.Series([prefix + item for item in data.item_ids])
-    events = events.with_columns(
-        user_id=data.users["user_id"].gather(events["user"]), item_id=ids.gather(events["item"].cast(pl.UInt32))
-    )
-    items = data.items.select("title", "categories", "attributes", "text").with_columns(item_id=ids)
-    return prepare(
-        {
-            "name": f"{data.name}-{out.name}",
-            "events": {"path": events.with_row_index("order"), "user": "user_id", "item": "item_id", "time": "order", "time_unit": "order"},
-            "items": {"path": items, "id": "item_id", "title": "title", "categories": "categories", "attributes": "attributes", "text": "text"},
-            "split": "leave-one-out",
-        },
-        out,
-        like=like.path,
-    )  # fmt: skip
+    drawn = np.random.default_rng(seed).permutation(count)[: max(1, round(share * count))]
+    return prepared_again(whole, out, pl.col("user").is_in(pl.Series(drawn).implode()), like=whole.path)
 
 
 def score(run: Path, part: Dataset, whole: Dataset) -> dict[str, float]:
