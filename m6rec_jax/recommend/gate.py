@@ -26,8 +26,9 @@ class Gate:
     """g = sigmoid(bias + length x log1p(history length) + mass x log(support mass)): the share given to the memory.
 
     `temperature` divides the model's logits beside the memory (Guo et al. 2017): a model that is surer than it is right
-    would leave the memory no say where both are in doubt. `users` says how many validation users fitted it, `gain` how many nats a user the likeliest gate brought over the model
-    alone, `moved` how far the bias was then moved for the sake of the ranking.
+    would leave the memory no say where both are in doubt. `users` says how many validation users fitted it, `gain` how
+    many nats a user the likeliest gate brought over the model alone, `moved` how far the bias was
+    then moved for the sake of the ranking.
     """
 
     bias: float
@@ -80,7 +81,7 @@ def tempered_gate(logp: np.ndarray, temperatures: Sequence[float], p_memory: np.
     `logp [U, n]`: the model's log-probability of each user's target at each of n `temperatures`, the first of which is 1.
     """
     some = total > 0
-    best, kept = -np.inf, Gate(-30.0, 0.0, 0.0, step=step, dataset=dataset)
+    best, kept = -np.inf, Gate(SHUT, 0.0, 0.0, step=step, dataset=dataset)
     for at, temperature in enumerate(temperatures if some.any() else ()):
         p = np.exp(logp[:, at].astype(np.float64))
         gate = likeliest_gate(p, p_memory, lengths, total, step=step, dataset=dataset)
@@ -103,7 +104,7 @@ def likeliest_gate(p_model: np.ndarray, p_memory: np.ndarray, lengths: np.ndarra
     some = total > 0
     p_model, p_memory = np.maximum(p_model[some], LEAST_P), p_memory[some]
     if not some.any():
-        return Gate(-30.0, 0.0, 0.0, step=step, dataset=dataset)
+        return Gate(SHUT, 0.0, 0.0, step=step, dataset=dataset)
     raw = np.stack([np.log1p(lengths[some]), np.log(total[some])], 1)
     centre, scale = raw.mean(0), np.maximum(raw.std(0), 1e-6)
     features = np.concatenate([np.ones((len(raw), 1)), (raw - centre) / scale], 1)

@@ -58,7 +58,8 @@ def memory_needed(
 
 def memory_there() -> float | None:
     """Bytes that a device has left for this process; of several processes what the poorest has. None: nothing says."""
-    found = _left() or np.inf
+    left = _left()
+    found = np.inf if left is None else left
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -76,9 +77,11 @@ def _left() -> float | None:
         free = 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return None
-    try:  # a container may have less than its machine; "max" is no number
-        limit, used = ((CGROUP / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
-        free = min(free, float(int(limit) - int(used)))
+    try:  # a container may have less than its machine; "max" is no number, and cached files give way
+        limit, used, told = ((CGROUP / f"memory.{part}").read_text("ascii") for part in ("max", "current", "stat"))
+        kinds = dict(line.split() for line in told.splitlines())
+        cached = int(kinds.get("active_file", 0)) + int(kinds.get("inactive_file", 0))
+        free = min(free, float(int(limit) - int(used) + cached))
     except (OSError, ValueError):
         pass
     return free / jax.local_device_count()

@@ -76,6 +76,7 @@ def test_a_catalogue_of_a_million_items_is_told_and_where_it_cannot_fit_refused(
     wide = Config(ModelConfig(layers=1, width=1024, heads=8), data=config.data)
     larger = Blueprint(wide.model, blueprint.vocab, 128)
     monkeypatch.setattr(room, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(room, "CGROUP", tmp_path)  # no limit of its own
     (tmp_path / "meminfo").write_text("MemAvailable:   25165824 kB\n")
     with pytest.raises(InputError, match="of 24.0 GiB that are free .*1,000,000 items.*optim.negatives"):
         check_room(larger, wide, mesh, [1_000_000])
@@ -93,7 +94,9 @@ def test_a_container_has_what_it_is_given_and_what_may_fit_is_tried(tmp_path, mo
     monkeypatch.setattr(room, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(room, "CGROUP", tmp_path)
     (tmp_path / "meminfo").write_text("MemAvailable:   999999999 kB\n")
-    (tmp_path / "memory.current").write_text("1000\n")
+    cached = 3 * int(need)  # files in memory, which give way
+    (tmp_path / "memory.current").write_text(f"{1000 + cached}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1000\nactive_file {cached // 3}\ninactive_file {cached // 3 * 2}\n")
     for share, limit in ((0.9, str(int(need * 0.9) + 1000)), (0.5, str(int(need * 0.5) + 1000)), (9, "max")):
         (tmp_path / "memory.max").write_text(limit)
         if share == 0.5:
