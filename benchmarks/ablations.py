@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -31,9 +32,10 @@ from benchmarks.record import commit, kept_rows, timed_training, write_results
 from benchmarks.variants import VARIANTS, variant
 from m6rec_jax.config import DEFAULT_MIXTURE, Config, MixtureConfig
 from m6rec_jax.data.dataset import Dataset, open_dataset
+from m6rec_jax.data.neighbours import Neighbours, find_neighbours
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.progress import note
-from m6rec_jax.recommend import gating
+from m6rec_jax.recommend import gate, gating
 from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import held_out
 from m6rec_jax.recommend.memory import FLOOR, Memory, MemoryConfig
@@ -103,15 +105,17 @@ PREPARED: dict[str, tuple[Callable[[dict, Path], dict | None], dict[str, Any]]] 
     "codes of 3 x 256": (lambda card, folder: card, {"levels": 3, "codebook": 256}),
     "behaviour kinds": (_kinds, {}),
 }
-# What stands beside the model of the base run.
-MEMORIES: dict[str, tuple[MemoryConfig, bool]] = {  # settings, whether with neighbours
-    "memory of 3 items, no neighbours": (FLOOR, False),
-    "memory without neighbours": (MemoryConfig(), False),
-    "neighbours worth 2 counts": (MemoryConfig(prior=2.0), True),
-    "neighbours worth 32 counts": (MemoryConfig(prior=32.0), True),
-}
+# What stands beside the model of the base run: settings, and which neighbours of the dataset.
+MEMORIES: dict[str, tuple[MemoryConfig, Callable[[Dataset], Neighbours | None]]] = {
+    "memory of 3 items, no neighbours": (FLOOR, lambda data: None),
+    "memory without neighbours": (MemoryConfig(), lambda data: None),
+    "neighbours by content vectors": (MemoryConfig(prior=8.0), lambda data: find_neighbours(data.content, k=20, sharpness=4.0)),
+    "neighbours worth 4 counts": (MemoryConfig(prior=4.0), lambda data: data.neighbours),
+    "neighbours worth 64 counts": (MemoryConfig(prior=64.0), lambda data: data.neighbours),
+}  # fmt: skip
 LIKELY = "gate by likelihood alone"
 SURE = "model as sure as it is"  # no temperature
+BEST = "gate at the very best list"  # however few users say so
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ class Measured:
 
 
 def main() -> None:
-    names = [*TRAINED, *VARIANTS, *PREPARED, *MEMORIES, LIKELY, SURE]
+    names = [*TRAINED, *VARIANTS, *PREPARED, *MEMORIES, LIKELY, SURE, BEST]
     parser = quality_parser(__doc__)
     parser.add_argument("--rows", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--seed", type=int, default=0)
@@ -194,29 +198,33 @@ def beside(name: str, data: Dataset, run: Path) -> np.ndarray:
     recommender = Recommender.load(run, dataset=data)
     if name == SURE:
         recommender.gate = None
-        with temperatures((1.0,)):
+        with instead(gating, "TEMPERATURES", (1.0,)):
+            recommender = with_gate(recommender, run, data, keep=False)
+    elif name == BEST:
+        recommender.gate = None
+        with instead(gate, "ERRORS", 0.0):
             recommender = with_gate(recommender, run, data, keep=False)
     elif name == LIKELY:
-        gate = with_gate(recommender, run, data).gate
-        assert gate is not None
-        recommender.gate = replace(gate, bias=gate.bias - gate.moved, moved=0.0)
+        fitted = with_gate(recommender, run, data).gate
+        assert fitted is not None
+        recommender.gate = replace(fitted, bias=fitted.bias - fitted.moved, moved=0.0)
     else:
         settings, neighbours = MEMORIES[name]
-        recommender.memory = Memory(data.transitions, settings, data.neighbours if neighbours else None)
+        recommender.memory = Memory(data.transitions, settings, neighbours(data))
         recommender.gate = None
         recommender = with_gate(recommender, run, data, keep=False)
     return ranked(recommender, data)
 
 
 @contextmanager
-def temperatures(tried: tuple[float, ...]) -> Iterator[None]:
-    """While open, a gate is fitted at these temperatures only."""
-    all_of_them = gating.TEMPERATURES
-    gating.TEMPERATURES = tried
+def instead(module: ModuleType, constant: str, value: Any) -> Iterator[None]:
+    """While open, a constant of a module has another value."""
+    before = getattr(module, constant)
+    setattr(module, constant, value)
     try:
         yield
     finally:
-        gating.TEMPERATURES = all_of_them
+        setattr(module, constant, before)
 
 
 def ranked(recommender: Recommender, data: Dataset, **options: Any) -> np.ndarray:

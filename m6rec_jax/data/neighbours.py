@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from m6rec_jax.data.clusters import kmeans, nearest
 
-NEIGHBOURS = 20
-SHARPNESS = 4.0  # a neighbour counts by its cosine to this power
+NEIGHBOURS = 30
+SHARPNESS = 2.0  # a neighbour counts by its cosine to this power
 EXACT_ITEMS = 1 << 14  # larger catalogues are searched cell by cell
 FIT_ITEMS = 1 << 14
 PROBES = 8  # cells that are searched for the neighbours of one
@@ -33,19 +35,24 @@ class Neighbours:
         return cls(data["neighbours"], data["neighbour_weights"])
 
 
-def find_neighbours(content: np.ndarray, k: int = NEIGHBOURS, sharpness: float = SHARPNESS, seed: int = 0) -> Neighbours:  # fmt: skip
+def find_neighbours(content: np.ndarray, words: sp.csr_array | None = None, *, k: int = NEIGHBOURS,
+                    sharpness: float = SHARPNESS, seed: int = 0) -> Neighbours:  # fmt: skip
     """The k nearest of content `[C, Dc]` (unit rows, or zero where nothing is known) by cosine, none below 0.
 
-    Exact up to `EXACT_ITEMS` items; beyond that among the items of the `PROBES` k-means cells nearest to an item's
+    With `words`, TF-IDF `[C, t]` with unit rows, the cosine is theirs: the rare word that two items share is what a few
+    hundred dimensions forget first. `content` then only says where to look in a large catalogue. Exact up to `EXACT_ITEMS` items; beyond that among the items of the `PROBES` k-means cells nearest to an item's
     own, so that time grows with C^1.5 and not with its square (IVF: Jégou et al. 2011).
     """
+    compared: Any = content if words is None else words
     items = np.flatnonzero(np.abs(content).sum(1) > 0)
     rows = np.full((len(content), k), -1, np.int32)
     cosines = np.zeros((len(content), k), np.float32)
     for asking, among in _cells(content, items, np.random.default_rng(seed)):
+        there = compared[among].T  # once a cell: turning a sparse matrix costs as much as using it
         for start in range(0, len(asking), _BLOCK):
             block = asking[start : start + _BLOCK]
-            near = content[block] @ content[among].T
+            near = compared[block] @ there
+            near = near if words is None else near.toarray()
             near[among[None, :] == block[:, None]] = 0
             n = min(k, len(among))
             best = np.argpartition(-near, n - 1, axis=1)[:, :n]

@@ -185,7 +185,7 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, to
         transitions.save(folder / "transitions.npz")
     with clock("codes", items.height, "items"):
         codes, books = code_items(content, transitions, items["item_id"], options.levels, options.codebook, lent)
-        alike = find_neighbours(content)
+        alike = find_neighbours(content, encoder.weigh(texts) if said_how.encoder == TFIDF else None)
         np.savez(folder / "codes.npz", codes=codes, content=content, **alike.arrays(), **books.arrays(), **encoder.arrays(), **content_arrays(said_how), **fields.arrays())  # fmt: skip
     said = _Said.of(items, tables.corpus)
     queries = events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0)))

@@ -18,6 +18,7 @@ from m6rec_jax.errors import InputError
 GATE_FILE = "gate.json"
 LEAST_P = 1e-12  # what a target is given at least while a gate is fitted
 MOVES = (-4.0, -3.0, *np.arange(-2.0, 6.01, 0.5).tolist())
+ERRORS = 1.0  # standard errors that a smaller move may seem worse than the best
 SHUT = -30.0  # a bias that nothing comes up against
 
 
@@ -126,22 +127,25 @@ def likeliest_gate(p_model: np.ndarray, p_memory: np.ndarray, lengths: np.ndarra
 
 def move_gate(gate: Gate, model_logp: np.ndarray, memory_logp: np.ndarray, is_target: np.ndarray, lengths: np.ndarray,
               total: np.ndarray, k: int = 10) -> Gate:  # fmt: skip
-    """The gate whose bias, moved by one of `MOVES`, or which is shut, ranks the targets of U users best: highest mean NDCG@k.
+    """The gate whose bias, moved by one of `MOVES`, or which is shut, ranks the targets of U users well: by mean NDCG@k.
 
     Likelihood punishes a heavy memory for every user whose target it has never seen; a ranking loses nothing there, the
-    item would not have been shown anyway. So likelihood decides the slopes and ranking the height. Of each user's
-    candidates `[U, n]`: both log-probabilities (-inf where a part says nothing) and which is the target. Of moves that do
-    equally well the smallest is taken.
+    item would not have been shown anyway. So likelihood decides the slopes and ranking the height, but few users rank
+    by luck as well: of the moves that are not worse than the best by more than `ERRORS` standard errors of the difference
+    the smallest is taken (the 1 SE rule: Breiman et al. 1984, section 3.4.3). Of each user's candidates `[U, n]`: both
+    log-probabilities (-inf where a part says nothing) and which is the target.
     """
-    best, kept = -1.0, gate
-    for moved in (*(replace(gate, bias=gate.bias + move, moved=move) for move in sorted(MOVES, key=abs)), gate.shut()):
+    if not len(lengths):
+        return gate
+    moves = [*(replace(gate, bias=gate.bias + move, moved=move) for move in sorted(MOVES, key=abs)), gate.shut()]
+    ndcg = np.zeros((len(moves), len(lengths)))
+    for at, moved in enumerate(moves):
         g = moved(lengths, total)[:, None]
         with np.errstate(divide="ignore"):
             scores = np.logaddexp(np.log1p(-g) + model_logp, np.log(g) + memory_logp)
         of_target = np.where(is_target, scores, -np.inf).max(1)
         place = (scores > of_target[:, None]).sum(1)
-        reached = np.isfinite(of_target) & (place < k)
-        ndcg = float(np.where(reached, 1 / np.log2(place + 2), 0).mean()) if len(place) else 0.0
-        if ndcg > best + 1e-9:
-            best, kept = ndcg, moved
-    return kept
+        ndcg[at] = np.where(np.isfinite(of_target) & (place < k), 1 / np.log2(place + 2), 0)
+    lost = ndcg[ndcg.mean(1).argmax()] - ndcg
+    enough = lost.mean(1) <= ERRORS * lost.std(1) / len(lengths) ** 0.5 + 1e-12
+    return moves[int(enough.argmax())]

@@ -34,7 +34,7 @@ class MemoryConfig:
     recency: tuple[float, ...] = tuple(1 / gap for gap in range(1, 11))  # as a transition counts by its gap
     power: float = 0.7
     backward: float = 0.5
-    prior: float = 8.0
+    prior: float = 16.0
     width: int = 4096
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from m6rec_jax.data import neighbours
 from m6rec_jax.data.neighbours import find_neighbours
@@ -26,6 +27,25 @@ def test_neighbours_are_those_of_comparing_every_pair():
         assert found.weights[item, : len(best)] == pytest.approx(weights / max(weights.sum(), 1e-9), rel=1e-4)
         assert not found.weights[item, len(best) :].any()
     assert 7 not in found.rows
+
+
+@pytest.mark.parametrize("exact_items", [1 << 14, 100])
+def test_words_decide_who_is_alike_wherever_they_are_looked_for(exact_items, monkeypatch):
+    monkeypatch.setattr(neighbours, "EXACT_ITEMS", exact_items)
+    rng = np.random.default_rng(3)
+    pair = np.arange(300) // 2  # items 2i and 2i+1 share a rare word, all share a few common ones
+    words = np.zeros((300, 160), np.float32)
+    words[np.arange(300), pair] = 1
+    words[:, 150:] = 0.3 * rng.random((300, 10)) * (rng.random((300, 10)) < 0.3)
+    words /= np.linalg.norm(words, axis=1, keepdims=True)
+    coarse = np.abs(unit_rows(rng, 300, 4))
+    if exact_items == 100:
+        coarse = coarse[pair]  # the cells are those of content, so a pair has to lie together
+    found = find_neighbours(coarse, sp.csr_array(words), k=3)
+    assert (found.rows[:, 0] == np.arange(300) ^ 1).mean() > 0.95
+    if exact_items > 300:
+        dense = find_neighbours(words, k=3)
+        assert (found.rows == dense.rows).all() and found.weights == pytest.approx(dense.weights, abs=1e-5)
 
 
 def test_searching_by_cells_finds_nearly_all(monkeypatch):

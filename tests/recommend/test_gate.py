@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from m6rec_jax.errors import InputError
-from m6rec_jax.recommend.gate import Gate, likeliest_gate, load_gate, move_gate, tempered_gate
+from m6rec_jax.recommend.gate import MOVES, Gate, likeliest_gate, load_gate, move_gate, tempered_gate
 
 
 def test_gate_finds_the_better_part_where_it_is_better():
@@ -30,7 +32,7 @@ def test_gate_is_closed_without_support_and_survives_the_disk(tmp_path):
     (tmp_path / "gate.json").write_text('{"schema": "evaluation"}')
     with pytest.raises(InputError, match="gate.json"):
         load_gate(tmp_path / "gate.json")
-    (tmp_path / "gate.json").write_text('{"schema": "gate", "version": 2, "bias": 0.1, "length": 0, "mass": 0}')
+    (tmp_path / "gate.json").write_text('{"schema": "gate", "version": 3, "bias": 0.1, "length": 0, "mass": 0}')
     assert load_gate(tmp_path / "gate.json") is None  # of an earlier version: fitted again
     (tmp_path / "gate.json").write_text('{"schema": "gate", "version": 99}')
     with pytest.raises(InputError, match="gate 99 in place of gate"):
@@ -77,19 +79,34 @@ def ranked_by_both(rng, users=400, n=30):
 
 def ndcg(scores, is_target, k=10):
     place = (scores > np.where(is_target, scores, -np.inf).max(1, keepdims=True)).sum(1)
-    return np.where(place < k, 1 / np.log2(place + 2), 0).mean()
+    return np.where(place < k, 1 / np.log2(place + 2), 0)
 
 
-def test_the_gate_is_moved_to_where_the_ranking_is_best():
-    model, memory, is_target = ranked_by_both(np.random.default_rng(4))
+def moved_by_ranking(users, lower=0.0):
+    """(the gate that ranking moved, the likeliest gate, NDCG of each user after each move)."""
+    model, memory, is_target = ranked_by_both(np.random.default_rng(4), users)
     lengths, total = np.full(len(model), 5.0), np.ones(len(model))
     likely = likeliest_gate((model * is_target).sum(1), (memory * is_target).sum(1), lengths, total)
+    likely = replace(likely, bias=likely.bias - lower)
     moved = move_gate(likely, np.log(model), np.log(memory), is_target, lengths, total)
     height = lambda gate: float(gate(lengths, total)[0])  # noqa: E731
-    of = {bias: ndcg((1 - g) * model + g * memory, is_target) for bias in np.arange(-2, 6.1, 0.5)
+    of = {bias: ndcg((1 - g) * model + g * memory, is_target) for bias in MOVES
           for g in [height(Gate(likely.bias + bias, likely.length, likely.mass))]}  # fmt: skip
-    assert of[moved.moved] == max(of.values()) > of[0.0]
+    return moved, likely, of
+
+
+@pytest.mark.parametrize("users", [40, 400, 4000])
+def test_the_gate_is_moved_as_little_as_ranking_allows(users):
+    moved, likely, of = moved_by_ranking(users)
+    best = max(of.values(), key=np.mean)
+    fits = {move for move, got in of.items() if (best - got).mean() <= (best - got).std() / len(got) ** 0.5 + 1e-12}
+    assert moved.moved == min(fits, key=abs)
     assert moved.bias == likely.bias + moved.moved and (moved.length, moved.mass) == (likely.length, likely.mass)
+
+
+def test_a_gate_that_hears_too_little_of_the_memory_is_moved_up():
+    moved, _, of = moved_by_ranking(400, lower=6.0)
+    assert moved.moved > 1 and of[moved.moved].mean() > of[0.0].mean() + 0.05
 
 
 def test_a_gate_that_ranking_does_not_mind_stays_where_likelihood_put_it():
@@ -100,3 +117,4 @@ def test_a_gate_that_ranking_does_not_mind_stays_where_likelihood_put_it():
     silent = np.full_like(model, -np.inf)
     assert move_gate(gate, np.log(model), silent, is_target, *sizes) == gate
     assert move_gate(gate, silent, silent, np.zeros_like(is_target), *sizes) == gate
+    assert move_gate(gate, model[:0], model[:0], is_target[:0], *(size[:0] for size in sizes)) == gate
