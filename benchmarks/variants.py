@@ -1,4 +1,4 @@
-"""Parts of other people's models that the ablation table tries and the product does without: none of them paid.
+"""Parts of other people's models that the ablation table tries and the product does without.
 
 A variant stands in for the Transformer while `variant(name)` is open, in training and in ranking alike. Atomic codes
 only: a beam's further tokens would ask for state that no cache here keeps.

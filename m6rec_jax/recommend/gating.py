@@ -20,7 +20,7 @@ from m6rec_jax.recommend.memory import Memory
 from m6rec_jax.recommend.opening import dataset_of, domain_of
 from m6rec_jax.recommend.recommender import Recommender
 
-MOST_USERS = 50_000  # whose targets decide the slopes
+MOST_USERS = 10_000  # whose targets decide the slopes: four numbers need no more
 RANKED_USERS = 4096  # whose lists decide the height
 CANDIDATES = 50
 TEMPERATURES = (1.0, 0.7, 0.85, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
