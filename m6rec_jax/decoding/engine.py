@@ -49,6 +49,12 @@ class Lists:
     memory_logp: np.ndarray
     exact: np.ndarray
 
+    def cut(self, k: int) -> Lists:
+        """The first k places of each list."""
+        places = lambda x, none: np.pad(x[:, :k], ((0, 0), (0, max(0, k - x.shape[1]))), constant_values=none)  # noqa: E731
+        logs = [places(x, -np.inf) for x in (self.scores, self.model_logp, self.memory_logp)]
+        return Lists(places(self.rows, -1), logs[0], logs[1], logs[2], self.exact)
+
 
 class Engine:
     """A model with its catalogue, ready to decode.

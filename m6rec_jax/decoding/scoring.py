@@ -25,7 +25,7 @@ def spelled_logp(
     a lane of its own beside the shared prefix (arXiv 2403.08845).
     """
     B, J, L = codes.shape
-    states = jnp.broadcast_to(prefix.hidden[:, None, None], (B, 1, 1, prefix.hidden.shape[-1]))
+    states = [prefix.hidden[:, None]]  # [B, 1 or J, D] that each level is asked of
     logp = jnp.zeros((B, J))
     if L > 1:
         tokens = codes[..., :-1] + jnp.array([s.offset for s in model.vocab.levels[:-1]])
@@ -35,8 +35,8 @@ def spelled_logp(
         read, _ = model.extend(
             tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, lanes, own, 0
         )
-    for level in range(L):
-        hidden = states[:, :, 0] if level == 0 else read[:, :, level - 1]  # [B, 1 or J, D]
+        states += [read[:, :, level] for level in range(L - 1)]
+    for level, hidden in enumerate(states):
         logits = model.logits(hidden, level + 1, items) / temperature[:, None, None]
         level_logp = jax.nn.log_softmax(logits, axis=-1)
         code = codes[:, None, :, 0] if level == 0 else codes[:, :, level, None]
