@@ -57,10 +57,12 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
         wanted = visitors(table, at, data, key)[:limit]
     given = None if candidates is None else _candidates(candidates, data, at, key)
     allowed = recommender.allowed(filter)
-    if given is not None and given.users is None:
+    own = None if given is None or given.users is None else [given.of(visitor.user_id) for visitor in wanted]
+    if given is not None and own is None:
         listed = given.mask(data.catalogue)
         allowed = listed if allowed is None else allowed & listed
-    elif given is not None and (none := sum(not len(given.of(visitor.user_id)) for visitor in wanted)):
+    recommender.tell_short(allowed, k)
+    if own is not None and (none := sum(not len(rows) for rows in own)):
         note(f"candidates: {none:,} of {len(wanted):,} users have none, and their lists are empty")
     kind = (
         int(np.argmax(data.manifest["kind_weights"])) if data.kinds else 0
@@ -71,7 +73,7 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
         lists = recommender.recommend_histories(
             asked, k, engine=engine, sessions=np.array([visitor.place < 0 for visitor in some]),
             attributes=[visitor.attributes for visitor in some], allowed=allowed,
-            candidates=None if given is None or given.users is None else [given.of(visitor.user_id) for visitor in some],
+            candidates=None if own is None or given is None else [given.of(visitor.user_id) for visitor in some],
             per=per, cap=cap, diversity=diversity, new_items=new_items,
         )  # fmt: skip
         return recommender.table([visitor.user_id for visitor in some], asked.items, lists)

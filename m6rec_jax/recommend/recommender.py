@@ -65,7 +65,7 @@ class Recommender:
         self.segments = segments
         self.popularity = Popularity.of(items) if segments is None else segments.popularity
         self._content = content  # of the items [C, Dc], read when it is first needed
-        self._said: set[str] = set()
+        self._told = False  # that there is no gate
         self.item_ids: list[str] = items["item_id"].to_list()
         self.titles: list[str] = items["title"].fill_null("").to_list()
         self._rows = {item: row for row, item in enumerate(self.item_ids)}
@@ -165,9 +165,10 @@ class Recommender:
             if len(times) != len(history):
                 raise InputError(f"times has {len(times)} entries, history {len(history)}; give one an item")
             when = [np.array([t for item, t in zip(history, times, strict=True) if str(item) in self._rows], np.int64)]
+        allowed = self.allowed(filter, candidates)
+        self.tell_short(allowed, k)
         lists = self.recommend_rows(
-            [rows], when, k, engine=engine, allowed=self.allowed(filter, candidates),
-            per=per, cap=cap, diversity=diversity, new_items=new_items,
+            [rows], when, k, engine=engine, allowed=allowed, per=per, cap=cap, diversity=diversity, new_items=new_items,
         )  # fmt: skip
         return [
             Recommendation(
@@ -178,6 +179,15 @@ class Recommender:
             for place, row in enumerate(lists.rows[0].tolist())
             if row >= 0
         ]  # fmt: skip
+
+    def tell_short(self, allowed: np.ndarray | None, k: int) -> None:
+        """Say where no list can be k long, or have anything in it."""
+        allowed = np.ones(self.catalogue, bool) if allowed is None else allowed
+        count = int((allowed if self.popularity.listed is None else allowed & self.popularity.listed).sum())
+        if not count:
+            note("no item may be shown, so every list is empty; widen the filter or the candidates")
+        elif count < k:
+            note(f"k={k}: only {count:,} items may be shown, and lists end there")
 
     def recommend_histories(self, asked: Histories, k: int = 10, **options: Any) -> Lists:
         """`recommend_rows` for histories of a dataset."""
@@ -204,7 +214,9 @@ class Recommender:
         if (listed := self.popularity.listed) is not None:
             allowed = listed if allowed is None else allowed & listed
         rules = rules_of(self.items, allowed, self._content, per=per, cap=cap, diversity=diversity, new_items=new_items)
-        self._say_short(allowed, k)
+        if allowed is not None and not allowed.any():
+            advance(len(histories))
+            return Lists.empty(len(histories), k)
         items = [_inside(h, self.catalogue) for h in histories]
         request = _Request(
             items=items, known=[h[h >= 0] for h in items], k=k, allowed=allowed, beams=beams, candidates=candidates,
@@ -213,8 +225,9 @@ class Recommender:
         available = self.parts
         if memory and self.gate is not None:
             available.add(GATE)
-        elif memory and "model" in available and engine in ("auto", "model"):
-            self._say(f"{self.name}: no gate of the memory for step {self.step}, so the model recommends alone; m6rec evaluate fits one")  # fmt: skip
+        elif memory and "model" in available and engine in ("auto", "model") and not self._told:
+            self._told = True
+            note(f"{self.name}: no gate of the memory for step {self.step}, so the model recommends alone; m6rec evaluate fits one")  # fmt: skip
         made = Lists.empty(len(items), k)
         groups: dict[Way, list[int]] = {}
         for user in range(len(items)):
@@ -341,20 +354,6 @@ class Recommender:
         sources = np.where(found.rows >= 0, carried, NONE).astype(np.uint8)
         scores = found.scores if within is None else (found.scores + whole[:, None]).astype(np.float32)
         return Lists(found.rows, scores, sources, np.full(len(found.rows), "", object), found.exact)
-
-    def _say(self, line: str) -> None:
-        """A note, once."""
-        if line not in self._said:
-            self._said.add(line)
-            note(line)
-
-    def _say_short(self, allowed: np.ndarray | None, k: int) -> None:
-        """Say that no list can be k long, or have anything in it."""
-        count = self.catalogue if allowed is None else int(allowed.sum())
-        if not count:
-            self._say("no item may be shown, so every list is empty; widen the filter or the candidates")
-        elif count < k:
-            self._say(f"k={k}: only {count:,} items may be shown, and lists end there")
 
     def gated_support(self, known: Sequence[np.ndarray], exclude: Sequence[np.ndarray] | None,
                       allowed: np.ndarray | None = None, candidates: Sequence[np.ndarray] | None = None

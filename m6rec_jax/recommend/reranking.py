@@ -213,7 +213,7 @@ def _chosen(rules: Rules, rows: np.ndarray, scores: np.ndarray, pool: int, k: in
         some = open_[every, at]
         places[some, place] = at[some]
         new += some & is_new[every, at]
-        free = free & ~(some[:, None] & (rows == rows[every, at][:, None]))
+        free = free & some[:, None] & (rows != rows[every, at][:, None])  # where nothing was left the list ends
         alike = np.maximum(alike, np.einsum("und,ud->un", content, content[every, at]))
         for value in np.where(some[:, None], values[every, at], -1).T:
             counts += (values == value[:, None, None]) & (values >= 0)
