@@ -28,7 +28,7 @@ from m6rec_jax.recommend.lists import Lists
 POOL = 10  # times k: what diversity chooses from ...
 LEAST_POOL = 100  # ... and from no fewer
 NUMBERS = 1 << 24  # of content vectors gathered at once
-ROUNDING = 1e-9  # 10 x 0.3 is below 3 in floating point
+ROUNDING = 1e-9  # 100 x 0.29 is below 29 in floating point
 
 
 def check_rules(per: str | None, cap: int | None, diversity: float, new_items: float, form: str = "{}") -> None:

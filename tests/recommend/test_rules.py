@@ -100,6 +100,7 @@ def test_new_items_stand_where_the_share_puts_them():
     rows = np.arange(30, dtype=np.int32)[None]
     pool = replace(Lists.empty(1, 20), rows=rows[:, :20], scores=-rows[:, :20].astype(np.float32))
     fresh = replace(Lists.empty(1, 10), rows=rows[:, 20:], scores=-rows[:, 20:].astype(np.float32))
+    assert 0.29 * 100 < 29 == Rules(np.ones(30, bool), new=np.arange(30) >= 20, share=0.29).due(100)
     for share, at in ((0.2, [5, 10]), (0.3, [4, 7, 10]), (0.1, [10]), (0.05, []), (1.0, list(range(1, 11)))):
         places = chosen(Rules(np.ones(30, bool), new=np.arange(30) >= 20, share=share), pool, fresh, 10)[0]
         assert (np.flatnonzero(places >= 20) + 1).tolist() == at
@@ -167,11 +168,16 @@ def test_a_deep_list_is_asked_for_only_as_deep_as_helps():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_new_items_keep_the_scores_of_the_whole_list(world, engine):
+def test_new_items_keep_the_scores_of_the_whole_list(world, engine, monkeypatch):
     data, _, recommender, asked = world
+    ranked, found = Recommender._ranked, []
+    monkeypatch.setattr(Recommender, "_ranked", lambda *given: found.append((given[-1], ranked(*given))) or found[-1][1] if len(given) > 3 else ranked(*given))  # fmt: skip
     new = ~recommender.items["seen"].to_numpy()
     whole = recommender.recommend_histories(asked, data.catalogue, engine=engine)
     lists = recommender.recommend_histories(asked, K, engine=engine, beams=64, new_items=0.5)
+    assert (
+        all(within[made.rows[made.rows >= 0]].all() for within, made in found if within is not None) and len(found) > 1
+    )
     for user, row in enumerate(lists.rows):
         order = whole.rows[user][whole.rows[user] >= 0].tolist()
         news, olds = [i for i in order if new[i]], [i for i in order if not new[i]]
@@ -319,6 +325,14 @@ def test_a_batch_keeps_to_its_rules(tiny, tiny_run, tmp_path, capsys):
     assert "candidates: 1 item ids are not in the catalogue; left out" in capsys.readouterr().err
     assert {len(items) for items in lists_of(out).values()} == {4}
     assert {item for items in lists_of(out).values() for item in items} <= cheap & set(data.item_ids[:20])
+    generate(run, data, users, out=out, k=4, engine="popularity")
+    plain = lists_of(out)
+    for rules in ({"per": "category", "cap": 1}, {"diversity": 1.0}, {"new_items": 1.0}):
+        generate(run, data, users, out=out, k=4, engine="popularity", **rules)
+        groups = {item: group[0] for item, group in data.items.select("item_id", "categories").rows()}
+        kinds = [len({groups[item] for item in items}) for items in lists_of(out).values()]
+        assert "cap" not in rules or kinds == [4, 4, 4]
+        assert (lists_of(out) == plain) == ("new_items" in rules)  # nothing is new there
     own = pl.DataFrame({"user_id": ["u7"] * 3 + ["u9"] * 2, "item_id": [*data.item_ids[30:33], *data.item_ids[40:42]]})
     generate(run, data, users, out=tmp_path / "own.parquet", engine="memory", k=4, candidates=own)
     assert "candidates: 1 of 3 users have none, and their lists are empty" in capsys.readouterr().err
