@@ -52,9 +52,16 @@ def generate(argv: list[str]) -> None:
     parser = Parser(
         prog="m6rec generate",
         usage="m6rec generate --run RUN [--dataset DATASET] --users all|FILE [--limit N] [--k 10]\n"
-        "                      [--engine auto|model|memory|popularity] [--key FILE] --out recs.parquet",
+        "                      [--engine auto|model|memory|popularity] [--key FILE] [--filter CONDITION]\n"
+        "                      [--candidates FILE] [--per COLUMN --cap N] [--diversity D] [--new-items S] --out recs.parquet",
         description="Recommend to many users at once. Parquet columns: user_id, item_id, rank, score, source, route,\n"
-        "reason, model_version.\n\nexample:\n  m6rec generate --run runs/shop --users all --k 10 --out recs.parquet",
+        "reason, model_version.\n\nexample:\n  m6rec generate --run runs/shop --users all --k 10 --out recs.parquet\n\n"
+        "rules for what is listed (docs/rules.md), one or several:\n"
+        "    --filter \"category == 'Skin Care' and price < 20\"\n"
+        "    --candidates stock.txt\n"
+        "    --per category --cap 2\n"
+        "    --diversity 0.3\n"
+        "    --new-items 0.2",
     )
     add = parser.add_argument
     add("--run", required=True, metavar="RUN", help="folder that `m6rec train` wrote; its best checkpoint recommends")
@@ -79,14 +86,36 @@ def generate(argv: list[str]) -> None:
         metavar="FILE",
         help="key that hid the dataset's user ids (privacy: hmac), so that --users may be raw ids",
     )
+    add("--filter", metavar="CONDITION", help="list only items of which this is true, in columns of items.parquet")
+    add(
+        "--candidates",
+        metavar="FILE",
+        help="list only these items: a text file with one item id a line; or a table (.parquet, .csv, .jsonl) with item_id and, where each user has their own, user_id",
+    )
+    add(
+        "--per", metavar="COLUMN", help="with --cap: no value of this column (category, attribute, ...) comes too often"
+    )
+    add("--cap", type=int, metavar="N", help="items of one value of --per that a list may hold")
+    add(
+        "--diversity",
+        type=float,
+        default=0.0,
+        metavar="D",
+        help="0 to 1: how much unlike each other the items shall be",
+    )
+    add("--new-items", type=float, default=0.0, metavar="S", help="0 to 1: share of places for items without a training event")  # fmt: skip
     add("--out", required=True, metavar="FILE", help="the Parquet file to write")
     options = parser.parse(argv)
     for name in ("limit", "k"):
         if options[name] is not None and options[name] < 1:
             raise InputError(f"--{name}={options[name]}: must be above 0")
     out = file_to_write("--out", options.out)
+    from m6rec_jax.recommend.candidates import read_candidates
+    from m6rec_jax.recommend.reranking import check_rules
     from m6rec_jax.recommend.visitors import read_users
 
+    check_rules(options.per, options.cap, options.diversity, options.new_items, "--{}")
+    candidates = None if options.candidates is None else read_candidates(options.candidates)
     users = None if options.users == "all" else read_users(options.users)  # refused before jax is loaded
     from m6rec_jax.recommend.generate import generate as recommend_all
 
@@ -99,6 +128,12 @@ def generate(argv: list[str]) -> None:
         out=out,
         engine=options.engine,
         key=Path(options.key) if options.key else None,
+        filter=options.filter,
+        candidates=candidates,
+        per=options.per,
+        cap=options.cap,
+        diversity=options.diversity,
+        new_items=options.new_items,
     )
     note(f"wrote {options.out}")
 

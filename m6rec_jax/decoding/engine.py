@@ -19,6 +19,8 @@ from m6rec_jax.data.history import spell_history
 from m6rec_jax.decoding.beam import Found, lanes_of, search, show
 from m6rec_jax.decoding.cache import prefill
 from m6rec_jax.decoding.sampling import Sampling, write
+from m6rec_jax.decoding.scoring import mixed, spelled_logp
+from m6rec_jax.decoding.shapes import bucket, mass_of, padded, rectangle, supported
 from m6rec_jax.decoding.trie import allowed_under, build_trie
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable, item_table
@@ -46,6 +48,12 @@ class Lists:
     model_logp: np.ndarray
     memory_logp: np.ndarray
     exact: np.ndarray
+
+    def cut(self, k: int) -> Lists:
+        """The first k places of each list."""
+        places = lambda x, none: np.pad(x[:, :k], ((0, 0), (0, max(0, k - x.shape[1]))), constant_values=none)  # noqa: E731
+        logs = [places(x, -np.inf) for x in (self.scores, self.model_logp, self.memory_logp)]
+        return Lists(places(self.rows, -1), logs[0], logs[1], logs[2], self.exact)
 
 
 class Engine:
@@ -122,20 +130,74 @@ class Engine:
         children = max(self.trie.width[0], *(lanes * width for width in self.trie.width[1:]), 1)
         waiting: list[tuple[np.ndarray, Found]] = []
         for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts], BATCH_CHILDREN // children):
-            tokens, item_rows, lengths = _pad([prompts[u] for u in chosen], B, T)
+            tokens, item_rows, lengths = padded([prompts[u] for u in chosen], B, T)
             excluded = [exclude[u] for u in chosen]
-            excluded_width = _bucket(max(map(len, excluded)), 32, 4)
-            support_width = _bucket(int((mass[chosen] > 0).sum(1).max(initial=0)), 64, 8)
-            support = [_supported(rows[u], mass[u]) for u in chosen]
+            excluded_width = bucket(max(map(len, excluded)), 32, 4)
+            support_width = bucket(int((mass[chosen] > 0).sum(1).max(initial=0)), 64, 8)
+            support = [supported(rows[u], mass[u]) for u in chosen]
             found = _recommend(
                 self._define, n, lanes, self.params, self.items, self.trie, under, tokens, item_rows, lengths,
-                _rectangle(excluded, B, excluded_width, -1, np.int32),
-                _rectangle([r for r, _ in support], B, support_width, -1, np.int32),
-                _rectangle([m for _, m in support], B, support_width, 0, np.float32),
+                rectangle(excluded, B, excluded_width, -1, np.int32),
+                rectangle([r for r, _ in support], B, support_width, -1, np.int32),
+                rectangle([m for _, m in support], B, support_width, 0, np.float32),
                 np.pad(gate[chosen], (0, B - len(chosen))), np.pad(heat[chosen], (0, B - len(chosen)), constant_values=1),
             )  # fmt: skip
             waiting.append((chosen, found))
         return _lists(waiting, users, k)
+
+    def rank(
+        self,
+        histories: Sequence[np.ndarray],
+        candidates: Sequence[np.ndarray],
+        *,
+        times: Sequence[np.ndarray] | None = None,
+        kinds: Sequence[np.ndarray] | None = None,
+        queries: Sequence[Queries] | None = None,
+        memory: tuple[np.ndarray, np.ndarray] | None = None,
+        gate: np.ndarray | None = None,
+        temperature: float | np.ndarray = 1.0,
+    ) -> Lists:
+        """Every user's own candidates (distinct catalogue rows), best first: what `recommend` lists when it allows no
+        others and leaves none out. Lists are as wide as the most candidates there are.
+
+        Nothing is pruned, so `exact` holds for all. Raises ValueError when arrays disagree in shape or a row is outside
+        the catalogue.
+        """
+        users, width = len(histories), max(map(len, candidates), default=0)
+        if len(candidates) != users:
+            raise ValueError(f"{users} histories, {len(candidates)} lists of candidates")
+        for u, given in enumerate(candidates):
+            if len(given) and not 0 <= np.min(given) <= np.max(given) < self.catalogue:
+                raise ValueError(f"candidates of user {u}: a row outside the catalogue of {self.catalogue} items")
+        rows, mass = memory if memory is not None else (np.full((users, 1), -1, np.int32), np.zeros((users, 1)))
+        gate = np.zeros(users, np.float32) if gate is None else np.asarray(gate, np.float32)
+        heat = np.broadcast_to(np.asarray(temperature, np.float32), users)
+        prompts = self._prompts(histories, times, kinds, queries)
+        rank, slices = self._trie_host.rank, max(s.size for s in self.vocab.levels)
+        made = _lists([], users, width)
+        widths = np.array([bucket(len(given), 64, 4) if len(given) else 0 for given in candidates], np.int64)
+        for J in sorted({int(n) for n in widths} - {0}):
+            same = np.flatnonzero(widths == J)
+            scored = J if self._trie_host.levels > 1 else 1  # rows of logits a user
+            for at, T, B in self._batches([len(prompts[u][0]) for u in same], BATCH_CHILDREN // (scored * slices)):
+                chosen = same[at]
+                asked = rectangle([candidates[u] for u in chosen], B, J, 0, np.int32)
+                carried = [mass_of(candidates[u], rows[u], mass[u]) for u in chosen]
+                spare = (0, B - len(chosen))
+                parts = _rank(
+                    self._define, self.params, self.items, *padded([prompts[u] for u in chosen], B, T), self.codes[asked],
+                    rectangle(carried, B, J, 0, np.float32), np.pad(gate[chosen], spare),
+                    np.pad(heat[chosen], spare, constant_values=1),
+                )  # fmt: skip
+                parts = [np.asarray(part) for part in parts]
+                for i, u in enumerate(chosen):
+                    score, logp, logmass = (part[i, : len(candidates[u])] for part in parts)
+                    order = np.lexsort((rank[candidates[u]], -score))
+                    n = len(order)
+                    made.rows[u, :n], made.scores[u, :n] = np.asarray(candidates[u])[order], score[order]
+                    made.model_logp[u, :n], made.memory_logp[u, :n] = logp[order], logmass[order]
+        made.exact[:] = True
+        return made
 
     def score(
         self,
@@ -158,7 +220,7 @@ class Engine:
         heats = np.array([1.0] if temperatures is None else temperatures, np.float32)
         result = np.zeros((len(histories), len(heats)), np.float32)
         for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts]):
-            tokens, item_rows, lengths = _pad([prompts[u] for u in chosen], B, T)
+            tokens, item_rows, lengths = padded([prompts[u] for u in chosen], B, T)
             codes = np.pad(self.codes[targets[chosen]], ((0, B - len(chosen)), (0, 0)))
             logp = _score(self._define, self.params, self.items, tokens, item_rows, lengths, codes, heats)
             result[chosen] = np.asarray(logp)[: len(chosen)]
@@ -176,7 +238,7 @@ class Engine:
         prompts = self._prompts(histories, times, kinds, queries)
         result = np.zeros((len(histories), self._width), np.float32)
         for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts]):
-            inputs = _pad([prompts[u] for u in chosen], B, T)
+            inputs = padded([prompts[u] for u in chosen], B, T)
             result[chosen] = np.asarray(_states(self._define, self.params, self.items, *inputs))[: len(chosen)]
         return result
 
@@ -184,9 +246,9 @@ class Engine:
         """Vectors of catalogue rows float32 `[n, D]`: the mean of what the model reads at the codes of each item, the
         last of which brings its content. With one level that is its row of the output table: times a state, a logit."""
         rows = np.asarray(rows, np.int32)
-        size = _bucket(max(len(rows), 1), 64)
-        padded = np.pad(rows, (0, size - len(rows)), mode="edge") if len(rows) else np.zeros(size, np.int32)
-        return np.asarray(_item_vectors(self._define, self.params, self.items, self.codes[padded], padded))[: len(rows)]
+        size = bucket(max(len(rows), 1), 64)
+        filled = np.pad(rows, (0, size - len(rows)), mode="edge") if len(rows) else np.zeros(size, np.int32)
+        return np.asarray(_item_vectors(self._define, self.params, self.items, self.codes[filled], filled))[: len(rows)]
 
     def write(
         self,
@@ -217,8 +279,8 @@ class Engine:
         for chosen, T, B in self._batches([len(p) for p in prompts]):
             fill = lambda x, chosen=chosen, B=B: np.pad(x[chosen], (0, B - len(chosen)))  # noqa: E731
             sampling = Sampling(fill(heat), fill(kept), fill(mass), fill(seed), fill(np.full(count, most, np.int32)))
-            inputs = _pad([pairs[i] for i in chosen], B, T)
-            out, written = _write(self._define, _bucket(most, 16), self.params, self.items, *inputs, sampling)
+            inputs = padded([pairs[i] for i in chosen], B, T)
+            out, written = _write(self._define, bucket(most, 16), self.params, self.items, *inputs, sampling)
             for i, ids, n in zip(chosen, np.asarray(out), np.asarray(written), strict=False):
                 result[i] = ids[:n].tolist()
         return result
@@ -261,7 +323,7 @@ class Engine:
         order = np.argsort(-np.asarray(lengths), kind="stable")
         start = 0
         while start < len(order):
-            T = _bucket(lengths[order[start]], 64)
+            T = bucket(lengths[order[start]], 64)
             full = 1 << (max(1, min(BATCH_TOKENS // T, most)).bit_length() - 1)
             chosen = order[start : start + full]
             yield chosen, T, min(full, 1 << (len(chosen) - 1).bit_length())
@@ -279,6 +341,14 @@ def _recommend(
     prefix = prefill(model, items, tokens, item_rows, lengths)
     shown = show(trie, under, exclude, support, mass, gate)
     return search(model, items, trie, prefix, shown, beams=beams, k=k, temperature=temperature)
+
+
+@partial(jax.jit, static_argnums=0)
+def _rank(define, params, items, tokens, item_rows, lengths, codes, mass, gate, temperature):
+    model = nnx.merge(define, params)
+    logp = spelled_logp(model, items, prefill(model, items, tokens, item_rows, lengths), codes, temperature)
+    scores, logmass = mixed(logp, mass, gate)
+    return scores, logp, logmass
 
 
 @partial(jax.jit, static_argnums=0)
@@ -329,35 +399,6 @@ def _check_codes(codes: np.ndarray, vocab: Vocab) -> None:
             f"codes {list(codes.shape)} do not fit the model's code levels {sizes}; "
             "take the catalogue it was trained on, or one made with `prepare --like RUN`"
         )
-
-
-def _bucket(n: int, least: int, factor: int = 2) -> int:
-    """The smallest of least, least x factor, ... that holds n; between powers of two, also the middle."""
-    size = least
-    while size < n:
-        size *= factor
-    return size * 3 // 4 if factor == 2 and size > least and n <= size * 3 // 4 else size
-
-
-def _pad(pairs: Sequence[tuple[np.ndarray, np.ndarray]], B: int, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Right-padded tokens and item rows `[B, T]`, and lengths `[B]`; spare rows hold <s> alone."""
-    tokens = _rectangle([t for t, _ in pairs], B, T, 0, np.int32)
-    tokens[len(pairs) :, 0] = BOS
-    lengths = np.ones(B, np.int32)
-    lengths[: len(pairs)] = [len(t) for t, _ in pairs]
-    return tokens, _rectangle([r for _, r in pairs], B, T, -1, np.int32), lengths
-
-
-def _rectangle(parts: Sequence[np.ndarray], rows: int, width: int, fill: float, dtype: type) -> np.ndarray:
-    made = np.full((rows, width), fill, dtype)
-    for i, part in enumerate(parts):
-        made[i, : len(part)] = part
-    return made
-
-
-def _supported(rows: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    some = mass > 0
-    return rows[some], mass[some]
 
 
 def _lists(waiting: Sequence[tuple[np.ndarray, Found]], users: int, k: int) -> Lists:

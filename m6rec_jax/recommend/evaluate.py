@@ -29,8 +29,9 @@ from m6rec_jax.recommend.curves import calibration, coverage_curves, popularity_
 from m6rec_jax.recommend.facts import facts_of, target_values
 from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import Histories, held_out, interactions
+from m6rec_jax.recommend.lists import Lists
 from m6rec_jax.recommend.opening import dataset_of, domain_of
-from m6rec_jax.recommend.recommender import Lists, Recommender
+from m6rec_jax.recommend.recommender import Recommender
 from m6rec_jax.recommend.wording import CONVENTIONS, protocol, ties, verdict
 
 K = 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,36 +15,55 @@ from m6rec_jax.artifacts.checkpoints import manifest
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.decoding.batch import generate as write_lists
 from m6rec_jax.errors import InputError
+from m6rec_jax.progress import note
+from m6rec_jax.recommend.candidates import Candidates, candidate_table, candidates_of
 from m6rec_jax.recommend.coldstart import ENGINES
 from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import Histories, everything
 from m6rec_jax.recommend.opening import dataset_of
 from m6rec_jax.recommend.recommender import Recommender
-from m6rec_jax.recommend.visitors import Visitor, sessions_of, visitor_table, visitors
+from m6rec_jax.recommend.reranking import check_rules
+from m6rec_jax.recommend.visitors import Visitor, hidden, sessions_of, visitor_table, visitors
 
 
 def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users: Sequence[str] | pl.DataFrame | None = None,
              limit: int | None = None, k: int = 10, out: Path | str = "recs.parquet", *,
-             step: int | str = "best", engine: str = "auto", key: Path | str | None = None) -> int:  # fmt: skip
+             step: int | str = "best", engine: str = "auto", key: Path | str | None = None, filter: str | None = None,
+             candidates: Sequence[str] | pl.DataFrame | None = None, per: str | None = None, cap: int | None = None,
+             diversity: float = 0.0, new_items: float = 0.0) -> int:  # fmt: skip
     """Write the k best next items of each user, after all of the user's events, to `out`; returns how many lines.
 
     `users`: ids, or a table of them (see `visitors.visitor_table`), None = every user of the dataset; who the dataset
     does not know gets a list by the session or the attributes in the table, else by popularity (`coldstart.TABLE`).
     Columns: user_id, item_id, rank (from 1), score, source, route, reason, model_version. Interrupted, it goes on where
     it stopped (see `decoding.batch`). `key`: the file that hid the ids of a dataset with `privacy: hmac`; with it
-    `users` may be raw ids, and what is written holds their hashes. Raises InputError when nothing is known of `users`.
+    `users` may be raw ids, and what is written holds their hashes. `filter` (see `filters`) and `candidates` (item ids,
+    or a table with a column item_id and, where each user has their own, user_id) say what may be listed; `per`, `cap`,
+    `diversity` and `new_items` are those of `Recommender.recommend_rows`. All of it belongs to the job. Raises InputError
+    when nothing is known of `users` or `candidates`, and for a rule that makes no sense.
     """
     if engine not in ENGINES:
         raise InputError(f"engine={engine}: unknown; one of {', '.join(ENGINES)}")
+    check_rules(per, cap, diversity, new_items)
     data = dataset_of(run, dataset)
     recommender = with_gate(Recommender.load(run, step, data, engine=engine), run, data)
     known = everything(data)
     ids = data.users["user_id"].gather(known.users).to_list()
+    at = {user: place for place, user in enumerate(ids)}
     if users is None:
         wanted = [Visitor(user, place) for place, user in enumerate(ids)][:limit]
     else:
         table = visitor_table(users if isinstance(users, pl.DataFrame) else {"user_id": pl.Series(map(str, users), dtype=pl.String)})  # fmt: skip
-        wanted = visitors(table, {user: place for place, user in enumerate(ids)}, data, key)[:limit]
+        wanted = visitors(table, at, data, key)[:limit]
+    given = None if candidates is None else _candidates(candidates, data, at, key)
+    allowed = recommender.allowed(filter)
+    own = None if given is None or given.users is None else [given.of(visitor.user_id) for visitor in wanted]
+    if given is not None and own is None:
+        listed = given.mask(data.catalogue)
+        allowed = listed if allowed is None else allowed & listed
+    recommender.tell_short(allowed, k)
+    if own is not None and (none := sum(not len(rows) for rows in own)):
+        note(f"candidates: {none:,} of {len(wanted):,} users have none, and their lists are empty")
     kind = (
         int(np.argmax(data.manifest["kind_weights"])) if data.kinds else 0
     )  # of session events, which do not say theirs
@@ -53,12 +72,28 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
         asked = _histories(known, some, kind)
         lists = recommender.recommend_histories(
             asked, k, engine=engine, sessions=np.array([visitor.place < 0 for visitor in some]),
-            attributes=[visitor.attributes for visitor in some],
+            attributes=[visitor.attributes for visitor in some], allowed=allowed,
+            candidates=None if own is None or given is None else [given.of(visitor.user_id) for visitor in some],
+            per=per, cap=cap, diversity=diversity, new_items=new_items,
         )  # fmt: skip
         return recommender.table([visitor.user_id for visitor in some], asked.items, lists)
 
+    rules = {
+        "filter": filter, "candidates": None if given is None else given.digest, "per": per, "cap": cap,
+        "diversity": diversity or None, "new_items": new_items or None,
+    }  # fmt: skip
     job = {"k": k, "engine": engine, "users": _digest(wanted), "dataset": data.digest, **_state(recommender, run)}
+    job |= {name: value for name, value in rules.items() if value is not None}  # without rules, the job it always was
     return write_lists(recommend, wanted, out, job=job, total=len(wanted))
+
+
+def _candidates(given: Sequence[str] | pl.DataFrame, data: Dataset, at: Mapping[str, int], key: Path | str | None) -> Candidates:  # fmt: skip
+    """Candidates in the rows of a dataset and under its user ids, hashed ones where it holds these."""
+    table = candidate_table(given if isinstance(given, pl.DataFrame) else {"item_id": pl.Series(map(str, given), dtype=pl.String)})  # fmt: skip
+    if "user_id" in table.columns and data.manifest.get("privacy", {}).get("ids") == "hmac":
+        names = hidden(table["user_id"].to_list(), at, data, key)
+        table = table.with_columns(user_id=pl.Series(names, dtype=pl.String))
+    return candidates_of(table, data.items["item_id"])
 
 
 def _histories(known: Histories, some: Sequence[Visitor], kind: int) -> Histories:

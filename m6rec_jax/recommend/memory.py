@@ -57,6 +57,13 @@ class Support:
         """Mass of one item a user: float64 `[U]`."""
         return np.where(self.rows == targets[:, None], self.mass, 0).sum(1, dtype=np.float64)
 
+    def within(self, chosen: np.ndarray) -> Support:
+        """The part of it inside `chosen` bool `[C]`, its mass as it was, so that it no longer sums to 1."""
+        inside = (self.rows >= 0) & chosen[self.rows]
+        order = np.argsort(~inside, axis=1, kind="stable")
+        rows, mass = (np.take_along_axis(np.where(inside, x, none).astype(x.dtype), order, 1) for x, none in ((self.rows, -1), (self.mass, 0)))  # fmt: skip
+        return Support(rows, mass, self.total)
+
 
 class Memory:
     """Transition counts, forward and backward joined, that answer for a batch of histories and learn from one event.
@@ -131,8 +138,9 @@ class Memory:
         return result.tocsr()
 
     def support(self, histories: Sequence[np.ndarray], *, exclude: Sequence[np.ndarray] | None = None,
-                allowed: np.ndarray | None = None) -> Support:  # fmt: skip
-        """The distribution of each history over what it may be shown: `allowed` bool `[C]`, less each `exclude`.
+                allowed: np.ndarray | None = None, candidates: Sequence[np.ndarray] | None = None) -> Support:  # fmt: skip
+        """The distribution of each history over what it may be shown: `allowed` bool `[C]`, less each `exclude`; with
+        `candidates`, rows of each user, no other than these.
 
         Renormalised after filtering. S is the widest support of the batch, rounded up to a power of two from 8, so
         that jitted programs meet few shapes.
@@ -146,6 +154,9 @@ class Memory:
         if exclude is not None:
             gone, whose = flatten(exclude)
             keep &= ~np.isin(owner * self.catalogue + items, whose[gone >= 0] * self.catalogue + gone[gone >= 0])
+        if candidates is not None:
+            own, whose = flatten(candidates)
+            keep &= np.isin(owner * self.catalogue + items, whose * self.catalogue + own)
         owner, items, values = owner[keep], items[keep], values[keep]
         total = np.bincount(owner, values, minlength=len(histories))
         order = np.lexsort((items, -values, owner))

@@ -12,14 +12,17 @@ import numpy as np
 import polars as pl
 
 from m6rec_jax.artifacts.run import read_run
+from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.baselines import ItemKNN, Popularity
 from m6rec_jax.recommend.coldstart import GATE, SOURCES, Way, way
+from m6rec_jax.recommend.filters import filter_mask
 from m6rec_jax.recommend.gate import Gate
 from m6rec_jax.recommend.histories import Histories
+from m6rec_jax.recommend.lists import MEMORY, MODEL, NONE, POPULARITY, Lists, appended, continued, of_memory
 from m6rec_jax.recommend.memory import Memory, Support
 from m6rec_jax.recommend.opening import (
     check_fits,
@@ -30,9 +33,8 @@ from m6rec_jax.recommend.opening import (
     own_memory,
     tell_first,
 )
+from m6rec_jax.recommend.reranking import Rules, kept, rules_of
 from m6rec_jax.recommend.segments import Segments, open_segments
-
-NONE, MODEL, MEMORY, POPULARITY = range(len(SOURCES))
 
 
 @dataclass(frozen=True)
@@ -48,29 +50,6 @@ class Recommendation:
     because: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Lists:
-    """Ranked lists of U users as arrays.
-
-    `rows` int32 `[U,k]` catalogue rows, -1 where the catalogue is used up; `scores` float32 `[U,k]` log-probabilities,
-    falling along each list; `sources` uint8 `[U,k]`, indices into `coldstart.SOURCES`; `routes [U]` names; `exact`
-    bool `[U]`: the list is proven to be the k best of the whole catalogue.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-    sources: np.ndarray
-    routes: np.ndarray
-    exact: np.ndarray
-
-    @classmethod
-    def empty(cls, users: int, k: int) -> Lists:
-        return cls(
-            np.full((users, k), -1, np.int32), np.full((users, k), -np.inf, np.float32), np.zeros((users, k), np.uint8),
-            np.full(users, "popularity", object), np.zeros(users, bool),
-        )  # fmt: skip
-
-
 class Recommender:
     """A run, ready to recommend: model, memory and its gate, popularity, and the catalogue they speak of.
 
@@ -79,11 +58,13 @@ class Recommender:
     """
 
     def __init__(self, items: pl.DataFrame, *, memory: Memory | None, engine: Engine | None = None, gate: Gate | None = None,
-                 knn: ItemKNN | None = None, segments: Segments | None = None, repeat: bool = False, step: int = -1, name: str = "", batch: int = 512) -> None:  # fmt: skip
+                 knn: ItemKNN | None = None, segments: Segments | None = None, repeat: bool = False, step: int = -1, name: str = "",
+                 batch: int = 512, content: Callable[[], np.ndarray] | None = None) -> None:  # fmt: skip
         self.items, self.memory, self.engine, self.gate, self.knn = items, memory, engine, gate, knn
         self.repeat, self.step, self.name, self.batch = repeat, step, name, batch
         self.segments = segments
         self.popularity = Popularity.of(items) if segments is None else segments.popularity
+        self._content = content  # of the items [C, Dc], read when it is first needed
         self._told = False  # that there is no gate
         self.item_ids: list[str] = items["item_id"].to_list()
         self.titles: list[str] = items["title"].fill_null("").to_list()
@@ -126,7 +107,8 @@ class Recommender:
             step=at,
             name=record.path.resolve().name,
             batch=batch,
-        )
+            content=(lambda: read_arrays(folder / "codes.npz", "content")["content"]) if data is None else lambda: data.content,
+        )  # fmt: skip
 
     @property
     def catalogue(self) -> int:
@@ -148,12 +130,32 @@ class Recommender:
         known = [row for row in rows if row is not None]
         return np.array(known, np.int32), len(rows) - len(known)
 
-    def recommend(self, history: Sequence[str], k: int = 10, *, times: Sequence[int] | None = None,
-                  engine: str = "auto") -> list[Recommendation]:  # fmt: skip
-        """The k best items after `history` (item ids, oldest first), or as many as the catalogue still has.
+    def allowed(self, filter: str | None = None, candidates: Sequence[str] | None = None) -> np.ndarray | None:
+        """What a filter (`filters.filter_mask`) and a list of item ids let through: bool `[C]`, None = everything.
+
+        Raises InputError when the filter is malformed, or no id is in the catalogue; warns of those that are not.
+        """
+        made = None if filter is None else filter_mask(self.items, filter)
+        if candidates is not None:
+            rows, unknown = self.rows_of(candidates)
+            if unknown:
+                if not len(rows):
+                    raise InputError(f"candidates: none of the {unknown} item ids is in the catalogue")
+                warnings.warn(
+                    f"{unknown} of {len(candidates)} candidates are not in the catalogue; left out", stacklevel=3
+                )
+            given = np.isin(np.arange(self.catalogue), rows)
+            made = given if made is None else made & given
+        return made
+
+    def recommend(self, history: Sequence[str], k: int = 10, *, times: Sequence[int] | None = None, engine: str = "auto",
+                  filter: str | None = None, candidates: Sequence[str] | None = None, per: str | None = None,
+                  cap: int | None = None, diversity: float = 0.0, new_items: float = 0.0) -> list[Recommendation]:  # fmt: skip
+        """The k best items after `history` (item ids, oldest first), or as many as may be shown.
 
         Ids outside the catalogue are left out, with a warning that says how many; without a known one, or with an
-        empty history, the list is by popularity. `times`: seconds, one an item.
+        empty history, the list is by popularity. `times`: seconds, one an item. `filter` and `candidates` (item ids) say
+        what may be shown, as `allowed` reads them; the other rules are those of `recommend_rows`.
         """
         rows, unknown = self.rows_of(history)
         if unknown:
@@ -163,7 +165,11 @@ class Recommender:
             if len(times) != len(history):
                 raise InputError(f"times has {len(times)} entries, history {len(history)}; give one an item")
             when = [np.array([t for item, t in zip(history, times, strict=True) if str(item) in self._rows], np.int64)]
-        lists = self.recommend_rows([rows], when, k, engine=engine)
+        allowed = self.allowed(filter, candidates)
+        self.tell_short(allowed, k)
+        lists = self.recommend_rows(
+            [rows], when, k, engine=engine, allowed=allowed, per=per, cap=cap, diversity=diversity, new_items=new_items,
+        )  # fmt: skip
         return [
             Recommendation(
                 self.item_ids[row], self.titles[row], float(np.exp(lists.scores[0, place], dtype=np.float64)),
@@ -174,6 +180,15 @@ class Recommender:
             if row >= 0
         ]  # fmt: skip
 
+    def tell_short(self, allowed: np.ndarray | None, k: int) -> None:
+        """Say where no list can be k long, or have anything in it."""
+        allowed = np.ones(self.catalogue, bool) if allowed is None else allowed
+        count = int((allowed if self.popularity.listed is None else allowed & self.popularity.listed).sum())
+        if not count:
+            note("no item may be shown, so every list is empty; widen the filter or the candidates")
+        elif count < k:
+            note(f"k={k}: only {count:,} items may be shown, and lists end there")
+
     def recommend_histories(self, asked: Histories, k: int = 10, **options: Any) -> Lists:
         """`recommend_rows` for histories of a dataset."""
         return self.recommend_rows(asked.items, asked.times, k, kinds=asked.kinds, queries=asked.queries, **options)
@@ -181,22 +196,30 @@ class Recommender:
     def recommend_rows(self, histories: Sequence[np.ndarray], times: Sequence[np.ndarray] | None = None, k: int = 10, *,
                        kinds: Sequence[np.ndarray] | None = None, queries: Sequence[Mapping[int, np.ndarray]] | None = None,
                        engine: str = "auto", memory: bool = True, allowed: np.ndarray | None = None, beams: int | None = None,
+                       candidates: Sequence[np.ndarray] | None = None, per: str | None = None, cap: int | None = None,
+                       diversity: float = 0.0, new_items: float = 0.0,
                        sessions: np.ndarray | None = None, attributes: Sequence[Sequence[str]] | None = None,
                        advance: Callable[[int], None] = lambda users: None) -> Lists:  # fmt: skip
         """Lists for many histories of catalogue rows (oldest first; -1 = an event without an item).
 
         `engine`: see `coldstart.way`. `memory=False` leaves the memory out of the model's lists. `allowed` bool `[C]`
-        filters the catalogue further than to what is listed. `sessions` bool `[U]`: the history is that of a user nobody
-        knows; `attributes`: what is known of each user, as in users.parquet. Users go through sorted by length, `batch` at
-        a time; `advance` hears of each batch.
+        filters the catalogue further than to what is listed; `candidates`: distinct rows of each user, who gets no
+        others. At most `cap` items of one value of the column `per`; `diversity` and `new_items`, shares in [0, 1], as
+        `reranking` has them, an item's score being its own wherever it is put. `sessions` bool `[U]`: the history is that
+        of a user nobody knows; `attributes`: what is known of each user, as in users.parquet. Users go through sorted by
+        length, `batch` at a time; `advance` hears of each batch. Raises InputError for settings out of range.
         """
         if k < 1:
             raise InputError(f"k={k}: must be at least 1")
         if (listed := self.popularity.listed) is not None:
             allowed = listed if allowed is None else allowed & listed
+        rules = rules_of(self.items, allowed, self._content, per=per, cap=cap, diversity=diversity, new_items=new_items)
+        if allowed is not None and not allowed.any():
+            advance(len(histories))
+            return Lists.empty(len(histories), k)
         items = [_inside(h, self.catalogue) for h in histories]
         request = _Request(
-            items=items, known=[h[h >= 0] for h in items], k=k, allowed=allowed, beams=beams,
+            items=items, known=[h[h >= 0] for h in items], k=k, allowed=allowed, beams=beams, candidates=candidates,
             times=times, kinds=kinds, queries=queries, memory=memory, attributes=attributes,
         )  # fmt: skip
         available = self.parts
@@ -211,9 +234,11 @@ class Recommender:
             groups.setdefault(way(self._asks(request, user, sessions), available, engine), []).append(user)
         for line, users in groups.items():
             order = sorted(users, key=lambda u: len(items[u]))
-            for start in range(0, len(order), self.batch):
-                part = np.array(order[start : start + self.batch])
-                self._fill(made, part, line, request)
+            # Without a model, what a user may get is a filter: with candidates of their own they go one by one.
+            batch = self.batch if candidates is None or line.parts[0] == "model" else 1
+            for start in range(0, len(order), batch):
+                part = np.array(order[start : start + batch])
+                made.put(part, self._lists(line, request.take(part), rules))
                 advance(len(part))
         return made
 
@@ -255,37 +280,71 @@ class Recommender:
 
     # -- the parts ---------------------------------------------------------------------------------------------
 
-    def _fill(self, made: Lists, users: np.ndarray, line: Way, request: _Request) -> None:
-        """Write the lists of some users, part after part, until they are full."""
-        part = request.take(users)
-        seen = None if self.repeat else part.known
-        lists = Lists.empty(len(users), request.k)
+    def _lists(self, line: Way, part: _Request, rules: Rules | None) -> Lists:
+        """The lists of some users."""
+        if rules is None:
+            return self._ranked(line, part)
+
+        def ask(users: np.ndarray, width: int, within: np.ndarray | None) -> Lists:
+            return self._ranked(line, replace(part.take(users), k=width), within)
+
+        had = [np.zeros(0, np.int32)] * len(part.known) if self.repeat else part.known
+        return kept(rules, ask, had, part.k)
+
+    def _ranked(self, line: Way, part: _Request, within: np.ndarray | None = None) -> Lists:
+        """The best items of some users by their scores, part after part until the lists are full.
+
+        Of all that may be shown, or of those `within` bool `[C]`, in the same order.
+        """
+        seen, users = None if self.repeat else part.known, len(part.known)
+        if part.candidates is not None and line.parts[0] != "model":
+            part = replace(part, allowed=part.own(self.catalogue), candidates=None)
+        inside = part.allowed if within is None else within if part.allowed is None else within & part.allowed
+        lists = Lists.empty(users, part.k)
         for name in line.parts:
             if name == "model" and self.engine is not None:
-                lists = self._by_model(self.engine, part, seen)
+                lists = self._by_model(self.engine, part, seen, inside, within)
+                if part.candidates is not None:
+                    break  # it scores them all
             elif name == "memory" and self.memory is not None:
-                lists = _of_support(self.memory.support(part.known, exclude=seen, allowed=part.allowed), request.k)
+                support = self.memory.support(part.known, exclude=seen, allowed=part.allowed)
+                support = support if within is None else support.within(within)
+                lists = of_memory(support.rows, support.mass, part.k)
             elif (lists.rows < 0).any():
                 rows, share = lists.rows, None
                 if name == "item-knn" and self.knn is not None:
-                    rows = _append(rows, self.knn.rank(part.known, request.k, self.repeat), part.allowed)
+                    rows = appended(rows, self.knn.rank(part.known, part.k, self.repeat), inside)
                 elif name == "segment" and self.segments is not None:
-                    about = part.attributes or [()] * len(users)
-                    rows, share = self.segments.fill(rows, part.known, about, self.repeat, part.allowed)
+                    about = part.attributes or [()] * users
+                    rows, share = self.segments.fill(rows, part.known, about, self.repeat, inside)
                 else:
-                    rows = self.popularity.fill(rows, part.known, self.repeat, part.allowed)
+                    rows = self.popularity.fill(rows, part.known, self.repeat, inside)
                 share = self.popularity.share[np.maximum(rows, 0)] if share is None else share
-                lists = _continued(lists, rows, MEMORY if name == "item-knn" else POPULARITY, share)
-        made.rows[users], made.scores[users], made.sources[users] = lists.rows, lists.scores, lists.sources
-        made.routes[users], made.exact[users] = line.route, lists.exact
+                lists = continued(lists, rows, MEMORY if name == "item-knn" else POPULARITY, share)
+        return replace(lists, routes=np.full(users, line.route, object))
 
-    def _by_model(self, engine: Engine, part: _Request, seen: list[np.ndarray] | None) -> Lists:
-        support, gate = self.gated_support(part.known, seen, part.allowed) if part.memory else (None, None)
-        found = engine.recommend(
-            part.items, times=part.times, kinds=part.kinds, queries=part.queries, k=part.k, beams=part.beams, exclude=seen,
-            allowed=part.allowed, memory=None if support is None else (support.rows, support.mass), gate=gate,
-            temperature=1.0 if gate is None or self.gate is None else self.gate.heat(gate),
-        )  # fmt: skip
+    def _by_model(self, engine: Engine, part: _Request, seen: list[np.ndarray] | None, inside: np.ndarray | None,
+                  within: np.ndarray | None) -> Lists:  # fmt: skip
+        support, gate = (
+            self.gated_support(part.known, seen, part.allowed, part.candidates) if part.memory else (None, None)
+        )
+        heat = 1.0 if gate is None or self.gate is None else self.gate.heat(gate)
+        whole = np.zeros(len(part.known))
+        if support is not None and within is not None:
+            # The engine renormalises the memory over what it may list; for the scores of a longer list the gate takes
+            # the mass that stays: (1-g) p + g m = w ((1-g') p + g' m / s) with s = sum m, w = 1-g + g s, g' = g s / w.
+            support = support.within(within)
+            stays = support.mass.sum(1, dtype=np.float64)
+            left = 1 - gate + gate * stays
+            gate, whole = (gate * stays / left).astype(np.float32), np.log(left)
+        options: dict[str, Any] = {
+            "times": part.times, "kinds": part.kinds, "queries": part.queries, "gate": gate, "temperature": heat,
+            "memory": None if support is None else (support.rows, support.mass),
+        }  # fmt: skip
+        if part.candidates is None:
+            found = engine.recommend(part.items, k=part.k, beams=part.beams, exclude=seen, allowed=inside, **options)
+        else:
+            found = engine.rank(part.items, part.left(seen, inside), **options).cut(part.k)
         carried = np.full(found.rows.shape, MODEL, np.uint8)
         if gate is not None:
             with np.errstate(divide="ignore"):
@@ -293,14 +352,16 @@ class Recommender:
                 by_model = np.log1p(-gate)[:, None] + found.model_logp
             carried[by_memory > by_model] = MEMORY
         sources = np.where(found.rows >= 0, carried, NONE).astype(np.uint8)
-        return Lists(found.rows, found.scores, sources, np.full(len(found.rows), "", object), found.exact)
+        scores = found.scores if within is None else (found.scores + whole[:, None]).astype(np.float32)
+        return Lists(found.rows, scores, sources, np.full(len(found.rows), "", object), found.exact)
 
     def gated_support(self, known: Sequence[np.ndarray], exclude: Sequence[np.ndarray] | None,
-                      allowed: np.ndarray | None = None) -> tuple[Support | None, np.ndarray | None]:  # fmt: skip
+                      allowed: np.ndarray | None = None, candidates: Sequence[np.ndarray] | None = None
+                      ) -> tuple[Support | None, np.ndarray | None]:  # fmt: skip
         """The memory's support for histories and the share g `[U]` it is given; (None, None) without a gate."""
         if self.memory is None or self.gate is None:
             return None, None
-        support = self.memory.support(known, exclude=exclude, allowed=allowed)
+        support = self.memory.support(known, exclude=exclude, allowed=allowed, candidates=candidates)
         return support, self.gate(np.array([len(h) for h in known]), support.total)
 
 
@@ -310,6 +371,7 @@ class _Request:
     known: list[np.ndarray]
     k: int
     allowed: np.ndarray | None
+    candidates: Sequence[np.ndarray] | None
     beams: int | None
     times: Sequence[np.ndarray] | None
     kinds: Sequence[np.ndarray] | None
@@ -319,44 +381,22 @@ class _Request:
 
     def take(self, users: np.ndarray) -> _Request:
         pick = lambda part: None if part is None else [part[u] for u in users]  # noqa: E731
-        return replace(self, **{name: pick(getattr(self, name)) for name in ("items", "known", "times", "kinds", "queries", "attributes")})  # fmt: skip
+        return replace(self, **{name: pick(getattr(self, name)) for name in ("items", "known", "candidates", "times", "kinds", "queries", "attributes")})  # fmt: skip
+
+    def own(self, catalogue: int) -> np.ndarray:
+        """What the one user of the request may get, bool `[C]`."""
+        assert self.candidates is not None and len(self.candidates) == 1
+        given = np.zeros(catalogue, bool)
+        given[self.candidates[0]] = True
+        return given if self.allowed is None else given & self.allowed
+
+    def left(self, seen: Sequence[np.ndarray] | None, inside: np.ndarray | None) -> list[np.ndarray]:
+        """Each user's candidates without what they had and what a filter forbids."""
+        given = [own if inside is None else own[inside[own]] for own in self.candidates or ()]
+        return given if seen is None else [own[~np.isin(own, had)] for own, had in zip(given, seen, strict=True)]
 
 
 def _inside(history: np.ndarray, catalogue: int) -> np.ndarray:
     """A history whose rows outside the catalogue count as events without an item."""
     rows = np.asarray(history, np.int32)
     return np.where((rows >= 0) & (rows < catalogue), rows, -1)
-
-
-def _of_support(support: Support, k: int) -> Lists:
-    lists = Lists.empty(len(support.rows), k)
-    width = min(k, support.rows.shape[1])
-    lists.rows[:, :width] = support.rows[:, :width]
-    with np.errstate(divide="ignore"):
-        lists.scores[:, :width] = np.log(support.mass[:, :width])
-    lists.sources[:] = np.where(lists.rows >= 0, MEMORY, NONE)
-    return lists
-
-
-def _append(rows: np.ndarray, more: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
-    """`rows` with empty places taken by the items of `more` that are not there yet, in order."""
-    result = rows.copy()
-    for u in np.flatnonzero((rows < 0).any(1)):
-        have = set(rows[u].tolist())
-        fresh = [i for i in more[u].tolist() if i >= 0 and i not in have and (allowed is None or allowed[i])]
-        places = np.flatnonzero(rows[u] < 0)[: len(fresh)]
-        result[u, places] = fresh[: len(places)]
-    return result
-
-
-def _continued(lists: Lists, rows: np.ndarray, source: int, share: np.ndarray) -> Lists:
-    """The lists with new items in their empty places, at the end of each.
-
-    A new item's score is its share of training events, in logs (`share [U,k]`), below the last score there was; it
-    never rises.
-    """
-    fresh = (lists.rows < 0) & (rows >= 0)
-    last = np.where(np.isfinite(lists.scores), lists.scores, 0).min(1, initial=0)
-    fall = np.minimum.accumulate(np.where(fresh, share, 0), axis=1)
-    scores = np.where(fresh, last[:, None] + fall, lists.scores).astype(np.float32)
-    return replace(lists, rows=rows, scores=scores, sources=np.where(fresh, source, lists.sources).astype(np.uint8))

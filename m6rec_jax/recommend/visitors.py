@@ -38,19 +38,25 @@ def read_users(path: Path | str) -> pl.DataFrame:
 
     Raises InputError when it is missing, unreadable or empty, or names no user in some row.
     """
-    path = Path(path)
+    return visitor_table(read_table(Path(path), "--users", "user_id", KINDS_OF_FILE, "or `all`"), f"--users {path}")
+
+
+def read_table(path: Path, option: str, column: str, kinds: str, otherwise: str = "") -> pl.DataFrame:
+    """A table of ids from Parquet, CSV or JSON Lines; another file's lines are the `column`.
+
+    Raises InputError that names the option when the file is missing or unreadable; `kinds` says what it may be.
+    """
     if not path.is_file():
-        raise InputError(f"--users {path}: no such file; name {KINDS_OF_FILE}, or `all`")
+        raise InputError(f"{option} {path}: no such file; name {', '.join(filter(None, (kinds, otherwise)))}")
     try:
-        frame = _READERS.get(path.suffix.lower(), _lines)(path)
+        return _READERS[path.suffix.lower()](path) if path.suffix.lower() in _READERS else _lines(path, column)
     except UnicodeDecodeError:
-        raise InputError(f"--users {path}: not UTF-8 text; name {KINDS_OF_FILE}") from None
+        raise InputError(f"{option} {path}: not UTF-8 text; name {kinds}") from None
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         if "utf-8" in reason.lower() or "utf8" in reason.lower():
-            raise InputError(f"--users {path}: not UTF-8 text; name {KINDS_OF_FILE}") from None
-        raise InputError(f"--users {path}: not readable as {path.suffix[1:] or 'text'} ({reason}); name {KINDS_OF_FILE}") from None  # fmt: skip
-    return visitor_table(frame, f"--users {path}")
+            raise InputError(f"{option} {path}: not UTF-8 text; name {kinds}") from None
+        raise InputError(f"{option} {path}: not readable as {path.suffix[1:] or 'text'} ({reason}); name {kinds}") from None  # fmt: skip
 
 
 def visitor_table(frame: Any, origin: str = "users") -> pl.DataFrame:
@@ -87,7 +93,7 @@ def visitors(
     what is left out; raises InputError when nothing is known of any of them, or when a raw id would be written where
     the dataset hides them.
     """
-    asked, names = _hidden(table, at, dataset, key), dataset.users["user_id"]
+    asked, names = hidden(table["user_id"].to_list(), at, dataset, key), dataset.users["user_id"]
     # Users that the dataset knows from its users table alone.
     silent = dict(dataset.users.filter(names.is_in([v for v in asked if v not in at])).select("user_id", "attributes").rows())  # fmt: skip
     made: dict[str, Visitor] = {}
@@ -116,9 +122,8 @@ def visitors(
     return list(made.values())
 
 
-def _hidden(table: pl.DataFrame, at: Mapping[str, int], dataset: Dataset, key: Path | str | None) -> list[str]:
-    """The ids of the table as the dataset has them: hashed where it holds hashed ids and the key is given."""
-    asked = table["user_id"].to_list()
+def hidden(asked: Sequence[str], at: Mapping[str, int], dataset: Dataset, key: Path | str | None) -> list[str]:
+    """User ids as the dataset has them: hashed where it holds hashed ids and the key is given."""
     privacy = dataset.manifest.get("privacy")
     if privacy is None:  # hashed or not, nothing in it says
         raise InputError(f"{dataset.path}: prepared by an earlier version, which did not say how user ids are hidden; prepare it again")  # fmt: skip
@@ -128,7 +133,7 @@ def _hidden(table: pl.DataFrame, at: Mapping[str, int], dataset: Dataset, key: P
         if privacy["ids"] == "hmac" and strange:
             # An id that is not one of the dataset's may be a raw one, and output holds none of those.
             raise InputError(f"users: {strange:,} of {len(asked):,} ids are not in {dataset.path}, which holds hashed ids; name ids of its users.parquet, or give the key")  # fmt: skip
-        return asked
+        return list(asked)
     if privacy["ids"] != "hmac":
         raise InputError(f"key={key}: {dataset.path} holds plain ids; leave the key out")
     secret = _secret(Path(key), privacy["key_mark"])
@@ -149,9 +154,9 @@ def sessions_of(some: Sequence[Visitor]) -> list[np.ndarray]:
     return [np.array(visitor.session, np.int32) for visitor in some]
 
 
-def _lines(path: Path) -> pl.DataFrame:
+def _lines(path: Path, column: str) -> pl.DataFrame:
     ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    return pl.DataFrame({"user_id": ids}, schema={"user_id": pl.String})
+    return pl.DataFrame({column: ids}, schema={column: pl.String})
 
 
 def _csv(path: Path) -> pl.DataFrame:

@@ -101,6 +101,9 @@ def test_the_overview_lists_every_verb(capsys):
     assert main(["--version"]) == SUCCESS
 
 
+GENERATE = ["generate", "--run", "r", "--out", "o", "--users", "all"]
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -120,6 +123,11 @@ def test_the_overview_lists_every_verb(capsys):
         (["generate", "--run", "r", "--out", "o", "--users", "nobody.txt"], "nobody.txt: no such file"),
         (["generate", "--run", "r", "--out", "o", "--users", "all", "--k", "0"], "--k=0: must be above 0"),
         (["generate", "--run", "r", "--out", "o", "--users", "all", "--limit", "-1"], "--limit=-1: must be above 0"),
+        ([*GENERATE, "--per", "category"], "--per category: says nothing without --cap"),
+        ([*GENERATE, "--per", "category", "--cap", "0"], "--cap=0: must be above 0"),
+        ([*GENERATE, "--diversity", "2"], "--diversity=2.0: must lie between 0 and 1"),
+        ([*GENERATE, "--new-items=-1"], "--new-items=-1.0: must lie between 0 and 1"),
+        ([*GENERATE, "--candidates", "nothing.txt"], "--candidates nothing.txt: no such file"),
         (["compare", "one"], "at least two"),
         (["compare", "a", "b", "--split", "train"], "train"),
         (["compare", "nowhere", "b"], "nowhere: no such run or report"),

@@ -60,6 +60,14 @@ def test_a_run_from_training_to_lists(tiny_dataset, tmp_path, capsys):
         assert main([*ask, "--engine", engine, "--out", str(lists)]) == SUCCESS
         assert pl.read_parquet(lists)["route"].to_list() == routes
     assert main([*ask, "--engine", "best", "--out", str(lists)]) == WRONG_INPUT
+    (tmp_path / "stock.txt").write_text("\n".join(f"item-{n}" for n in range(30)))
+    rules = ["--filter", "price < 40", "--candidates", str(tmp_path / "stock.txt"), "--per", "category", "--cap", "1"]
+    assert main([*ask, *rules, "--k", "3", "--diversity", "0.3", "--new-items", "0.2", "--out", str(lists)]) == SUCCESS
+    stock = pl.DataFrame({"item_id": [f"item-{n}" for n in range(30)], "group": [n // 10 for n in range(30)]})
+    listed = pl.read_parquet(lists).join(stock, on="item_id", how="left")
+    assert listed["group"].null_count() == 0 and not listed.select("user_id", "group").is_duplicated().any()
+    assert main([*ask, "--filter", "prise < 40", "--out", str(lists)]) == WRONG_INPUT
+    assert "filter, character 1: unknown item column prise" in capsys.readouterr().err.splitlines()[-1]
     capsys.readouterr()
 
     key = tmp_path / "key"

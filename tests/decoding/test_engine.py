@@ -232,3 +232,34 @@ def test_bound_model_and_its_state_are_interchangeable(deep):
         swapped.recommend(deep.histories, k=K, beams=BEAMS).rows
         == fresh.recommend(deep.histories, k=K, beams=BEAMS).rows
     ).all()
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), most=st.sampled_from([0, 1, 7, CATALOGUE]), levels=st.sampled_from([1, 3]))
+def test_ranking_candidates_is_recommending_among_nothing_else(seed, most, levels):
+    """Each user has candidates of their own; a filter that lets these through, asked alone, gives the same list."""
+    w, rng = world(levels), np.random.default_rng(seed)
+    asked = {name: part for name, part in requests(w, seed).items() if name in ("memory", "gate")}
+    candidates = [rng.permutation(CATALOGUE)[: rng.integers(most + 1)] for _ in w.histories]
+    ranked = w.engine.rank(w.histories, candidates, temperature=1.7, **asked)
+    assert ranked.rows.shape == (len(w.histories), max(map(len, candidates))) and ranked.exact.all()
+    for u, own in enumerate(candidates):
+        assert sorted(ranked.rows[u, : len(own)].tolist()) == sorted(own.tolist())
+        assert (ranked.rows[u, len(own) :] == -1).all() and (ranked.scores[u, len(own) :] == -np.inf).all()
+        allowed = np.isin(np.arange(CATALOGUE), own)
+        rows, mass = asked["memory"]
+        expected = reference(w, [w.histories[u]], (rows[[u]], mass[[u]]), asked["gate"][[u]], None, allowed, 1.7)[0]
+        np.testing.assert_allclose(
+            ranked.scores[u, : len(own)], np.sort(expected)[::-1][: len(own)], rtol=1e-5, atol=1e-4
+        )
+        np.testing.assert_allclose(
+            ranked.scores[u, : len(own)], expected[ranked.rows[u, : len(own)]], rtol=1e-5, atol=1e-4
+        )
+
+
+def test_candidates_that_are_none_are_named(deep):
+    with pytest.raises(ValueError, match="8 histories, 1 lists of candidates"):
+        deep.engine.rank(deep.histories, [np.array([1])])
+    for wrong in (-1, CATALOGUE):
+        with pytest.raises(ValueError, match="candidates of user 0: a row outside"):
+            deep.engine.rank(deep.histories[:1], [np.array([wrong])])

@@ -1,0 +1,54 @@
+"""Scores of given items after a prefix that is read once: many candidates, one history."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from m6rec_jax.decoding.beam import GATE_MOST, mix
+from m6rec_jax.decoding.cache import Prefix
+from m6rec_jax.model.items import ItemTable
+from m6rec_jax.model.transformer import Transformer
+
+
+def spelled_logp(
+    model: Transformer,
+    items: ItemTable,
+    prefix: Prefix,
+    codes: Int[Array, "B J L"],
+    temperature: Float[Array, " B"],
+) -> Float[Array, "B J"]:
+    """The model's log-probability of each of J spellings after each prefix, normalised as `beam.search` does.
+
+    What is known of a spelling is known at once, so all its codes but the last are read in one step, each candidate in
+    a lane of its own beside the shared prefix (arXiv 2403.08845).
+    """
+    B, J, L = codes.shape
+    states = [prefix.hidden[:, None]]  # [B, 1 or J, D] that each level is asked of
+    logp = jnp.zeros((B, J))
+    if L > 1:
+        tokens = codes[..., :-1] + jnp.array([s.offset for s in model.vocab.levels[:-1]])
+        positions = jnp.broadcast_to(prefix.lengths[:, None, None] + jnp.arange(L - 1), tokens.shape)
+        lanes = tuple(jnp.zeros((x.shape[0], B, L - 1, J, *x.shape[3:]), x.dtype) for x in prefix.kv)
+        own = jnp.broadcast_to(jnp.arange(J)[:, None], tokens.shape)
+        read, _ = model.extend(
+            tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, lanes, own, 0
+        )
+        states += [read[:, :, level] for level in range(L - 1)]
+    for level, hidden in enumerate(states):
+        logits = model.logits(hidden, level + 1, items) / temperature[:, None, None]
+        level_logp = jax.nn.log_softmax(logits, axis=-1)
+        code = codes[:, None, :, 0] if level == 0 else codes[:, :, level, None]
+        logp += jnp.take_along_axis(level_logp, code, axis=-1).reshape(B, J)
+    return logp
+
+
+def mixed(
+    logp: Float[Array, "B J"], mass: Float[Array, "B J"], gate: Float[Array, " B"]
+) -> tuple[Float[Array, "B J"], Float[Array, "B J"]]:
+    """(scores, log of the memory's share) of candidates: memory renormalised over them, as `beam.show` does."""
+    total = mass.sum(-1)
+    logmass = jnp.log(mass / jnp.where(total > 0, total, 1.0)[:, None])
+    gate = jnp.where(total > 0, jnp.clip(gate, 0.0, GATE_MOST), 0.0)
+    return mix(logp, logmass, gate[:, None]), logmass
