@@ -6,7 +6,8 @@
 Every row trains the configuration with one thing changed (a setting, a part of the model, or the dataset prepared in
 another way) and measures it beside the run that changes nothing; rows of the memory take that run and change what stands
 beside the model. The difference is paired over users. Test targets are never looked at. Runs end where they stopped
-before when called again. Writes benchmarks/results/ablations.json; rows of earlier calls stay until measured anew.
+before when called again. Writes benchmarks/results/ablations.json, whose rows of earlier calls stay until measured anew,
+and from all of them the page docs/ablations.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.quality import Case, cases, dataset_of, quality_parser
-from benchmarks.record import commit, kept_rows, timed_training, write_results
+from benchmarks.record import RESULTS, commit, kept_rows, timed_training, write_results
 from benchmarks.variants import VARIANTS, variant
 from m6rec_jax.config import DEFAULT_MIXTURE, Config, MixtureConfig
 from m6rec_jax.data.dataset import Dataset, open_dataset
@@ -46,6 +47,7 @@ from m6rec_jax.settings import load_config
 K = 10
 BASE = "as configured"
 KEY = ("dataset", "protocol", "row", "seed")
+PAGE = RESULTS.parents[1] / "docs" / "ablations.md"
 
 
 def _model(**changed: Any) -> Callable[[Config], Config]:
@@ -116,6 +118,7 @@ MEMORIES: dict[str, tuple[MemoryConfig, Callable[[Dataset], Neighbours | None]]]
 LIKELY = "gate by likelihood alone"
 SURE = "model as sure as it is"  # no temperature
 BEST = "gate at the very best list"  # however few users say so
+NAMES = [*TRAINED, *VARIANTS, *PREPARED, *MEMORIES, LIKELY, SURE, BEST]
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,8 @@ class Measured:
 
 
 def main() -> None:
-    names = [*TRAINED, *VARIANTS, *PREPARED, *MEMORIES, LIKELY, SURE, BEST]
     parser = quality_parser(__doc__)
-    parser.add_argument("--rows", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--rows", nargs="+", default=NAMES, choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
@@ -160,7 +162,9 @@ def main() -> None:
             else:
                 measured = replace(base, with_memory=beside(name, data, run))
             found.append(_row(case, name, measured, base, options))
-            path = write_results("ablations", kept_rows("ablations", found, KEY) + found)
+            together = kept_rows("ablations", found, KEY) + found
+            path = write_results("ablations", together)
+            PAGE.write_text(page(together), encoding="utf-8")
         show(found)
     if found:
         note(f"wrote {path}")
@@ -247,6 +251,52 @@ def _row(case: Case, name: str, measured: Measured, base: Measured, options: arg
         "metrics": {part: float(getattr(measured, part).mean(dtype=np.float64)) for part in compared},
         "over_base": {part: {k: one[k] for k in ("relative", "ci95", "p")} for part, one in compared.items()},
     }  # fmt: skip
+
+
+HEAD = """# What each choice brings
+
+`make bench-ablations` wrote this page. Each line changes one thing of `configs/quality.yaml`, or of what stands beside the
+model; NDCG@10 on validation users, the whole catalogue ranked. In a cell: by how much the change is better or worse with
+memory / for the model alone (one number: the model is the same), paired over users; a star: p < .05 by randomisation,
+not corrected for how many lines there are. The first line has the scores themselves; lines were compared with the base
+of the same call (benchmarks/results/ablations.json names the commits). In brackets: seconds of training, parameters in
+millions, users ranked a second by the model alone; seconds depend on what else the machine did.
+
+"""
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """All rows as Markdown: a line a change, seeds a column each."""
+    columns = sorted({(r["dataset"], r["protocol"], r["seed"]) for r in rows})
+    names = [BASE, *(name for name in NAMES if any(r["row"] == name for r in rows))]
+    lines = [
+        "| changed | " + " | ".join(f"{d}, {p}, seed {s}" for d, p, s in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for name in names:
+        cells = []
+        for column in columns:
+            row = next(
+                (r for r in rows if r["row"] == name and (r["dataset"], r["protocol"], r["seed"]) == column), None
+            )
+            cells.append("" if row is None else _cell(row))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any]) -> str:
+    parts = ("with_memory",) if row["seconds"] is None and row["row"] != BASE else ("with_memory", "alone")
+    if row["row"] == BASE:
+        said = " / ".join(f"{row['metrics'][part]:.4f}" for part in parts)
+    else:
+        over = [row["over_base"][part] for part in parts]
+        said = " / ".join(
+            f"{one['relative']:+.1%}".replace("%", " %") + ("*" if one["p"] < 0.05 else "") for one in over
+        )
+    cost = [f"{row['seconds']:,.0f} s"] if row["seconds"] else []
+    if row["row"] == BASE or row["seconds"]:
+        cost += [f"{row['parameters'] / 1e6:.2f} M", f"{row['users_per_s']:,.0f}/s"]
+    return said + (f" ({', '.join(cost)})" if cost else "")
 
 
 def show(rows: list[dict[str, Any]]) -> None:
