@@ -5,32 +5,26 @@ Parameters are arguments of every program, so a new checkpoint (`engine.params =
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from m6rec_jax.data.history import spell_history
-from m6rec_jax.decoding.beam import Found, lanes_of, search, show
-from m6rec_jax.decoding.cache import prefill
-from m6rec_jax.decoding.sampling import Sampling, write
+from m6rec_jax.decoding import programs
+from m6rec_jax.decoding.beam import Found, lanes_of
+from m6rec_jax.decoding.prompts import Prompts, Queries
+from m6rec_jax.decoding.sampling import Sampling
+from m6rec_jax.decoding.shapes import batches, bucket, pad, rectangle
 from m6rec_jax.decoding.trie import allowed_under, build_trie
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.transformer import Transformer
-from m6rec_jax.vocab import BOS, GAPS, SPECIALS, Vocab
+from m6rec_jax.vocab import Vocab
 
 BEAMS = 20
-BATCH_TOKENS = 16_384  # padded tokens read by one program
 BATCH_CHILDREN = 1 << 25  # candidate children weighed by one step of one program
-GAP_TOKENS = np.array([SPECIALS[name] for name, _ in GAPS])
-
-Queries = Mapping[int, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -59,8 +53,8 @@ class Engine:
                  timed: bool = False, n_kinds: int = 0, length: int = 256) -> None:  # fmt: skip
         self.vocab: Vocab = model.vocab
         self.codes = np.asarray(codes)
-        self.timed, self.n_kinds, self.length = timed, n_kinds, length
         _check_codes(self.codes, self.vocab)
+        self.prompts = Prompts(self.vocab, self.codes, timed, n_kinds, length)
         self._define, self.params = nnx.split(model)
         self._width = model.config.width
         self._trie_host = build_trie(self.codes)
@@ -117,21 +111,21 @@ class Engine:
             if max((int(np.max(r, initial=-1)) for r in given), default=-1) >= self.catalogue:
                 raise ValueError(f"{name}: a row outside the catalogue of {self.catalogue} items")
         under = jax.device_put(allowed_under(self._trie_host, allowed))
-        prompts = self._prompts(histories, times, kinds, queries)
+        prompts = self.prompts(histories, times, kinds, queries)
         lanes = lanes_of(self.trie, beams or BEAMS, n)
         children = max(self.trie.width[0], *(lanes * width for width in self.trie.width[1:]), 1)
         waiting: list[tuple[np.ndarray, Found]] = []
-        for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts], BATCH_CHILDREN // children):
-            tokens, item_rows, lengths = _pad([prompts[u] for u in chosen], B, T)
+        for chosen, T, B in batches([len(tokens) for tokens, _ in prompts], BATCH_CHILDREN // children):
+            tokens, item_rows, lengths = pad([prompts[u] for u in chosen], B, T)
             excluded = [exclude[u] for u in chosen]
-            excluded_width = _bucket(max(map(len, excluded)), 32, 4)
-            support_width = _bucket(int((mass[chosen] > 0).sum(1).max(initial=0)), 64, 8)
+            excluded_width = bucket(max(map(len, excluded)), 32, 4)
+            support_width = bucket(int((mass[chosen] > 0).sum(1).max(initial=0)), 64, 8)
             support = [_supported(rows[u], mass[u]) for u in chosen]
-            found = _recommend(
+            found = programs.recommend(
                 self._define, n, lanes, self.params, self.items, self.trie, under, tokens, item_rows, lengths,
-                _rectangle(excluded, B, excluded_width, -1, np.int32),
-                _rectangle([r for r, _ in support], B, support_width, -1, np.int32),
-                _rectangle([m for _, m in support], B, support_width, 0, np.float32),
+                rectangle(excluded, B, excluded_width, -1, np.int32),
+                rectangle([r for r, _ in support], B, support_width, -1, np.int32),
+                rectangle([m for _, m in support], B, support_width, 0, np.float32),
                 np.pad(gate[chosen], (0, B - len(chosen))), np.pad(heat[chosen], (0, B - len(chosen)), constant_values=1),
             )  # fmt: skip
             waiting.append((chosen, found))
@@ -154,13 +148,13 @@ class Engine:
         targets = np.asarray(targets)
         if targets.shape != (len(histories),) or targets.min(initial=0) < 0 or targets.max(initial=0) >= self.catalogue:
             raise ValueError(f"targets {list(targets.shape)}: one row of 0..{self.catalogue - 1} a history is needed")
-        prompts = self._prompts(histories, times, kinds, queries)
+        prompts = self.prompts(histories, times, kinds, queries)
         heats = np.array([1.0] if temperatures is None else temperatures, np.float32)
         result = np.zeros((len(histories), len(heats)), np.float32)
-        for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts]):
-            tokens, item_rows, lengths = _pad([prompts[u] for u in chosen], B, T)
+        for chosen, T, B in batches([len(tokens) for tokens, _ in prompts]):
+            tokens, item_rows, lengths = pad([prompts[u] for u in chosen], B, T)
             codes = np.pad(self.codes[targets[chosen]], ((0, B - len(chosen)), (0, 0)))
-            logp = _score(self._define, self.params, self.items, tokens, item_rows, lengths, codes, heats)
+            logp = programs.score(self._define, self.params, self.items, tokens, item_rows, lengths, codes, heats)
             result[chosen] = np.asarray(logp)[: len(chosen)]
         return result[:, 0] if temperatures is None else result
 
@@ -173,20 +167,22 @@ class Engine:
         queries: Sequence[Queries] | None = None,
     ) -> np.ndarray:
         """The state after each history, the one that scores the next item: float32 `[U, D]`."""
-        prompts = self._prompts(histories, times, kinds, queries)
+        prompts = self.prompts(histories, times, kinds, queries)
         result = np.zeros((len(histories), self._width), np.float32)
-        for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts]):
-            inputs = _pad([prompts[u] for u in chosen], B, T)
-            result[chosen] = np.asarray(_states(self._define, self.params, self.items, *inputs))[: len(chosen)]
+        for chosen, T, B in batches([len(tokens) for tokens, _ in prompts]):
+            inputs = pad([prompts[u] for u in chosen], B, T)
+            result[chosen] = np.asarray(programs.states(self._define, self.params, self.items, *inputs))[: len(chosen)]
         return result
 
     def item_vectors(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of catalogue rows float32 `[n, D]`: the mean of what the model reads at the codes of each item, the
         last of which brings its content. With one level that is its row of the output table: times a state, a logit."""
         rows = np.asarray(rows, np.int32)
-        size = _bucket(max(len(rows), 1), 64)
+        size = bucket(max(len(rows), 1), 64)
         padded = np.pad(rows, (0, size - len(rows)), mode="edge") if len(rows) else np.zeros(size, np.int32)
-        return np.asarray(_item_vectors(self._define, self.params, self.items, self.codes[padded], padded))[: len(rows)]
+        return np.asarray(programs.item_vectors(self._define, self.params, self.items, self.codes[padded], padded))[
+            : len(rows)
+        ]
 
     def write(
         self,
@@ -214,112 +210,14 @@ class Engine:
         rows = [np.full(len(p), -1) for p in prompts] if item_rows is None else item_rows
         pairs = [(np.asarray(p, np.int32), np.asarray(r, np.int32)) for p, r in zip(prompts, rows, strict=True)]
         result: list[list[int]] = [[] for _ in range(count)]
-        for chosen, T, B in self._batches([len(p) for p in prompts]):
+        for chosen, T, B in batches([len(p) for p in prompts]):
             fill = lambda x, chosen=chosen, B=B: np.pad(x[chosen], (0, B - len(chosen)))  # noqa: E731
             sampling = Sampling(fill(heat), fill(kept), fill(mass), fill(seed), fill(np.full(count, most, np.int32)))
-            inputs = _pad([pairs[i] for i in chosen], B, T)
-            out, written = _write(self._define, _bucket(most, 16), self.params, self.items, *inputs, sampling)
+            inputs = pad([pairs[i] for i in chosen], B, T)
+            out, written = programs.write(self._define, bucket(most, 16), self.params, self.items, *inputs, sampling)
             for i, ids, n in zip(chosen, np.asarray(out), np.asarray(written), strict=False):
                 result[i] = ids[:n].tolist()
         return result
-
-    # -- shapes ------------------------------------------------------------------------------------------------
-
-    def _prompts(self, histories: Sequence[np.ndarray], times: Any, kinds: Any, queries: Any) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-        """(tokens, item_rows) of each prefix: <s>, then the newest events that fit, spelled."""
-        made = []
-        for u, history in enumerate(histories):
-            at = lambda part, u=u: None if part is None else np.asarray(part[u])  # noqa: E731
-            tokens, rows = self._spell(np.asarray(history), at(times), at(kinds), queries[u] if queries else {})
-            made.append((np.insert(tokens, 0, BOS), np.insert(rows, 0, -1)))
-        return made
-
-    def _spell(self, items: np.ndarray, times: np.ndarray | None, kinds: np.ndarray | None, queries: Queries):
-        if items.max(initial=-1) >= self.catalogue:
-            raise ValueError(f"history: row {items.max()} is outside the catalogue of {self.catalogue} items")
-        room = self.length - 1
-        told = items >= 0  # neither an item nor a query: nothing to spell
-        told[[p for p in queries if p < len(items)]] = True
-        events = np.flatnonzero(told)[-room:] if room else np.zeros(0, np.int64)
-
-        def spelled(events: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            pick = lambda part: None if part is None else part[events]  # noqa: E731
-            asked = {i: queries[e] for i, e in enumerate(events.tolist()) if e in queries} if queries else {}
-            return spell_history(
-                self.vocab, self.codes, items[events], pick(times), pick(kinds), self.timed, self.n_kinds, asked
-            )
-
-        tokens, rows, event = spelled(events)
-        if len(tokens) > room:
-            start = np.minimum(np.searchsorted(event, np.arange(len(events))), len(tokens) - 1)
-            left = len(tokens) - start - np.isin(tokens[start], GAP_TOKENS)  # the first event has no pause before it
-            tokens, rows, _ = spelled(events[left <= room])
-        return tokens, rows
-
-    def _batches(self, lengths: Sequence[int], most: int = 1 << 30) -> Iterator[tuple[np.ndarray, int, int]]:
-        """(who, padded tokens T, padded rows B) of batches of similar length, longest first; each shape one of few."""
-        order = np.argsort(-np.asarray(lengths), kind="stable")
-        start = 0
-        while start < len(order):
-            T = _bucket(lengths[order[start]], 64)
-            full = 1 << (max(1, min(BATCH_TOKENS // T, most)).bit_length() - 1)
-            chosen = order[start : start + full]
-            yield chosen, T, min(full, 1 << (len(chosen) - 1).bit_length())
-            start += full
-
-
-# -- programs ------------------------------------------------------------------------------------------------------
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _recommend(
-    define, k, beams, params, items, trie, under, tokens, item_rows, lengths, exclude, support, mass, gate, temperature
-):
-    model = nnx.merge(define, params)
-    prefix = prefill(model, items, tokens, item_rows, lengths)
-    shown = show(trie, under, exclude, support, mass, gate)
-    return search(model, items, trie, prefix, shown, beams=beams, k=k, temperature=temperature)
-
-
-@partial(jax.jit, static_argnums=0)
-def _score(define, params, items, tokens, item_rows, lengths, codes, heats):
-    model = nnx.merge(define, params)
-    B, L = codes.shape
-    rows, level = jnp.arange(B)[:, None], jnp.arange(L)
-    offsets = jnp.array([s.offset for s in model.vocab.levels])
-    grown = ((0, 0), (0, L))
-    tokens = jnp.pad(tokens, grown).at[rows, lengths[:, None] + level].set(codes + offsets)
-    hidden, _ = model.prefill(tokens, jnp.pad(item_rows, grown, constant_values=-1), lengths + L, items)
-    asks = hidden[rows, lengths[:, None] - 1 + level]
-    logp = jnp.zeros((B, len(heats)))
-    for t in range(L):
-        logits = model.logits(asks[:, t], t + 1, items)
-        hit = jnp.take_along_axis(logits, codes[:, t : t + 1], axis=1)
-        logp += hit / heats - jax.lax.map(lambda heat, x=logits: jax.nn.logsumexp(x / heat, axis=-1), heats).T
-    return logp
-
-
-@partial(jax.jit, static_argnums=0)
-def _states(define, params, items, tokens, item_rows, lengths):
-    return prefill(nnx.merge(define, params), items, tokens, item_rows, lengths).hidden.astype(jnp.float32)
-
-
-@partial(jax.jit, static_argnums=0)
-def _item_vectors(define, params, items, codes, rows):
-    model = nnx.merge(define, params)
-    tokens = codes + jnp.array([s.offset for s in model.vocab.levels])
-    completes = jnp.full(codes.shape, -1).at[:, -1].set(rows)
-    read = model.embeddings.read(tokens, completes, items, None)
-    return read.astype(jnp.dtype(model.config.dtype)).astype(jnp.float32).mean(1)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _write(define, room, params, items, tokens, item_rows, lengths, sampling):
-    model = nnx.merge(define, params)
-    return write(model, items, prefill(model, items, tokens, item_rows, lengths, room=room), sampling, room)
-
-
-# -- arrays --------------------------------------------------------------------------------------------------------
 
 
 def _check_codes(codes: np.ndarray, vocab: Vocab) -> None:
@@ -329,30 +227,6 @@ def _check_codes(codes: np.ndarray, vocab: Vocab) -> None:
             f"codes {list(codes.shape)} do not fit the model's code levels {sizes}; "
             "take the catalogue it was trained on, or one made with `prepare --like RUN`"
         )
-
-
-def _bucket(n: int, least: int, factor: int = 2) -> int:
-    """The smallest of least, least x factor, ... that holds n; between powers of two, also the middle."""
-    size = least
-    while size < n:
-        size *= factor
-    return size * 3 // 4 if factor == 2 and size > least and n <= size * 3 // 4 else size
-
-
-def _pad(pairs: Sequence[tuple[np.ndarray, np.ndarray]], B: int, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Right-padded tokens and item rows `[B, T]`, and lengths `[B]`; spare rows hold <s> alone."""
-    tokens = _rectangle([t for t, _ in pairs], B, T, 0, np.int32)
-    tokens[len(pairs) :, 0] = BOS
-    lengths = np.ones(B, np.int32)
-    lengths[: len(pairs)] = [len(t) for t, _ in pairs]
-    return tokens, _rectangle([r for _, r in pairs], B, T, -1, np.int32), lengths
-
-
-def _rectangle(parts: Sequence[np.ndarray], rows: int, width: int, fill: float, dtype: type) -> np.ndarray:
-    made = np.full((rows, width), fill, dtype)
-    for i, part in enumerate(parts):
-        made[i, : len(part)] = part
-    return made
 
 
 def _supported(rows: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

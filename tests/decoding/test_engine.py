@@ -9,7 +9,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m6rec_jax.decoding.engine import Engine, _recommend
+from m6rec_jax.decoding import programs
+from m6rec_jax.decoding.engine import Engine
+from m6rec_jax.decoding.prompts import Prompts
 from m6rec_jax.errors import InputError
 from m6rec_jax.vocab import BOS
 from tests.decoding.worlds import CATALOGUE, World, world
@@ -146,7 +148,7 @@ def test_long_histories_are_cut_to_their_newest_whole_events(any_world):
     w = any_world
     rng = np.random.default_rng(3)
     long = rng.integers(CATALOGUE, size=500)
-    fits = (w.engine.length - 1) // w.engine.trie.levels
+    fits = (w.engine.prompts.length - 1) // w.engine.trie.levels
     cut, whole = (w.engine.recommend([h], k=K, beams=BEAMS) for h in (long, long[-fits:]))
     assert (cut.rows == whole.rows).all() and (cut.scores == whole.scores).all()
 
@@ -155,7 +157,6 @@ def test_long_histories_are_cut_to_their_newest_whole_events(any_world):
 @given(seed=st.integers(0, 2**32 - 1), length=st.integers(2, 60))
 def test_windows_with_pauses_kinds_and_queries_are_the_longest_that_fit(seed, length):
     w = world(3)
-    engine = Engine(w.model, w.engine.codes, np.zeros((CATALOGUE, 5)), np.ones(CATALOGUE, bool), timed=True, n_kinds=3, length=length)  # fmt: skip
     rng = np.random.default_rng(seed)
     n = int(rng.integers(0, 40))
     items = rng.integers(CATALOGUE, size=n)
@@ -169,10 +170,9 @@ def test_windows_with_pauses_kinds_and_queries_are_the_longest_that_fit(seed, le
     items[nameless & (items >= 0)] = -1  # events without an item or a query are skipped
 
     def tokens(start: int, room: int) -> list[int]:
-        wide = Engine.__new__(Engine)
-        wide.__dict__.update(engine.__dict__ | {"length": room})
+        prompts = Prompts(w.engine.vocab, w.engine.codes, timed=True, n_kinds=3, length=room)
         part = {e - start: q for e, q in queries.items() if e >= start}
-        [(made, rows)] = wide._prompts([items[start:]], [times[start:]], [kinds[start:]], [part])
+        [(made, rows)] = prompts([items[start:]], [times[start:]], [kinds[start:]], [part])
         assert len(made) == len(rows)
         return made.tolist()
 
@@ -185,14 +185,14 @@ def test_windows_with_pauses_kinds_and_queries_are_the_longest_that_fit(seed, le
 def test_new_parameters_need_no_new_program(any_world):
     engine = any_world.engine
     before = engine.recommend(any_world.histories, k=K, beams=BEAMS)
-    compiled = _recommend._cache_size()
+    compiled = programs.recommend._cache_size()
     old = engine.params
     try:
         engine.params = jax.tree.map(lambda x: 1.5 * x, old)
         after = engine.recommend(any_world.histories, k=K, beams=BEAMS)
     finally:
         engine.params = old
-    assert (before.scores != after.scores).any() and _recommend._cache_size() == compiled
+    assert (before.scores != after.scores).any() and programs.recommend._cache_size() == compiled
     assert (engine.recommend(any_world.histories, k=K, beams=BEAMS).scores == before.scores).all()
 
 
