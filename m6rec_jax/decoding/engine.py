@@ -5,26 +5,33 @@ Parameters are arguments of every program, so a new checkpoint (`engine.params =
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, product
 
 import jax
 import numpy as np
 from flax import nnx
 
 from m6rec_jax.decoding import programs
-from m6rec_jax.decoding.beam import Found, lanes_of
-from m6rec_jax.decoding.prompts import Prompts, Queries
+from m6rec_jax.decoding.beam import Normalise, lanes_of
+from m6rec_jax.decoding.programs import Settings
+from m6rec_jax.decoding.prompts import Parts, Prompts, Queries
+from m6rec_jax.decoding.requests import Requests
+from m6rec_jax.decoding.reuse import PrefixCache
 from m6rec_jax.decoding.sampling import Sampling
-from m6rec_jax.decoding.shapes import batches, bucket, pad, rectangle
+from m6rec_jax.decoding.shapes import batches, bucket, full_batch, pad, prefix_width
 from m6rec_jax.decoding.trie import allowed_under, build_trie
+from m6rec_jax.decoding.wave import Lot, Wave
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.transformer import Transformer
 from m6rec_jax.vocab import Vocab
 
 BEAMS = 20
-BATCH_CHILDREN = 1 << 25  # candidate children weighed by one step of one program
+CACHE_TOKENS = 1 << 16
+
+_VERSIONS = count()  # one for every parameters that an engine of this process was given
 
 
 @dataclass(frozen=True)
@@ -41,16 +48,31 @@ class Lists:
     memory_logp: np.ndarray
     exact: np.ndarray
 
+    @classmethod
+    def empty(cls, users: int, k: int) -> Lists:
+        """Nothing found yet."""
+        scores, model_logp, memory_logp = (np.full((users, k), -np.inf, np.float32) for _ in range(3))
+        return cls(np.full((users, k), -1, np.int32), scores, model_logp, memory_logp, np.zeros(users, bool))
+
+    def put(self, lots: Sequence[Lot]) -> None:
+        """Write what was found for some users; places past the catalogue stay empty."""
+        for who, found in lots:
+            n, width = len(who), found.rows.shape[1]
+            for name in ("rows", "scores", "model_logp", "memory_logp"):
+                getattr(self, name)[who, :width] = np.asarray(getattr(found, name))[:n]
+            self.exact[who] = np.asarray(found.exact)[:n]
+
 
 class Engine:
     """A model with its catalogue, ready to decode.
 
     `codes [C, L]`, `content [C, Dc]`, `seen [C]` are the dataset's; `timed` and `n_kinds` say how its histories are
-    spelled; `length` is the longest prefix read, <s> included. Raises InputError when codes and model disagree.
+    spelled; `length` is the longest prefix read, <s> included; `cache_tokens` of known users are kept on the device, from
+    the first request that names one. Raises InputError when codes and model disagree.
     """
 
     def __init__(self, model: Transformer, codes: np.ndarray, content: np.ndarray, seen: np.ndarray, *,
-                 timed: bool = False, n_kinds: int = 0, length: int = 256) -> None:  # fmt: skip
+                 timed: bool = False, n_kinds: int = 0, length: int = 256, cache_tokens: int = CACHE_TOKENS) -> None:  # fmt: skip
         self.vocab: Vocab = model.vocab
         self.codes = np.asarray(codes)
         _check_codes(self.codes, self.vocab)
@@ -59,6 +81,8 @@ class Engine:
         self._width = model.config.width
         self._trie_host = build_trie(self.codes)
         self.trie = jax.device_put(self._trie_host)
+        self._all_under = jax.device_put(allowed_under(self._trie_host))
+        self.cache = PrefixCache(model.config, cache_tokens)
         self.items: ItemTable = jax.device_put(item_table(content, seen))
 
     @property
@@ -68,68 +92,95 @@ class Engine:
     @property
     def params(self) -> nnx.State:
         """The model's parameters, on the device; assign those of another checkpoint to swap it."""
-        return self._params
+        return self._current[1]
 
     @params.setter
     def params(self, params: nnx.State) -> None:
-        self._params = jax.device_put(params)
+        self._current = next(_VERSIONS), jax.device_put(params)
 
     def recommend(
         self,
         histories: Sequence[np.ndarray],
         *,
-        times: Sequence[np.ndarray] | None = None,
-        kinds: Sequence[np.ndarray] | None = None,
-        queries: Sequence[Queries] | None = None,
-        memory: tuple[np.ndarray, np.ndarray] | None = None,
+        users: Sequence[Hashable] | None = None,
+        times: Parts = None,
+        kinds: Parts = None,
+        queries: Sequence[Queries | None] | None = None,
+        memory: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
         gate: np.ndarray | None = None,
         temperature: float | np.ndarray = 1.0,
         exclude: Sequence[np.ndarray] | None = None,
         allowed: np.ndarray | None = None,
         k: int = 10,
         beams: int | None = None,
+        widen: int = 0,
+        normalise: Normalise = "level",
     ) -> Lists:
         """The k best items after each history of catalogue rows, oldest first (-1 = an event without an item).
 
         `times`, `kinds`, `queries`: as `spell_history` takes them, one a user. `memory`: rows and mass `[U, J]` of
         each user's support (-1 pads), mixed in with weight `gate [U]`; `temperature`, one for
-        all or `[U]`, divides the model's logits.
-        `exclude`: rows a user shall not get;
-        `allowed` bool `[C]` filters for all. `beams` below k count as k. Histories are cut to the newest whole events
-        that fit. Raises ValueError when arrays disagree in shape or a row is outside the catalogue.
+        all or `[U]`, divides the model's logits. `exclude`: rows a user shall not get; `allowed` bool `[C]` filters for
+        all. Histories are cut to the newest whole events that fit.
+
+        `users`: who is asking, so that what was read of a user is kept and only new events are read (None: nobody
+        known). `beams` below k count as k. `widen`: lists that are not proven exact are searched again with twice the
+        beams, and again, up to so many (0: never). `normalise`: see `beam.Normalise`.
+        Raises ValueError when arrays disagree in shape or a row is outside the catalogue.
         """
-        users, n = len(histories), min(k, self.catalogue)
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
-        rows, mass = memory if memory is not None else (np.full((users, 1), -1, np.int32), np.zeros((users, 1)))
-        gate = np.zeros(users, np.float32) if gate is None else np.asarray(gate, np.float32)
-        heat = np.broadcast_to(np.asarray(temperature, np.float32), users)
-        exclude = [np.zeros(0, np.int32)] * users if exclude is None else exclude
-        if not len(rows) == len(mass) == len(gate) == len(exclude) == users:
-            raise ValueError(f"{users} histories, {len(exclude)} exclusions, {len(rows)} memories, {len(gate)} gates")
-        for name, given in (("exclude", exclude), ("memory", rows)):
-            if max((int(np.max(r, initial=-1)) for r in given), default=-1) >= self.catalogue:
-                raise ValueError(f"{name}: a row outside the catalogue of {self.catalogue} items")
-        under = jax.device_put(allowed_under(self._trie_host, allowed))
+        if users is not None and len(users) != len(histories):
+            raise ValueError(f"{len(histories)} histories, {len(users)} users: name one a history, None for a stranger")
         prompts = self.prompts(histories, times, kinds, queries)
-        lanes = lanes_of(self.trie, beams or BEAMS, n)
-        children = max(self.trie.width[0], *(lanes * width for width in self.trie.width[1:]), 1)
-        waiting: list[tuple[np.ndarray, Found]] = []
-        for chosen, T, B in batches([len(tokens) for tokens, _ in prompts], BATCH_CHILDREN // children):
-            tokens, item_rows, lengths = pad([prompts[u] for u in chosen], B, T)
-            excluded = [exclude[u] for u in chosen]
-            excluded_width = bucket(max(map(len, excluded)), 32, 4)
-            support_width = bucket(int((mass[chosen] > 0).sum(1).max(initial=0)), 64, 8)
-            support = [_supported(rows[u], mass[u]) for u in chosen]
-            found = programs.recommend(
-                self._define, n, lanes, self.params, self.items, self.trie, under, tokens, item_rows, lengths,
-                rectangle(excluded, B, excluded_width, -1, np.int32),
-                rectangle([r for r, _ in support], B, support_width, -1, np.int32),
-                rectangle([m for _, m in support], B, support_width, 0, np.float32),
-                np.pad(gate[chosen], (0, B - len(chosen))), np.pad(heat[chosen], (0, B - len(chosen)), constant_values=1),
-            )  # fmt: skip
-            waiting.append((chosen, found))
-        return _lists(waiting, users, k)
+        requests = Requests.of(prompts, self.catalogue, exclude, memory, gate, temperature)
+        wave = self._wave(k, beams, normalise, allowed)
+        lists = Lists.empty(len(histories), k)
+        lists.put(wave.search(requests, np.arange(len(histories)), users))
+        while len(unproven := np.flatnonzero(~lists.exact)):
+            lanes = lanes_of(self.trie, min(2 * wave.settings.lanes, widen), wave.settings.k)
+            if lanes <= wave.settings.lanes:
+                break
+            wave = replace(wave, settings=wave.settings._replace(lanes=lanes))
+            lists.put(wave.search(requests, unproven, users))
+        return lists
+
+    def compile(
+        self,
+        *,
+        k: int = 10,
+        beams: int | None = None,
+        batches: Sequence[int] = (1,),
+        lengths: Sequence[int] | None = None,
+        excludes: Sequence[int] = (0,),
+        supports: Sequence[int] = (0,),
+        normalise: Normalise = "level",
+        users: bool = False,
+    ) -> list[tuple[int, int]]:
+        """Compile what `recommend` runs with these settings, so that no request waits for it; the shapes (B, T) made.
+
+        `batches`: users at once; `lengths`: tokens of their prefixes (None: every length up to `prompts.length`);
+        `excludes`, `supports`: rows excluded and rows in the memory's support of a user. Each number stands for the
+        smallest shape that holds it. `users`: also the programs that keep prefixes and append an event to them.
+        Where jax has a persistent compilation cache (JAX_COMPILATION_CACHE_DIR), the next process finds them there.
+        """
+        wave = self._wave(k, beams, normalise, None)
+        widths = sorted({prefix_width(n) for n in (range(1, self.prompts.length + 1) if lengths is None else lengths)})
+        shapes = sorted(
+            {(min(1 << (B - 1).bit_length(), full_batch(T, wave.most)), T) for B in batches for T in widths}
+        )
+        for (B, T), excluded, supported in product(shapes, excludes, supports):
+            wave.warm_up(B, T, excluded, supported, users)
+        return shapes
+
+    def _wave(self, k: int, beams: int | None, normalise: Normalise, allowed: np.ndarray | None) -> Wave:
+        under = self._all_under if allowed is None else jax.device_put(allowed_under(self._trie_host, allowed))
+        k = min(k, self.catalogue)
+        settings = Settings(k, lanes_of(self.trie, beams or BEAMS, k), normalise)
+        version, params = self._current
+        return Wave(
+            self._define, params, version, self.items, self.trie, under, settings, self.cache, self.prompts.event
+        )
 
     def score(
         self,
@@ -227,21 +278,3 @@ def _check_codes(codes: np.ndarray, vocab: Vocab) -> None:
             f"codes {list(codes.shape)} do not fit the model's code levels {sizes}; "
             "take the catalogue it was trained on, or one made with `prepare --like RUN`"
         )
-
-
-def _supported(rows: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    some = mass > 0
-    return rows[some], mass[some]
-
-
-def _lists(waiting: Sequence[tuple[np.ndarray, Found]], users: int, k: int) -> Lists:
-    """Results of all batches in the users' order; places past the catalogue stay empty."""
-    rows = np.full((users, k), -1, np.int32)
-    scores, model_logp, memory_logp = (np.full((users, k), -np.inf, np.float32) for _ in range(3))
-    exact = np.zeros(users, bool)
-    for chosen, found in waiting:
-        n, width = len(chosen), found.rows.shape[1]
-        for whole, part in ((rows, found.rows), (scores, found.scores), (model_logp, found.model_logp), (memory_logp, found.memory_logp)):  # fmt: skip
-            whole[chosen, :width] = np.asarray(part)[:n]
-        exact[chosen] = np.asarray(found.exact)[:n]
-    return Lists(rows, scores, model_logp, memory_logp, exact)

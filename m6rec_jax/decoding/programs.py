@@ -7,24 +7,80 @@ All take `define` (the graph of the model) as a static argument, and arrays padd
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
-from m6rec_jax.decoding.beam import search, show
-from m6rec_jax.decoding.cache import prefill
+from m6rec_jax.decoding.beam import Found, Normalise, search, show
+from m6rec_jax.decoding.cache import Prefix, append, prefill
+from m6rec_jax.decoding.reuse import read_pages, write_pages, write_tail
 from m6rec_jax.decoding.sampling import write as write_text
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def recommend(
-    define, k, beams, params, items, trie, under, tokens, item_rows, lengths, exclude, support, mass, gate, temperature
-):
+class Settings(NamedTuple):
+    """What decides the program of a list, beside shapes: items in it, beams kept between levels, what codes sum over."""
+
+    k: int
+    lanes: int
+    normalise: Normalise
+
+
+class Asked(NamedTuple):
+    """What B users ask, as arrays: prefixes `[B, T]`, and as `show` and `search` take them."""
+
+    tokens: Int[Array, "B T"]
+    item_rows: Int[Array, "B T"]
+    lengths: Int[Array, " B"]
+    exclude: Int[Array, "B H"]
+    support: Int[Array, "B J"]
+    mass: Float[Array, "B J"]
+    gate: Float[Array, " B"]
+    temperature: Float[Array, " B"]
+
+
+def _find(model, settings: Settings, items, trie, under, prefix: Prefix, asked: Asked) -> Found:
+    shown = show(trie, under, asked.exclude, asked.support, asked.mass, asked.gate)
+    return search(
+        model, items, trie, prefix, shown, beams=settings.lanes, k=settings.k, temperature=asked.temperature,
+        normalise=settings.normalise,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def recommend(define, settings, params, items, trie, under, asked):
+    """Read whole prefixes and search after them."""
     model = nnx.merge(define, params)
-    prefix = prefill(model, items, tokens, item_rows, lengths)
-    shown = show(trie, under, exclude, support, mass, gate)
-    return search(model, items, trie, prefix, shown, beams=beams, k=k, temperature=temperature)
+    prefix = prefill(model, items, asked.tokens, asked.item_rows, asked.lengths)
+    return _find(model, settings, items, trie, under, prefix, asked)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnames="pages")
+def recommend_and_keep(define, settings, params, items, trie, under, asked, pages, table):
+    """`recommend`, and the pages with the prefixes in the places of `table`."""
+    model = nnx.merge(define, params)
+    prefix = prefill(model, items, asked.tokens, asked.item_rows, asked.lengths)
+    return _find(model, settings, items, trie, under, prefix, asked), write_pages(pages, table, prefix)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="pages")
+def recommend_from(define, settings, new, params, items, trie, under, asked, pages, table, kept, known):
+    """`recommend_and_keep`, where the first `known [B]` tokens lie in the pages of `table` already.
+
+    At most `new` tokens follow them (static); only these are read, and written to the pages of `kept`.
+    """
+    model = nnx.merge(define, params)
+    at = known[:, None] + jnp.arange(new)
+    tokens, rows = (
+        jnp.take_along_axis(x, at, axis=1, mode="fill", fill_value=fill)
+        for x, fill in ((asked.tokens, 0), (asked.item_rows, -1))
+    )
+    nothing = jnp.zeros((len(known), model.config.width), model.config.dtype)
+    prefix = Prefix(asked.tokens, asked.item_rows, known, read_pages(pages, table, known), nothing)
+    prefix = append(model, items, prefix, tokens, rows, asked.lengths - known)
+    return _find(model, settings, items, trie, under, prefix, asked), write_tail(pages, kept, prefix, known, new)
 
 
 @partial(jax.jit, static_argnums=0)

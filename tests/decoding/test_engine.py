@@ -104,6 +104,53 @@ def test_narrow_beams_are_certified_only_when_right(deep):
     assert 0 < certified < 2 * len(deep.histories)
 
 
+@pytest.mark.parametrize("normalise", ["vocab", "children"])
+def test_what_codes_are_normalised_over(any_world, normalise):
+    """All ids: what a softmax over the whole vocabulary gives. What may be shown: lists that sum to 1."""
+    w, histories = any_world, any_world.histories[2:5]
+    allowed, heat = np.random.default_rng(5).random(CATALOGUE) < 0.3, 1.7
+    found = w.engine.recommend(histories, k=CATALOGUE, allowed=allowed, normalise=normalise, temperature=heat)
+    shown = np.sort(found.rows, axis=1)[:, -allowed.sum() :]
+    assert (shown == np.flatnonzero(allowed)).all() and found.exact.all()
+    if normalise == "children":
+        np.testing.assert_allclose(np.exp(found.scores).sum(1), 1, atol=1e-5)
+        return
+    [(prefix, rows)] = w.engine.prompts(histories[:1])
+    for place in (0, 3, int(allowed.sum()) - 1):
+        spelled = w.engine.vocab.spell(w.engine.codes[found.rows[0, place]])
+        tokens, n = np.append(prefix, spelled), len(prefix)
+        hidden, _ = w.model.prefill(tokens[None], np.append(rows, np.full(len(spelled), -1))[None], np.array([len(tokens)]), w.engine.items)  # fmt: skip
+        every = np.concatenate([np.asarray(w.model.logits(hidden[0, n - 1 : -1], s, w.engine.items)) for s in range(len(w.engine.vocab.slices))], axis=-1) / heat  # fmt: skip
+        logp = every - np.logaddexp.reduce(every, axis=-1, keepdims=True)
+        assert found.scores[0, place] == pytest.approx(logp[np.arange(len(spelled)), spelled].sum(), abs=1e-4)
+
+
+def test_an_unknown_way_to_normalise_is_named(deep):
+    with pytest.raises(ValueError, match="normalise='all': must be one of level, vocab, children"):
+        deep.engine.recommend(deep.histories[:1], normalise="all")
+
+
+def test_unproven_lists_are_searched_again_wider(deep, monkeypatch):
+    histories, ran, original = deep.histories, [], programs.recommend
+    plain = deep.engine.recommend(histories, k=1, beams=4)
+    assert 0 < plain.exact.sum() < len(histories)
+
+    def spy(define, settings, *args):
+        ran.append((settings.lanes, np.asarray(args[-1].lengths).tolist()))
+        return original(define, settings, *args)
+
+    monkeypatch.setattr(programs, "recommend", spy)
+    found = deep.engine.recommend(histories, k=1, beams=4, widen=8)
+    assert [lanes for lanes, _ in ran] == [4, 8]
+    unproven = [len(tokens) for tokens, _ in deep.engine.prompts([histories[u] for u in np.flatnonzero(~plain.exact)])]
+    assert sorted(ran[1][1])[-len(unproven) :] == sorted(unproven)
+    assert (found.rows[plain.exact] == plain.rows[plain.exact]).all()  # the proven are left alone
+    assert (found.scores[plain.exact] == plain.scores[plain.exact]).all()
+    assert found.exact.sum() > plain.exact.sum()
+    best = reference(deep, histories).max(1, keepdims=True)
+    np.testing.assert_allclose(found.scores[found.exact], best[found.exact], atol=1e-4)
+
+
 def test_a_request_is_answered_alike_in_any_company(any_world):
     w = any_world
     asked = requests(w)
