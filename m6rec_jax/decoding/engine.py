@@ -6,15 +6,19 @@ Parameters are arguments of every program, so a new checkpoint (`engine.params =
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import count, product
+from typing import Any
 
 import jax
 import numpy as np
+import xxhash
 from flax import nnx
 
 from m6rec_jax.decoding import programs
 from m6rec_jax.decoding.beam import Normalise, lanes_of
+from m6rec_jax.decoding.gather import Gatherer
 from m6rec_jax.decoding.programs import Settings
 from m6rec_jax.decoding.prompts import Parts, Prompts, Queries
 from m6rec_jax.decoding.requests import Requests
@@ -31,6 +35,7 @@ from m6rec_jax.vocab import Vocab
 BEAMS = 20
 CACHE_TOKENS = 1 << 16
 
+_NO_ROWS = np.zeros(0, np.int32)
 _VERSIONS = count()  # one for every parameters that an engine of this process was given
 
 
@@ -62,6 +67,11 @@ class Lists:
                 getattr(self, name)[who, :width] = np.asarray(getattr(found, name))[:n]
             self.exact[who] = np.asarray(found.exact)[:n]
 
+    def of(self, user: int) -> Lists:
+        """The list of one user, as lists of one."""
+        one = slice(user, user + 1)
+        return Lists(self.rows[one], self.scores[one], self.model_logp[one], self.memory_logp[one], self.exact[one])
+
 
 class Engine:
     """A model with its catalogue, ready to decode.
@@ -83,6 +93,7 @@ class Engine:
         self.trie = jax.device_put(self._trie_host)
         self._all_under = jax.device_put(allowed_under(self._trie_host))
         self.cache = PrefixCache(model.config, cache_tokens)
+        self.queue: Gatherer[tuple, dict[str, Any], Lists] = Gatherer(self._answer)
         self.items: ItemTable = jax.device_put(item_table(content, seen))
 
     @property
@@ -144,6 +155,53 @@ class Engine:
             wave = replace(wave, settings=wave.settings._replace(lanes=lanes))
             lists.put(wave.search(requests, unproven, users))
         return lists
+
+    def submit(
+        self,
+        history: np.ndarray,
+        *,
+        user: Hashable | None = None,
+        times: np.ndarray | None = None,
+        kinds: np.ndarray | None = None,
+        queries: Queries | None = None,
+        memory: tuple[np.ndarray, np.ndarray] | None = None,
+        gate: float = 0.0,
+        temperature: float = 1.0,
+        exclude: np.ndarray | None = None,
+        allowed: np.ndarray | None = None,
+        k: int = 10,
+        beams: int | None = None,
+        widen: int = 0,
+        normalise: Normalise = "level",
+    ) -> Future[Lists]:
+        """`recommend` for one user, answered in one batch with others who ask at the same time: lists of one.
+
+        Requests alike in `k`, `beams`, `widen`, `normalise` and the filter ride together; the answer is that of a
+        request alone. How long one waits, and how many: `engine.queue`. Raises `gather.Busy` when too many wait and
+        RuntimeError after `close`; what `recommend` raises comes through the future.
+        """
+        shared = k, beams, widen, normalise, None if allowed is None else xxhash.xxh3_128_digest(np.asarray(allowed))
+        own = {
+            "histories": history, "users": user, "times": times, "kinds": kinds, "queries": queries,
+            "memory": (_NO_ROWS, _NO_ROWS) if memory is None else memory, "gate": gate, "temperature": temperature,
+            "exclude": _NO_ROWS if exclude is None else exclude,
+        }  # fmt: skip
+        return self.queue.submit(shared, own | {"allowed": allowed})
+
+    def close(self) -> None:
+        """Answer what was submitted and take no more; `recommend` goes on."""
+        self.queue.close()
+
+    def _answer(self, shared: tuple, asked: list[dict[str, Any]]) -> list[Lists]:
+        """Requests that differ in their own parts only, as one call."""
+        k, beams, widen, normalise, _ = shared
+        own = {name: [one[name] for one in asked] for name in asked[0]}
+        allowed, memory = own.pop("allowed")[0], tuple(zip(*own.pop("memory"), strict=True))
+        heat = np.array(own.pop("temperature"), np.float32)
+        lists = self.recommend(
+            **own, memory=memory, temperature=heat, allowed=allowed, k=k, beams=beams, widen=widen, normalise=normalise
+        )
+        return [lists.of(u) for u in range(len(asked))]
 
     def compile(
         self,

@@ -243,6 +243,26 @@ def test_new_parameters_need_no_new_program(any_world):
     assert (engine.recommend(any_world.histories, k=K, beams=BEAMS).scores == before.scores).all()
 
 
+def test_what_was_compiled_ahead_is_not_compiled_again(deep):
+    engine, settings, rng = deep.engine, {"k": 5, "beams": 3}, np.random.default_rng(0)
+
+    def compiled() -> list[int]:
+        return [p._cache_size() for p in (programs.recommend, programs.recommend_and_keep, programs.recommend_from)]
+
+    before = compiled()
+    assert engine.compile(**settings, batches=(2,), lengths=(3, 40), excludes=(9,), users=True) == [(2, 64)]
+    after = compiled()
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1]
+    histories = [rng.integers(CATALOGUE, size=n) for n in (9, 2)]
+    for _ in range(2):
+        asked = {"exclude": histories, "allowed": rng.random(CATALOGUE) < 0.5} | settings
+        engine.recommend(histories, **asked)
+        engine.recommend(histories, users=["a", "b"], **asked)
+        histories = [np.append(h, 3) for h in histories]
+    assert compiled() == after
+    engine.cache.clear()
+
+
 def test_nobody_asked(any_world):
     assert any_world.engine.recommend([], k=K).rows.shape == (0, K)
     assert any_world.engine.score([], np.zeros(0, int)).shape == (0,)
