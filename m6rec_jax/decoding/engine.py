@@ -302,6 +302,7 @@ class Engine:
         temperature: float | Sequence[float] = 1.0,
         top_k: int | Sequence[int] = 0,
         top_p: float | Sequence[float] = 1.0,
+        repetition: float | Sequence[float] = 1.0,
         seeds: int | Sequence[int] = 0,
     ) -> list[list[int]]:
         """Continue each prompt of token ids by text: at most `most` ids, ending before </s>.
@@ -311,9 +312,10 @@ class Engine:
         """
         count = len(prompts)
         each = lambda value, kind: np.broadcast_to(np.asarray(value, kind), (count,))  # noqa: E731
-        heat, kept, mass, seed = each(temperature, np.float32), each(top_k, np.int32), each(top_p, np.float32), each(seeds, np.uint32)  # fmt: skip
-        if (heat < 0).any() or (kept < 0).any() or (mass <= 0).any() or most < 1:
-            raise ValueError("temperature and top_k must not be negative, top_p and most must be above 0")
+        heat, kept, mass = each(temperature, np.float32), each(top_k, np.int32), each(top_p, np.float32)
+        again, seed = each(repetition, np.float32), each(seeds, np.uint32)
+        if (heat < 0).any() or (kept < 0).any() or (mass <= 0).any() or (again <= 0).any() or most < 1:
+            raise ValueError("temperature and top_k must not be negative, top_p, repetition and most must be above 0")
         if any(len(p) == 0 for p in prompts):
             raise ValueError("an empty prompt: begin with <s>")
         rows = [np.full(len(p), -1) for p in prompts] if item_rows is None else item_rows
@@ -321,7 +323,8 @@ class Engine:
         result: list[list[int]] = [[] for _ in range(count)]
         for chosen, T, B in batches([len(p) for p in prompts]):
             fill = lambda x, chosen=chosen, B=B: np.pad(x[chosen], (0, B - len(chosen)))  # noqa: E731
-            sampling = Sampling(fill(heat), fill(kept), fill(mass), fill(seed), fill(np.full(count, most, np.int32)))
+            limit = np.full(count, most, np.int32)
+            sampling = Sampling(*map(fill, (heat, kept, mass, seed, limit, again)))
             inputs = pad([pairs[i] for i in chosen], B, T)
             out, written = programs.write(self._define, bucket(most, 16), self.params, self.items, *inputs, sampling)
             for i, ids, n in zip(chosen, np.asarray(out), np.asarray(written), strict=False):
