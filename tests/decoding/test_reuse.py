@@ -146,6 +146,17 @@ def test_more_users_than_pages_are_all_answered(deep):
     assert deep.cache.tokens == BUDGET
 
 
+def test_who_grows_takes_no_pages_of_who_is_asked_for_too(deep, read):
+    two_pages, one_page = some(deep, *[40] * 4), some(deep, *[31] * 4, seed=2)
+    deep.recommend([*two_pages, *one_page], users=list("abcdefgh"), **ASK)
+    assert deep.cache.tokens == BUDGET
+    read.clear()
+    first, *rest = two_pages
+    same_as_cold(deep, [*grown([first], 2), *rest, *grown(one_page)], list("abcdefgh"))
+    assert read[:2] == [("recommend_from", 7), ("recommend_from", 1)]  # the first waits while others want room
+    assert set("abcd") <= set(deep.cache.users)
+
+
 def test_a_user_asked_for_twice_is_kept_as_asked_last(deep, read):
     first, last, other, new = *some(deep, 20, 24, 28), np.array([3])
     same_as_cold(deep, [first, last, other, new], ["a", "a", "b", "c"])
