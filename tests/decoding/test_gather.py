@@ -41,7 +41,9 @@ def desk() -> Desk:
 
 def test_like_requests_leave_together_when_the_batch_is_full(desk):
     queue = Gatherer(desk, wait=LONG, most=3)
-    futures = [queue.submit("ab"[i % 2], i) for i in range(6)]
+    futures = [queue.submit("a", 0)]
+    assert not desk.begun.wait(0.05)  # it waits for company
+    futures += [queue.submit("ab"[i % 2], i) for i in range(1, 6)]
     assert [f.result(LONG) for f in futures] == [("ab"[i % 2], i) for i in range(6)]
     assert desk.batches == [("a", [0, 2, 4]), ("b", [1, 3, 5])]
     queue.close()
