@@ -33,7 +33,9 @@ def main() -> None:
     options = parser.parse_args()
     rows = [row for batch in options.batch for row in measured(batch, options.repeat)]
     for row in rows:
-        print("{system:5} batch {batch:2}: {users_per_s:7.1f} users/s, {p50_ms:6.1f} ms (p95 {p95_ms:.1f})".format(**row))
+        print(
+            "{system:5} batch {batch:2}: {users_per_s:7.1f} users/s, {p50_ms:6.1f} ms (p95 {p95_ms:.1f})".format(**row)
+        )
     for cold, warm in zip(rows[::2], rows[1::2], strict=True):
         print(f"batch {cold['batch']}: warm / cold = {warm['users_per_s'] / cold['users_per_s']:.2f}")
     print(f"wrote {write_results('warm', rows, options.out)}")
