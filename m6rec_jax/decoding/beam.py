@@ -8,6 +8,7 @@ than the best beam ever pruned, no other item can. Equal scores keep their order
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,10 @@ from m6rec_jax.model.transformer import Transformer
 
 GATE_MOST = 1 - 1e-6  # some of the model always stays, so that a list never ends with the memory's support
 ROUNDING = 1e-6  # relative; a certificate must hold by more than float32 sums are off
+
+# What a code's probability is divided by: the codes of its level; all ids of the vocabulary, text too (as Hugging Face's
+# `generate` has it); or the beam's own children that have something to show, so that the items shown sum to 1.
+Normalise = Literal["level", "vocab", "children"]
 
 
 @dataclass(frozen=True)
@@ -119,12 +124,18 @@ def root(shown: Shown) -> Beams:
 
 
 def step(
-    trie: Trie, shown: Shown, beams: Beams, logp: Float[Array, "B M V"], level: int, width: int
+    trie: Trie,
+    shown: Shown,
+    beams: Beams,
+    logp: Float[Array, "B M V"],
+    level: int,
+    width: int,
+    among_children: bool = False,
 ) -> tuple[Beams, Int[Array, "B W"]]:
     """Spell one more code: the `width` best of all children with an item left under them, and the beam each grew from.
 
-    `logp` is the model's log-probability of each code of this level after each beam. `level` (0 first) and `width`
-    are static.
+    `logp` is the model's log-probability of each code of this level after each beam; `among_children` divides it
+    among those children. `level` (0 first), `width` and `among_children` are static.
     """
     B, M = beams.node.shape
     K = trie.width[level]
@@ -141,7 +152,10 @@ def step(
     mass = jnp.zeros((B, M * K), jnp.float32).at[rows, support_slot].add(shown.mass, mode="drop")
 
     alive = real & (shown.under[child] > gone.reshape(B, M, K))
-    child_logp = beams.logp[..., None] + jnp.take_along_axis(logp, trie.tok[child], axis=-1, mode="clip")
+    code_logp = jnp.take_along_axis(logp, trie.tok[child], axis=-1, mode="clip")
+    if among_children:
+        code_logp = jax.nn.log_softmax(code_logp, axis=-1, where=alive)
+    child_logp = beams.logp[..., None] + code_logp
     child_mass = jnp.log(mass).reshape(B, M, K)
     score = jnp.where(alive, mix(child_logp, child_mass, shown.gate[:, None, None]), -jnp.inf).reshape(B, M * K)
     spare = max(0, width + 1 - M * K)
@@ -193,13 +207,17 @@ def search(
     beams: int,
     k: int,
     temperature: Float[Array, " B"] | None = None,
+    normalise: Normalise = "level",
 ) -> Found:
     """The k best items after each prefix: one step a code level, `beams` kept in between.
 
-    Codes of a level are normalised over the whole slice of that level (mode `level`), so a filter never changes the
-    model's order; logits are divided by a user's `temperature` first. At least k beams are kept, which
-    fills a list whenever k items may be shown.
+    Codes are normalised over the slice of their level (`level`) or over all ids (`vocab`), so that a filter never
+    changes the model's order, or over what may be shown (`children`), where it does: a code alone in its place is
+    certain. Logits are divided by a user's `temperature` first. At least k beams are kept, which fills a list whenever
+    k items may be shown.
     """
+    if normalise not in get_args(Normalise):
+        raise ValueError(f"normalise={normalise!r}: must be one of {', '.join(get_args(Normalise))}")
     L, B = trie.levels, prefix.lengths.shape[0]
     lanes = lanes_of(trie, beams, k)
     k_, v_ = prefix.kv
@@ -209,11 +227,13 @@ def search(
     now, hidden = root(shown), prefix.hidden[:, None]
     for level in range(L):
         codes = model.vocab.levels[level]
-        logits = model.logits(hidden, level + 1, items)
-        logits = logits if temperature is None else logits / temperature[:, None, None]
-        logp = jax.nn.log_softmax(logits, axis=-1)
+        heat = None if temperature is None else temperature[:, None, None]
+        logp = jax.nn.log_softmax(_logits(model, items, hidden, level + 1, heat), axis=-1)
+        if normalise == "vocab":
+            logp += _share(model, items, hidden, level + 1, heat)
         bound = now.bound  # what the last step prunes is below its own k-th by construction
-        now, parent = step(trie, shown, now, logp, level, k if level == L - 1 else lanes)
+        width = k if level == L - 1 else lanes
+        now, parent = step(trie, shown, now, logp, level, width, among_children=normalise == "children")
         if level == L - 1:
             break
         if level:
@@ -229,3 +249,15 @@ def search(
     slack = ROUNDING * jnp.maximum(1.0, jnp.abs(bound))
     exact = (bound == -jnp.inf) | (now.score[:, -1] >= bound + slack)
     return Found(rows, now.score, now.logp, now.logmass, exact)
+
+
+def _logits(model: Transformer, items: ItemTable, hidden: Array, slice_index: int, heat: Array | None) -> Array:
+    logits = model.logits(hidden, slice_index, items)
+    return logits if heat is None else logits / heat
+
+
+def _share(model: Transformer, items: ItemTable, hidden: Array, slice_index: int, heat: Array | None) -> Array:
+    """Log-probability `[B, M, 1]` that the next id is of this slice and not of another."""
+    slices = range(len(model.vocab.slices))
+    mass = [jax.nn.logsumexp(_logits(model, items, hidden, s, heat), axis=-1, keepdims=True) for s in slices]
+    return jax.nn.log_softmax(jnp.concatenate(mass, axis=-1), axis=-1)[..., slice_index, None]

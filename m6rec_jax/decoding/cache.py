@@ -97,10 +97,15 @@ def append(
     )  # fmt: skip
 
 
-def check_extension(prefix: Prefix, counts: np.ndarray) -> None:
-    """Raise ValueError unless `counts [B]` more tokens may be appended to the prefix."""
+def check_causal(prefix: Prefix) -> None:
+    """Raise ValueError unless what is read later leaves the prefix as it is."""
     if not prefix.causal:
         raise ValueError("this prefix is not causal: its tokens see later ones, so a new event means a new prefill")
+
+
+def check_extension(prefix: Prefix, counts: np.ndarray) -> None:
+    """Raise ValueError unless `counts [B]` more tokens may be appended to the prefix."""
+    check_causal(prefix)
     needed = int((np.asarray(prefix.lengths) + np.asarray(counts)).max(initial=0))
     if needed > prefix.room:
         raise ValueError(

@@ -5,74 +5,62 @@ Parameters are arguments of every program, so a new checkpoint (`engine.params =
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from itertools import count, product
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import xxhash
 from flax import nnx
 
-from m6rec_jax.data.history import spell_history
-from m6rec_jax.decoding.beam import Found, lanes_of, search, show
-from m6rec_jax.decoding.cache import prefill
-from m6rec_jax.decoding.sampling import Sampling, write
-from m6rec_jax.decoding.scoring import mixed, spelled_logp
-from m6rec_jax.decoding.shapes import bucket, mass_of, padded, rectangle, supported
+from m6rec_jax.decoding import programs
+from m6rec_jax.decoding.beam import Normalise, lanes_of
+from m6rec_jax.decoding.gather import Gatherer
+from m6rec_jax.decoding.lists import Lists
+from m6rec_jax.decoding.programs import Settings
+from m6rec_jax.decoding.prompts import Parts, Prompts, Queries
+from m6rec_jax.decoding.requests import Requests, mass_of
+from m6rec_jax.decoding.reuse import PrefixCache
+from m6rec_jax.decoding.sampling import Sampling
+from m6rec_jax.decoding.shapes import batches, bucket, full_batch, pad, prefix_width, rectangle
 from m6rec_jax.decoding.trie import allowed_under, build_trie
+from m6rec_jax.decoding.wave import BATCH_CHILDREN, Wave
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.transformer import Transformer
-from m6rec_jax.vocab import BOS, GAPS, SPECIALS, Vocab
+from m6rec_jax.vocab import Vocab
 
 BEAMS = 20
-BATCH_TOKENS = 16_384  # padded tokens read by one program
-BATCH_CHILDREN = 1 << 25  # candidate children weighed by one step of one program
-GAP_TOKENS = np.array([SPECIALS[name] for name, _ in GAPS])
+CACHE_TOKENS = 1 << 16
 
-Queries = Mapping[int, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Lists:
-    """Ranked lists of U users: `rows` int32 `[U, k]`, -1 where nothing is left to show.
-
-    `scores` are log-probabilities, falling along a list; `model_logp` and `memory_logp` their two parts before the
-    gate. `exact [U]`: nothing that was pruned could have been in the list.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-    model_logp: np.ndarray
-    memory_logp: np.ndarray
-    exact: np.ndarray
-
-    def cut(self, k: int) -> Lists:
-        """The first k places of each list."""
-        places = lambda x, none: np.pad(x[:, :k], ((0, 0), (0, max(0, k - x.shape[1]))), constant_values=none)  # noqa: E731
-        logs = [places(x, -np.inf) for x in (self.scores, self.model_logp, self.memory_logp)]
-        return Lists(places(self.rows, -1), logs[0], logs[1], logs[2], self.exact)
+_NO_ROWS = np.zeros(0, np.int32)
+_VERSIONS = count()  # one for every parameters that an engine of this process was given
 
 
 class Engine:
     """A model with its catalogue, ready to decode.
 
     `codes [C, L]`, `content [C, Dc]`, `seen [C]` are the dataset's; `timed` and `n_kinds` say how its histories are
-    spelled; `length` is the longest prefix read, <s> included. Raises InputError when codes and model disagree.
+    spelled; `length` is the longest prefix read, <s> included; `cache_tokens` of known users are kept on the device, from
+    the first request that names one. Raises InputError when codes and model disagree.
     """
 
     def __init__(self, model: Transformer, codes: np.ndarray, content: np.ndarray, seen: np.ndarray, *,
-                 timed: bool = False, n_kinds: int = 0, length: int = 256) -> None:  # fmt: skip
+                 timed: bool = False, n_kinds: int = 0, length: int = 256, cache_tokens: int = CACHE_TOKENS) -> None:  # fmt: skip
         self.vocab: Vocab = model.vocab
         self.codes = np.asarray(codes)
-        self.timed, self.n_kinds, self.length = timed, n_kinds, length
         _check_codes(self.codes, self.vocab)
+        self.prompts = Prompts(self.vocab, self.codes, timed, n_kinds, length)
         self._define, self.params = nnx.split(model)
         self._width = model.config.width
         self._trie_host = build_trie(self.codes)
         self.trie = jax.device_put(self._trie_host)
+        self._all_under = jax.device_put(allowed_under(self._trie_host))
+        self.cache = PrefixCache(model.config, cache_tokens)
+        self.queue: Gatherer[tuple, dict[str, Any], Lists] = Gatherer(self._answer)
         self.items: ItemTable = jax.device_put(item_table(content, seen))
 
     @property
@@ -82,76 +70,150 @@ class Engine:
     @property
     def params(self) -> nnx.State:
         """The model's parameters, on the device; assign those of another checkpoint to swap it."""
-        return self._params
+        return self._current[1]
 
     @params.setter
     def params(self, params: nnx.State) -> None:
-        self._params = jax.device_put(params)
+        self._current = next(_VERSIONS), jax.device_put(params)
 
     def recommend(
         self,
         histories: Sequence[np.ndarray],
         *,
-        times: Sequence[np.ndarray] | None = None,
-        kinds: Sequence[np.ndarray] | None = None,
-        queries: Sequence[Queries] | None = None,
-        memory: tuple[np.ndarray, np.ndarray] | None = None,
+        users: Sequence[Hashable] | None = None,
+        times: Parts = None,
+        kinds: Parts = None,
+        queries: Sequence[Queries | None] | None = None,
+        memory: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
         gate: np.ndarray | None = None,
         temperature: float | np.ndarray = 1.0,
         exclude: Sequence[np.ndarray] | None = None,
         allowed: np.ndarray | None = None,
         k: int = 10,
         beams: int | None = None,
+        widen: int = 0,
+        normalise: Normalise = "level",
     ) -> Lists:
         """The k best items after each history of catalogue rows, oldest first (-1 = an event without an item).
 
         `times`, `kinds`, `queries`: as `spell_history` takes them, one a user. `memory`: rows and mass `[U, J]` of
         each user's support (-1 pads), mixed in with weight `gate [U]`; `temperature`, one for
-        all or `[U]`, divides the model's logits.
-        `exclude`: rows a user shall not get;
-        `allowed` bool `[C]` filters for all. `beams` below k count as k. Histories are cut to the newest whole events
-        that fit. Raises ValueError when arrays disagree in shape or a row is outside the catalogue.
+        all or `[U]`, divides the model's logits. `exclude`: rows a user shall not get; `allowed` bool `[C]` filters for
+        all. Histories are cut to the newest whole events that fit.
+
+        `users`: who is asking, so that what was read of a user is kept and only new events are read (None: nobody
+        known). `beams` below k count as k. `widen`: lists that are not proven exact are searched again with twice the
+        beams, and again, up to so many (0: never). `normalise`: see `beam.Normalise`.
+        Raises ValueError when arrays disagree in shape or a row is outside the catalogue.
         """
-        users, n = len(histories), min(k, self.catalogue)
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
-        rows, mass = memory if memory is not None else (np.full((users, 1), -1, np.int32), np.zeros((users, 1)))
-        gate = np.zeros(users, np.float32) if gate is None else np.asarray(gate, np.float32)
-        heat = np.broadcast_to(np.asarray(temperature, np.float32), users)
-        exclude = [np.zeros(0, np.int32)] * users if exclude is None else exclude
-        if not len(rows) == len(mass) == len(gate) == len(exclude) == users:
-            raise ValueError(f"{users} histories, {len(exclude)} exclusions, {len(rows)} memories, {len(gate)} gates")
-        for name, given in (("exclude", exclude), ("memory", rows)):
-            if max((int(np.max(r, initial=-1)) for r in given), default=-1) >= self.catalogue:
-                raise ValueError(f"{name}: a row outside the catalogue of {self.catalogue} items")
-        under = jax.device_put(allowed_under(self._trie_host, allowed))
-        prompts = self._prompts(histories, times, kinds, queries)
-        lanes = lanes_of(self.trie, beams or BEAMS, n)
-        children = max(self.trie.width[0], *(lanes * width for width in self.trie.width[1:]), 1)
-        waiting: list[tuple[np.ndarray, Found]] = []
-        for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts], BATCH_CHILDREN // children):
-            tokens, item_rows, lengths = padded([prompts[u] for u in chosen], B, T)
-            excluded = [exclude[u] for u in chosen]
-            excluded_width = bucket(max(map(len, excluded)), 32, 4)
-            support_width = bucket(int((mass[chosen] > 0).sum(1).max(initial=0)), 64, 8)
-            support = [supported(rows[u], mass[u]) for u in chosen]
-            found = _recommend(
-                self._define, n, lanes, self.params, self.items, self.trie, under, tokens, item_rows, lengths,
-                rectangle(excluded, B, excluded_width, -1, np.int32),
-                rectangle([r for r, _ in support], B, support_width, -1, np.int32),
-                rectangle([m for _, m in support], B, support_width, 0, np.float32),
-                np.pad(gate[chosen], (0, B - len(chosen))), np.pad(heat[chosen], (0, B - len(chosen)), constant_values=1),
-            )  # fmt: skip
-            waiting.append((chosen, found))
-        return _lists(waiting, users, k)
+        if users is not None and len(users) != len(histories):
+            raise ValueError(f"{len(histories)} histories, {len(users)} users: name one a history, None for a stranger")
+        prompts = self.prompts(histories, times, kinds, queries)
+        requests = Requests.of(prompts, self.catalogue, exclude, memory, gate, temperature)
+        wave = self._wave(k, beams, normalise, allowed)
+        lists = Lists.empty(len(histories), k)
+        lists.put(wave.search(requests, np.arange(len(histories)), users))
+        while len(unproven := np.flatnonzero(~lists.exact)):
+            lanes = lanes_of(self.trie, min(2 * wave.settings.lanes, widen), wave.settings.k)
+            if lanes <= wave.settings.lanes:
+                break
+            wave = replace(wave, settings=wave.settings._replace(lanes=lanes))
+            lists.put(wave.search(requests, unproven, users))
+        return lists
+
+    def submit(
+        self,
+        history: np.ndarray,
+        *,
+        user: Hashable | None = None,
+        times: np.ndarray | None = None,
+        kinds: np.ndarray | None = None,
+        queries: Queries | None = None,
+        memory: tuple[np.ndarray, np.ndarray] | None = None,
+        gate: float = 0.0,
+        temperature: float = 1.0,
+        exclude: np.ndarray | None = None,
+        allowed: np.ndarray | None = None,
+        k: int = 10,
+        beams: int | None = None,
+        widen: int = 0,
+        normalise: Normalise = "level",
+    ) -> Future[Lists]:
+        """`recommend` for one user, answered in one batch with others who ask at the same time: lists of one.
+
+        Requests alike in `k`, `beams`, `widen`, `normalise` and the filter ride together; the answer is that of a
+        request alone. How long one waits, and how many: `engine.queue`. Raises `gather.Busy` when too many wait and
+        RuntimeError after `close`; what `recommend` raises comes through the future.
+        """
+        shared = k, beams, widen, normalise, None if allowed is None else xxhash.xxh3_128_digest(np.asarray(allowed))
+        own = {
+            "histories": history, "users": user, "times": times, "kinds": kinds, "queries": queries,
+            "memory": (_NO_ROWS, _NO_ROWS) if memory is None else memory, "gate": gate, "temperature": temperature,
+            "exclude": _NO_ROWS if exclude is None else exclude,
+        }  # fmt: skip
+        return self.queue.submit(shared, own | {"allowed": allowed})
+
+    def close(self) -> None:
+        """Answer what was submitted and take no more; `recommend` goes on."""
+        self.queue.close()
+
+    def _answer(self, shared: tuple, asked: list[dict[str, Any]]) -> list[Lists]:
+        """Requests that differ in their own parts only, as one call."""
+        k, beams, widen, normalise, _ = shared
+        own = {name: [one[name] for one in asked] for name in asked[0]}
+        allowed, memory = own.pop("allowed")[0], tuple(zip(*own.pop("memory"), strict=True))
+        heat = np.array(own.pop("temperature"), np.float32)
+        lists = self.recommend(
+            **own, memory=memory, temperature=heat, allowed=allowed, k=k, beams=beams, widen=widen, normalise=normalise
+        )
+        return [lists.of(u) for u in range(len(asked))]
+
+    def compile(
+        self,
+        *,
+        k: int = 10,
+        beams: int | None = None,
+        batches: Sequence[int] = (1,),
+        lengths: Sequence[int] | None = None,
+        excludes: Sequence[int] = (0,),
+        supports: Sequence[int] = (0,),
+        normalise: Normalise = "level",
+        users: bool = False,
+    ) -> list[tuple[int, int]]:
+        """Compile what `recommend` runs with these settings, so that no request waits for it; the shapes (B, T) made.
+
+        `batches`: users at once; `lengths`: tokens of their prefixes (None: every length up to `prompts.length`);
+        `excludes`, `supports`: rows excluded and rows in the memory's support of a user. Each number stands for the
+        smallest shape that holds it. `users`: also the programs that keep prefixes and append an event to them.
+        Where jax has a persistent compilation cache (JAX_COMPILATION_CACHE_DIR), the next process finds them there.
+        """
+        wave = self._wave(k, beams, normalise, None)
+        widths = sorted({prefix_width(n) for n in (range(1, self.prompts.length + 1) if lengths is None else lengths)})
+        shapes = sorted(
+            {(min(1 << (B - 1).bit_length(), full_batch(T, wave.most)), T) for B in batches for T in widths}
+        )
+        for (B, T), excluded, supported in product(shapes, excludes, supports):
+            wave.warm_up(B, T, excluded, supported, users)
+        return shapes
+
+    def _wave(self, k: int, beams: int | None, normalise: Normalise, allowed: np.ndarray | None) -> Wave:
+        under = self._all_under if allowed is None else jax.device_put(allowed_under(self._trie_host, allowed))
+        k = min(k, self.catalogue)
+        settings = Settings(k, lanes_of(self.trie, beams or BEAMS, k), normalise)
+        version, params = self._current
+        return Wave(
+            self._define, params, version, self.items, self.trie, under, settings, self.cache, self.prompts.event
+        )
 
     def rank(
         self,
         histories: Sequence[np.ndarray],
         candidates: Sequence[np.ndarray],
         *,
-        times: Sequence[np.ndarray] | None = None,
-        kinds: Sequence[np.ndarray] | None = None,
+        times: Parts = None,
+        kinds: Parts = None,
         queries: Sequence[Queries] | None = None,
         memory: tuple[np.ndarray, np.ndarray] | None = None,
         gate: np.ndarray | None = None,
@@ -172,20 +234,20 @@ class Engine:
         rows, mass = memory if memory is not None else (np.full((users, 1), -1, np.int32), np.zeros((users, 1)))
         gate = np.zeros(users, np.float32) if gate is None else np.asarray(gate, np.float32)
         heat = np.broadcast_to(np.asarray(temperature, np.float32), users)
-        prompts = self._prompts(histories, times, kinds, queries)
+        prompts = self.prompts(histories, times, kinds, queries)
         rank, slices = self._trie_host.rank, max(s.size for s in self.vocab.levels)
-        made = _lists([], users, width)
+        made = Lists.empty(users, width)
         widths = np.array([bucket(len(given), 64, 4) if len(given) else 0 for given in candidates], np.int64)
         for J in sorted({int(n) for n in widths} - {0}):
             same = np.flatnonzero(widths == J)
             scored = J if self._trie_host.levels > 1 else 1  # rows of logits a user
-            for at, T, B in self._batches([len(prompts[u][0]) for u in same], BATCH_CHILDREN // (scored * slices)):
+            for at, T, B in batches([len(prompts[u][0]) for u in same], BATCH_CHILDREN // (scored * slices)):
                 chosen = same[at]
                 asked = rectangle([candidates[u] for u in chosen], B, J, 0, np.int32)
                 carried = [mass_of(candidates[u], rows[u], mass[u]) for u in chosen]
                 spare = (0, B - len(chosen))
-                parts = _rank(
-                    self._define, self.params, self.items, *padded([prompts[u] for u in chosen], B, T), self.codes[asked],
+                parts = programs.rank(
+                    self._define, self.params, self.items, *pad([prompts[u] for u in chosen], B, T), self.codes[asked],
                     rectangle(carried, B, J, 0, np.float32), np.pad(gate[chosen], spare),
                     np.pad(heat[chosen], spare, constant_values=1),
                 )  # fmt: skip
@@ -216,13 +278,13 @@ class Engine:
         targets = np.asarray(targets)
         if targets.shape != (len(histories),) or targets.min(initial=0) < 0 or targets.max(initial=0) >= self.catalogue:
             raise ValueError(f"targets {list(targets.shape)}: one row of 0..{self.catalogue - 1} a history is needed")
-        prompts = self._prompts(histories, times, kinds, queries)
+        prompts = self.prompts(histories, times, kinds, queries)
         heats = np.array([1.0] if temperatures is None else temperatures, np.float32)
         result = np.zeros((len(histories), len(heats)), np.float32)
-        for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts]):
-            tokens, item_rows, lengths = padded([prompts[u] for u in chosen], B, T)
+        for chosen, T, B in batches([len(tokens) for tokens, _ in prompts]):
+            tokens, item_rows, lengths = pad([prompts[u] for u in chosen], B, T)
             codes = np.pad(self.codes[targets[chosen]], ((0, B - len(chosen)), (0, 0)))
-            logp = _score(self._define, self.params, self.items, tokens, item_rows, lengths, codes, heats)
+            logp = programs.score(self._define, self.params, self.items, tokens, item_rows, lengths, codes, heats)
             result[chosen] = np.asarray(logp)[: len(chosen)]
         return result[:, 0] if temperatures is None else result
 
@@ -235,11 +297,11 @@ class Engine:
         queries: Sequence[Queries] | None = None,
     ) -> np.ndarray:
         """The state after each history, the one that scores the next item: float32 `[U, D]`."""
-        prompts = self._prompts(histories, times, kinds, queries)
+        prompts = self.prompts(histories, times, kinds, queries)
         result = np.zeros((len(histories), self._width), np.float32)
-        for chosen, T, B in self._batches([len(tokens) for tokens, _ in prompts]):
-            inputs = padded([prompts[u] for u in chosen], B, T)
-            result[chosen] = np.asarray(_states(self._define, self.params, self.items, *inputs))[: len(chosen)]
+        for chosen, T, B in batches([len(tokens) for tokens, _ in prompts]):
+            inputs = pad([prompts[u] for u in chosen], B, T)
+            result[chosen] = np.asarray(programs.states(self._define, self.params, self.items, *inputs))[: len(chosen)]
         return result
 
     def item_vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -247,8 +309,10 @@ class Engine:
         last of which brings its content. With one level that is its row of the output table: times a state, a logit."""
         rows = np.asarray(rows, np.int32)
         size = bucket(max(len(rows), 1), 64)
-        filled = np.pad(rows, (0, size - len(rows)), mode="edge") if len(rows) else np.zeros(size, np.int32)
-        return np.asarray(_item_vectors(self._define, self.params, self.items, self.codes[filled], filled))[: len(rows)]
+        padded = np.pad(rows, (0, size - len(rows)), mode="edge") if len(rows) else np.zeros(size, np.int32)
+        return np.asarray(programs.item_vectors(self._define, self.params, self.items, self.codes[padded], padded))[
+            : len(rows)
+        ]
 
     def write(
         self,
@@ -259,6 +323,7 @@ class Engine:
         temperature: float | Sequence[float] = 1.0,
         top_k: int | Sequence[int] = 0,
         top_p: float | Sequence[float] = 1.0,
+        repetition: float | Sequence[float] = 1.0,
         seeds: int | Sequence[int] = 0,
     ) -> list[list[int]]:
         """Continue each prompt of token ids by text: at most `most` ids, ending before </s>.
@@ -268,128 +333,24 @@ class Engine:
         """
         count = len(prompts)
         each = lambda value, kind: np.broadcast_to(np.asarray(value, kind), (count,))  # noqa: E731
-        heat, kept, mass, seed = each(temperature, np.float32), each(top_k, np.int32), each(top_p, np.float32), each(seeds, np.uint32)  # fmt: skip
-        if (heat < 0).any() or (kept < 0).any() or (mass <= 0).any() or most < 1:
-            raise ValueError("temperature and top_k must not be negative, top_p and most must be above 0")
+        heat, kept, mass = each(temperature, np.float32), each(top_k, np.int32), each(top_p, np.float32)
+        again, seed = each(repetition, np.float32), each(seeds, np.uint32)
+        if (heat < 0).any() or (kept < 0).any() or (mass <= 0).any() or (again <= 0).any() or most < 1:
+            raise ValueError("temperature and top_k must not be negative, top_p, repetition and most must be above 0")
         if any(len(p) == 0 for p in prompts):
             raise ValueError("an empty prompt: begin with <s>")
         rows = [np.full(len(p), -1) for p in prompts] if item_rows is None else item_rows
         pairs = [(np.asarray(p, np.int32), np.asarray(r, np.int32)) for p, r in zip(prompts, rows, strict=True)]
         result: list[list[int]] = [[] for _ in range(count)]
-        for chosen, T, B in self._batches([len(p) for p in prompts]):
+        for chosen, T, B in batches([len(p) for p in prompts]):
             fill = lambda x, chosen=chosen, B=B: np.pad(x[chosen], (0, B - len(chosen)))  # noqa: E731
-            sampling = Sampling(fill(heat), fill(kept), fill(mass), fill(seed), fill(np.full(count, most, np.int32)))
-            inputs = padded([pairs[i] for i in chosen], B, T)
-            out, written = _write(self._define, bucket(most, 16), self.params, self.items, *inputs, sampling)
+            limit = np.full(count, most, np.int32)
+            sampling = Sampling(*map(fill, (heat, kept, mass, seed, limit, again)))
+            inputs = pad([pairs[i] for i in chosen], B, T)
+            out, written = programs.write(self._define, bucket(most, 16), self.params, self.items, *inputs, sampling)
             for i, ids, n in zip(chosen, np.asarray(out), np.asarray(written), strict=False):
                 result[i] = ids[:n].tolist()
         return result
-
-    # -- shapes ------------------------------------------------------------------------------------------------
-
-    def _prompts(self, histories: Sequence[np.ndarray], times: Any, kinds: Any, queries: Any) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-        """(tokens, item_rows) of each prefix: <s>, then the newest events that fit, spelled."""
-        made = []
-        for u, history in enumerate(histories):
-            at = lambda part, u=u: None if part is None else np.asarray(part[u])  # noqa: E731
-            tokens, rows = self._spell(np.asarray(history), at(times), at(kinds), queries[u] if queries else {})
-            made.append((np.insert(tokens, 0, BOS), np.insert(rows, 0, -1)))
-        return made
-
-    def _spell(self, items: np.ndarray, times: np.ndarray | None, kinds: np.ndarray | None, queries: Queries):
-        if items.max(initial=-1) >= self.catalogue:
-            raise ValueError(f"history: row {items.max()} is outside the catalogue of {self.catalogue} items")
-        room = self.length - 1
-        told = items >= 0  # neither an item nor a query: nothing to spell
-        told[[p for p in queries if p < len(items)]] = True
-        events = np.flatnonzero(told)[-room:] if room else np.zeros(0, np.int64)
-
-        def spelled(events: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            pick = lambda part: None if part is None else part[events]  # noqa: E731
-            asked = {i: queries[e] for i, e in enumerate(events.tolist()) if e in queries} if queries else {}
-            return spell_history(
-                self.vocab, self.codes, items[events], pick(times), pick(kinds), self.timed, self.n_kinds, asked
-            )
-
-        tokens, rows, event = spelled(events)
-        if len(tokens) > room:
-            start = np.minimum(np.searchsorted(event, np.arange(len(events))), len(tokens) - 1)
-            left = len(tokens) - start - np.isin(tokens[start], GAP_TOKENS)  # the first event has no pause before it
-            tokens, rows, _ = spelled(events[left <= room])
-        return tokens, rows
-
-    def _batches(self, lengths: Sequence[int], most: int = 1 << 30) -> Iterator[tuple[np.ndarray, int, int]]:
-        """(who, padded tokens T, padded rows B) of batches of similar length, longest first; each shape one of few."""
-        order = np.argsort(-np.asarray(lengths), kind="stable")
-        start = 0
-        while start < len(order):
-            T = bucket(lengths[order[start]], 64)
-            full = 1 << (max(1, min(BATCH_TOKENS // T, most)).bit_length() - 1)
-            chosen = order[start : start + full]
-            yield chosen, T, min(full, 1 << (len(chosen) - 1).bit_length())
-            start += full
-
-
-# -- programs ------------------------------------------------------------------------------------------------------
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _recommend(
-    define, k, beams, params, items, trie, under, tokens, item_rows, lengths, exclude, support, mass, gate, temperature
-):
-    model = nnx.merge(define, params)
-    prefix = prefill(model, items, tokens, item_rows, lengths)
-    shown = show(trie, under, exclude, support, mass, gate)
-    return search(model, items, trie, prefix, shown, beams=beams, k=k, temperature=temperature)
-
-
-@partial(jax.jit, static_argnums=0)
-def _rank(define, params, items, tokens, item_rows, lengths, codes, mass, gate, temperature):
-    model = nnx.merge(define, params)
-    logp = spelled_logp(model, items, prefill(model, items, tokens, item_rows, lengths), codes, temperature)
-    scores, logmass = mixed(logp, mass, gate)
-    return scores, logp, logmass
-
-
-@partial(jax.jit, static_argnums=0)
-def _score(define, params, items, tokens, item_rows, lengths, codes, heats):
-    model = nnx.merge(define, params)
-    B, L = codes.shape
-    rows, level = jnp.arange(B)[:, None], jnp.arange(L)
-    offsets = jnp.array([s.offset for s in model.vocab.levels])
-    grown = ((0, 0), (0, L))
-    tokens = jnp.pad(tokens, grown).at[rows, lengths[:, None] + level].set(codes + offsets)
-    hidden, _ = model.prefill(tokens, jnp.pad(item_rows, grown, constant_values=-1), lengths + L, items)
-    asks = hidden[rows, lengths[:, None] - 1 + level]
-    logp = jnp.zeros((B, len(heats)))
-    for t in range(L):
-        logits = model.logits(asks[:, t], t + 1, items)
-        hit = jnp.take_along_axis(logits, codes[:, t : t + 1], axis=1)
-        logp += hit / heats - jax.lax.map(lambda heat, x=logits: jax.nn.logsumexp(x / heat, axis=-1), heats).T
-    return logp
-
-
-@partial(jax.jit, static_argnums=0)
-def _states(define, params, items, tokens, item_rows, lengths):
-    return prefill(nnx.merge(define, params), items, tokens, item_rows, lengths).hidden.astype(jnp.float32)
-
-
-@partial(jax.jit, static_argnums=0)
-def _item_vectors(define, params, items, codes, rows):
-    model = nnx.merge(define, params)
-    tokens = codes + jnp.array([s.offset for s in model.vocab.levels])
-    completes = jnp.full(codes.shape, -1).at[:, -1].set(rows)
-    read = model.embeddings.read(tokens, completes, items, None)
-    return read.astype(jnp.dtype(model.config.dtype)).astype(jnp.float32).mean(1)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _write(define, room, params, items, tokens, item_rows, lengths, sampling):
-    model = nnx.merge(define, params)
-    return write(model, items, prefill(model, items, tokens, item_rows, lengths, room=room), sampling, room)
-
-
-# -- arrays --------------------------------------------------------------------------------------------------------
 
 
 def _check_codes(codes: np.ndarray, vocab: Vocab) -> None:
@@ -399,16 +360,3 @@ def _check_codes(codes: np.ndarray, vocab: Vocab) -> None:
             f"codes {list(codes.shape)} do not fit the model's code levels {sizes}; "
             "take the catalogue it was trained on, or one made with `prepare --like RUN`"
         )
-
-
-def _lists(waiting: Sequence[tuple[np.ndarray, Found]], users: int, k: int) -> Lists:
-    """Results of all batches in the users' order; places past the catalogue stay empty."""
-    rows = np.full((users, k), -1, np.int32)
-    scores, model_logp, memory_logp = (np.full((users, k), -np.inf, np.float32) for _ in range(3))
-    exact = np.zeros(users, bool)
-    for chosen, found in waiting:
-        n, width = len(chosen), found.rows.shape[1]
-        for whole, part in ((rows, found.rows), (scores, found.scores), (model_logp, found.model_logp), (memory_logp, found.memory_logp)):  # fmt: skip
-            whole[chosen, :width] = np.asarray(part)[:n]
-        exact[chosen] = np.asarray(found.exact)[:n]
-    return Lists(rows, scores, model_logp, memory_logp, exact)

@@ -1,4 +1,4 @@
-"""Text, one token after another: temperature, top-k, top-p, a seed a request, an end at </s>.
+"""Text, one token after another: temperature, top-k, top-p, repetition penalty, a seed a request, an end at </s>.
 
 What a request gets depends on its own prompt, seed and settings alone, never on its neighbours in the batch.
 """
@@ -23,6 +23,8 @@ class Sampling:
 
     `temperature [B]`: 0 takes the most likely token. `top_k [B]`: only the k most likely (0 = all). `top_p [B]`: only
     the most likely ones that together reach p (1 = all). `seed [B]` uint32. `limit [B]`: most tokens written.
+    `repetition [B]`: scores of tokens that the prompt or the text holds already are divided by it where above 0, and
+    multiplied where below (1 = off; CTRL, arXiv 1909.05858, section 4.1).
     """
 
     temperature: Float[Array, " B"]
@@ -30,6 +32,7 @@ class Sampling:
     top_p: Float[Array, " B"]
     seed: Int[Array, " B"]
     limit: Int[Array, " B"]
+    repetition: Float[Array, " B"]
 
 
 jax.tree_util.register_dataclass(Sampling)
@@ -53,6 +56,14 @@ def draw(logits: Float[Array, "B V"], sampling: Sampling, place: Int[Array, " B"
     return jnp.take_along_axis(token, jnp.argmax(drawn, axis=-1)[:, None], axis=1)[:, 0]
 
 
+def penalise(
+    logits: Float[Array, "B V"], held: Bool[Array, "B V"], repetition: Float[Array, " B"]
+) -> Float[Array, "B V"]:
+    """Scores with those of the tokens held already lowered by the repetition penalty."""
+    by = jnp.where(held, repetition[:, None], 1.0)
+    return jnp.where(logits > 0, logits / by, logits * by)
+
+
 def write(
     model: Transformer, items: ItemTable, prefix: Prefix, sampling: Sampling, room: int
 ) -> tuple[Int[Array, "B R"], Int[Array, " B"]]:
@@ -63,23 +74,28 @@ def write(
     B = prefix.lengths.shape[0]
     may = _writable(model.vocab.text.padded)
     limit = jnp.minimum(sampling.limit, room)
+    rows = jnp.arange(B)
+    V = model.vocab.text.padded  # a code is past it, and dropped below
+    read = jnp.where(jnp.arange(prefix.room) < prefix.lengths[:, None], prefix.tokens, V)
+    held = jnp.zeros((B, V), bool).at[rows[:, None], read].set(True, mode="drop")
 
     def going(state: tuple) -> Array:
         return ~state[3].all()
 
     def one(state: tuple) -> tuple:
-        prefix, out, count, done = state
-        logits = jnp.where(may, model.logits(prefix.hidden, 0, items), -jnp.inf)
-        token = draw(logits, sampling, count)
+        prefix, out, count, done, held = state
+        logits = penalise(model.logits(prefix.hidden, 0, items), held, sampling.repetition)
+        token = draw(jnp.where(may, logits, -jnp.inf), sampling, count)
         done = done | (token == EOS)
-        out = out.at[jnp.arange(B), jnp.where(done, room, count)].set(token, mode="drop")
+        out = out.at[rows, jnp.where(done, room, count)].set(token, mode="drop")
+        held = held.at[rows, token].set(True)
         count = count + ~done
         done = done | (count >= limit)
         step = (~done).astype(jnp.int32)
-        return append(model, items, prefix, token[:, None], jnp.full((B, 1), -1), step), out, count, done
+        return append(model, items, prefix, token[:, None], jnp.full((B, 1), -1), step), out, count, done, held
 
-    start = (prefix, jnp.zeros((B, room), jnp.int32), jnp.zeros(B, jnp.int32), limit <= 0)
-    _, out, count, _ = jax.lax.while_loop(going, one, start)
+    start = (prefix, jnp.zeros((B, room), jnp.int32), jnp.zeros(B, jnp.int32), limit <= 0, held)
+    _, out, count, *_ = jax.lax.while_loop(going, one, start)
     return out, count
 
 

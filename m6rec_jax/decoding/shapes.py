@@ -1,12 +1,17 @@
-"""Ragged requests as rectangles of few shapes, so that few programs are compiled."""
+"""Ragged requests as arrays of few shapes, so that few programs are compiled."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from m6rec_jax.vocab import BOS
+
+BATCH_TOKENS = 16_384  # padded tokens read by one program
+LEAST_TOKENS = 64  # the shortest prefix that a program is compiled for
+
+Prompt = tuple[np.ndarray, np.ndarray]  # tokens [T] and item rows [T] of one prefix, int32
 
 
 def bucket(n: int, least: int, factor: int = 2) -> int:
@@ -17,33 +22,40 @@ def bucket(n: int, least: int, factor: int = 2) -> int:
     return size * 3 // 4 if factor == 2 and size > least and n <= size * 3 // 4 else size
 
 
-def padded(pairs: Sequence[tuple[np.ndarray, np.ndarray]], B: int, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def prefix_width(tokens: int) -> int:
+    """T of the program that reads a prefix of so many tokens."""
+    return bucket(tokens, LEAST_TOKENS)
+
+
+def full_batch(T: int, most: int = 1 << 30) -> int:
+    """Rows of the largest program over prefixes of T padded tokens: a power of two, at most `most`."""
+    return 1 << (max(1, min(BATCH_TOKENS // T, most)).bit_length() - 1)
+
+
+def batches(lengths: Sequence[int], most: int = 1 << 30) -> Iterator[tuple[np.ndarray, int, int]]:
+    """(who, padded tokens T, padded rows B) of batches of similar length, longest first; each shape one of few."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    start = 0
+    while start < len(order):
+        T = prefix_width(lengths[order[start]])
+        full = full_batch(T, most)
+        chosen = order[start : start + full]
+        yield chosen, T, min(full, 1 << (len(chosen) - 1).bit_length())
+        start += full
+
+
+def pad(prompts: Sequence[Prompt], B: int, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Right-padded tokens and item rows `[B, T]`, and lengths `[B]`; spare rows hold <s> alone."""
-    tokens = rectangle([t for t, _ in pairs], B, T, 0, np.int32)
-    tokens[len(pairs) :, 0] = BOS
+    tokens = rectangle([t for t, _ in prompts], B, T, 0, np.int32)
+    tokens[len(prompts) :, 0] = BOS
     lengths = np.ones(B, np.int32)
-    lengths[: len(pairs)] = [len(t) for t, _ in pairs]
-    return tokens, rectangle([r for _, r in pairs], B, T, -1, np.int32), lengths
+    lengths[: len(prompts)] = [len(t) for t, _ in prompts]
+    return tokens, rectangle([r for _, r in prompts], B, T, -1, np.int32), lengths
 
 
 def rectangle(parts: Sequence[np.ndarray], rows: int, width: int, fill: float, dtype: type) -> np.ndarray:
+    """The parts as the first rows of an array `[rows, width]` of `fill`."""
     made = np.full((rows, width), fill, dtype)
     for i, part in enumerate(parts):
         made[i, : len(part)] = part
-    return made
-
-
-def supported(rows: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    some = mass > 0
-    return rows[some], mass[some]
-
-
-def mass_of(candidates: np.ndarray, rows: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """What a user's support `rows [J]` (-1 = none) gives each of some distinct candidates."""
-    made = np.zeros(len(candidates))
-    if len(candidates):
-        order = np.argsort(candidates, kind="stable")
-        at = order[np.minimum(np.searchsorted(candidates, rows, sorter=order), len(order) - 1)]
-        hit = np.asarray(candidates)[at] == rows
-        np.add.at(made, at[hit], mass[hit])
     return made

@@ -25,29 +25,36 @@ def a_trie(levels: int) -> tuple[np.ndarray, Trie]:
     return codes, build_trie(codes)
 
 
-@partial(jax.jit, static_argnames=("levels", "beams"))
-def pure_search(trie, under, exclude, support, mass, gate, tables, *, levels, beams):
+@partial(jax.jit, static_argnames=("levels", "beams", "among_children"))
+def pure_search(trie, under, exclude, support, mass, gate, tables, *, levels, beams, among_children=False):
     """The loop of `search` with a table in place of the model: `tables[level][user, node]` are log-probabilities."""
     shown = show(trie, under, exclude, support, mass, gate)
     now = root(shown)
     for level in range(levels):
         bound = now.bound
         logp = jnp.take_along_axis(tables[level], jnp.maximum(now.node, 0)[..., None], axis=1)
-        now, _ = step(trie, shown, now, logp, level, K if level == levels - 1 else beams)
+        now, _ = step(trie, shown, now, logp, level, K if level == levels - 1 else beams, among_children)
     rows = jnp.where(now.node >= 0, trie.row[jnp.maximum(now.node - trie.leaf0, 0)], -1)
     return rows, now, bound
 
 
-def brute_force(codes, trie, allowed, exclude, support, mass, gate, tables):
+def brute_force(codes, trie, allowed, exclude, support, mass, gate, tables, among_children=False):
     """Score of every item for every user `[U, C]`, -inf where it must not be shown."""
     logp = np.zeros((USERS, len(codes)))
-    for row, code in enumerate(codes):
-        for level, c in enumerate(code):
-            logp[:, row] += tables[level][:, trie.ancestor[level, trie.rank[row]], c]
     shown = np.tile(allowed, (USERS, 1))
-    memory = np.zeros_like(logp)
     for u in range(USERS):
         shown[u, exclude[u][exclude[u] >= 0]] = False
+    for row, code in enumerate(codes):
+        for level, c in enumerate(code):
+            given = tables[level][:, trie.ancestor[level, trie.rank[row]]]
+            logp[:, row] += given[:, c]
+            if among_children:
+                alike = (codes[:, :level] == code[:level]).all(1)
+                for u in range(USERS):
+                    there = np.unique(codes[alike & shown[u], level])
+                    logp[u, row] -= np.logaddexp.reduce(given[u, there], initial=-np.inf) if shown[u, row] else 0
+    memory = np.zeros_like(logp)
+    for u in range(USERS):
         np.add.at(memory[u], support[u][support[u] >= 0], mass[u][support[u] >= 0])
     memory = np.where(shown, memory, 0)
     total = memory.sum(1, keepdims=True)
@@ -61,8 +68,8 @@ def brute_force(codes, trie, allowed, exclude, support, mass, gate, tables):
 @pytest.mark.parametrize("levels", [1, 3])
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.03, 0.3, 1.0]), heat=st.sampled_from([0.3, 3.0]),
-       beams=st.sampled_from([4, 70]), gates=st.sampled_from([0.0, 0.5, 1.0]))  # fmt: skip
-def test_beams_against_brute_force(levels, seed, share, heat, beams, gates):
+       beams=st.sampled_from([4, 70]), gates=st.sampled_from([0.0, 0.5, 1.0]), among_children=st.booleans())  # fmt: skip
+def test_beams_against_brute_force(levels, seed, share, heat, beams, gates, among_children):
     codes, trie = a_trie(levels)
     C = len(codes)
     rng = np.random.default_rng(seed)
@@ -74,7 +81,7 @@ def test_beams_against_brute_force(levels, seed, share, heat, beams, gates):
     support = rng.integers(-1, C, (USERS, J))
     mass = (rng.random((USERS, J)) * (rng.random((USERS, 1)) < 0.8)).astype(np.float32)
     gate = np.full(USERS, gates, np.float32)
-    expected, model = brute_force(codes, trie, allowed, exclude, support, mass, gate, tables)
+    expected, model = brute_force(codes, trie, allowed, exclude, support, mass, gate, tables, among_children)
 
     rows, now, bound = jax.device_get(
         pure_search(
@@ -87,6 +94,7 @@ def test_beams_against_brute_force(levels, seed, share, heat, beams, gates):
             tables,
             levels=levels,
             beams=beams if levels > 1 else 1,
+            among_children=among_children,
         )
     )
     for u in range(USERS):

@@ -30,7 +30,7 @@ def prompts(w, lengths, T):
     tokens = np.zeros((len(lengths), T), np.int32)
     rows = np.full((len(lengths), T), -1, np.int32)
     for i, n in enumerate(lengths):
-        [(t, r)] = w.engine._prompts([rng.integers(w.engine.catalogue, size=T)], None, None, None)
+        [(t, r)] = w.engine.prompts([rng.integers(w.engine.catalogue, size=T)])
         tokens[i, :n], rows[i, :n] = t[:n], r[:n]
     assert (tokens[:, 0] == BOS).all()
     return tokens, rows, np.array(lengths, np.int32)

@@ -9,7 +9,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m6rec_jax.decoding.engine import Engine, _recommend
+from m6rec_jax.decoding import programs
+from m6rec_jax.decoding.engine import Engine
+from m6rec_jax.decoding.prompts import Prompts
 from m6rec_jax.errors import InputError
 from m6rec_jax.vocab import BOS
 from tests.decoding.worlds import CATALOGUE, World, world
@@ -102,6 +104,53 @@ def test_narrow_beams_are_certified_only_when_right(deep):
     assert 0 < certified < 2 * len(deep.histories)
 
 
+@pytest.mark.parametrize("normalise", ["vocab", "children"])
+def test_what_codes_are_normalised_over(any_world, normalise):
+    """All ids: what a softmax over the whole vocabulary gives. What may be shown: lists that sum to 1."""
+    w, histories = any_world, any_world.histories[2:5]
+    allowed, heat = np.random.default_rng(5).random(CATALOGUE) < 0.3, 1.7
+    found = w.engine.recommend(histories, k=CATALOGUE, allowed=allowed, normalise=normalise, temperature=heat)
+    shown = np.sort(found.rows, axis=1)[:, -allowed.sum() :]
+    assert (shown == np.flatnonzero(allowed)).all() and found.exact.all()
+    if normalise == "children":
+        np.testing.assert_allclose(np.exp(found.scores).sum(1), 1, atol=1e-5)
+        return
+    [(prefix, rows)] = w.engine.prompts(histories[:1])
+    for place in (0, 3, int(allowed.sum()) - 1):
+        spelled = w.engine.vocab.spell(w.engine.codes[found.rows[0, place]])
+        tokens, n = np.append(prefix, spelled), len(prefix)
+        hidden, _ = w.model.prefill(tokens[None], np.append(rows, np.full(len(spelled), -1))[None], np.array([len(tokens)]), w.engine.items)  # fmt: skip
+        every = np.concatenate([np.asarray(w.model.logits(hidden[0, n - 1 : -1], s, w.engine.items)) for s in range(len(w.engine.vocab.slices))], axis=-1) / heat  # fmt: skip
+        logp = every - np.logaddexp.reduce(every, axis=-1, keepdims=True)
+        assert found.scores[0, place] == pytest.approx(logp[np.arange(len(spelled)), spelled].sum(), abs=1e-4)
+
+
+def test_an_unknown_way_to_normalise_is_named(deep):
+    with pytest.raises(ValueError, match="normalise='all': must be one of level, vocab, children"):
+        deep.engine.recommend(deep.histories[:1], normalise="all")
+
+
+def test_unproven_lists_are_searched_again_wider(deep, monkeypatch):
+    histories, ran, original = deep.histories, [], programs.recommend
+    plain = deep.engine.recommend(histories, k=1, beams=4)
+    assert 0 < plain.exact.sum() < len(histories)
+
+    def spy(define, settings, *args):
+        ran.append((settings.lanes, np.asarray(args[-1].lengths).tolist()))
+        return original(define, settings, *args)
+
+    monkeypatch.setattr(programs, "recommend", spy)
+    found = deep.engine.recommend(histories, k=1, beams=4, widen=8)
+    assert [lanes for lanes, _ in ran] == [4, 8]
+    unproven = [len(tokens) for tokens, _ in deep.engine.prompts([histories[u] for u in np.flatnonzero(~plain.exact)])]
+    assert sorted(ran[1][1])[-len(unproven) :] == sorted(unproven)
+    assert (found.rows[plain.exact] == plain.rows[plain.exact]).all()  # the proven are left alone
+    assert (found.scores[plain.exact] == plain.scores[plain.exact]).all()
+    assert found.exact.sum() > plain.exact.sum()
+    best = reference(deep, histories).max(1, keepdims=True)
+    np.testing.assert_allclose(found.scores[found.exact], best[found.exact], atol=1e-4)
+
+
 def test_a_request_is_answered_alike_in_any_company(any_world):
     w = any_world
     asked = requests(w)
@@ -146,7 +195,7 @@ def test_long_histories_are_cut_to_their_newest_whole_events(any_world):
     w = any_world
     rng = np.random.default_rng(3)
     long = rng.integers(CATALOGUE, size=500)
-    fits = (w.engine.length - 1) // w.engine.trie.levels
+    fits = (w.engine.prompts.length - 1) // w.engine.trie.levels
     cut, whole = (w.engine.recommend([h], k=K, beams=BEAMS) for h in (long, long[-fits:]))
     assert (cut.rows == whole.rows).all() and (cut.scores == whole.scores).all()
 
@@ -155,7 +204,6 @@ def test_long_histories_are_cut_to_their_newest_whole_events(any_world):
 @given(seed=st.integers(0, 2**32 - 1), length=st.integers(2, 60))
 def test_windows_with_pauses_kinds_and_queries_are_the_longest_that_fit(seed, length):
     w = world(3)
-    engine = Engine(w.model, w.engine.codes, np.zeros((CATALOGUE, 5)), np.ones(CATALOGUE, bool), timed=True, n_kinds=3, length=length)  # fmt: skip
     rng = np.random.default_rng(seed)
     n = int(rng.integers(0, 40))
     items = rng.integers(CATALOGUE, size=n)
@@ -169,10 +217,9 @@ def test_windows_with_pauses_kinds_and_queries_are_the_longest_that_fit(seed, le
     items[nameless & (items >= 0)] = -1  # events without an item or a query are skipped
 
     def tokens(start: int, room: int) -> list[int]:
-        wide = Engine.__new__(Engine)
-        wide.__dict__.update(engine.__dict__ | {"length": room})
+        prompts = Prompts(w.engine.vocab, w.engine.codes, timed=True, n_kinds=3, length=room)
         part = {e - start: q for e, q in queries.items() if e >= start}
-        [(made, rows)] = wide._prompts([items[start:]], [times[start:]], [kinds[start:]], [part])
+        [(made, rows)] = prompts([items[start:]], [times[start:]], [kinds[start:]], [part])
         assert len(made) == len(rows)
         return made.tolist()
 
@@ -185,15 +232,35 @@ def test_windows_with_pauses_kinds_and_queries_are_the_longest_that_fit(seed, le
 def test_new_parameters_need_no_new_program(any_world):
     engine = any_world.engine
     before = engine.recommend(any_world.histories, k=K, beams=BEAMS)
-    compiled = _recommend._cache_size()
+    compiled = programs.recommend._cache_size()
     old = engine.params
     try:
         engine.params = jax.tree.map(lambda x: 1.5 * x, old)
         after = engine.recommend(any_world.histories, k=K, beams=BEAMS)
     finally:
         engine.params = old
-    assert (before.scores != after.scores).any() and _recommend._cache_size() == compiled
+    assert (before.scores != after.scores).any() and programs.recommend._cache_size() == compiled
     assert (engine.recommend(any_world.histories, k=K, beams=BEAMS).scores == before.scores).all()
+
+
+def test_what_was_compiled_ahead_is_not_compiled_again(deep):
+    engine, settings, rng = deep.engine, {"k": 5, "beams": 3}, np.random.default_rng(0)
+
+    def compiled() -> list[int]:
+        return [p._cache_size() for p in (programs.recommend, programs.recommend_and_keep, programs.recommend_from)]
+
+    before = compiled()
+    assert engine.compile(**settings, batches=(2,), lengths=(3, 40), excludes=(9,), users=True) == [(2, 64)]
+    after = compiled()
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1]
+    histories = [rng.integers(CATALOGUE, size=n) for n in (9, 2)]
+    for _ in range(2):
+        asked = {"exclude": histories, "allowed": rng.random(CATALOGUE) < 0.5} | settings
+        engine.recommend(histories, **asked)
+        engine.recommend(histories, users=["a", "b"], **asked)
+        histories = [np.append(h, 3) for h in histories]
+    assert compiled() == after
+    engine.cache.clear()
 
 
 def test_nobody_asked(any_world):
@@ -222,7 +289,7 @@ def test_bad_arguments_are_named(deep):
 
 def test_bound_model_and_its_state_are_interchangeable(deep):
     """Training hands over `nnx.state` of a model with other numbers; the engine takes it as it is."""
-    other = nnx.merge(*nnx.split(deep.model))
+    other = nnx.clone(deep.model)  # merge(split) would share its variables, and other tests this model
     nnx.update(other, jax.tree.map(lambda x: 2 * x, nnx.state(other)))
     fresh = Engine(other, deep.engine.codes, np.asarray(deep.engine.items.content)[:CATALOGUE], np.asarray(deep.engine.items.seen)[:CATALOGUE], length=48)  # fmt: skip
     swapped = Engine.__new__(Engine)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m6rec_jax.decoding.sampling import Sampling, draw
+from m6rec_jax.decoding.sampling import Sampling, draw, penalise
 from m6rec_jax.vocab import BOS, EOS, SPECIALS
 from tests.decoding.worlds import PIECES, world
 
@@ -19,7 +19,7 @@ draw = jax.jit(draw)
 def setting(n: int, temperature=1.0, top_k=0, top_p=1.0, seeds=None) -> Sampling:
     fill = lambda x, kind: np.full(n, x, kind)  # noqa: E731
     seeds = np.arange(n, dtype=np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
-    return Sampling(fill(temperature, np.float32), fill(top_k, np.int32), fill(top_p, np.float32), seeds, fill(9, np.int32))  # fmt: skip
+    return Sampling(fill(temperature, np.float32), fill(top_k, np.int32), fill(top_p, np.float32), seeds, fill(9, np.int32), fill(1, np.float32))  # fmt: skip
 
 
 def frequencies(logits: np.ndarray, **settings) -> np.ndarray:
@@ -91,10 +91,25 @@ def test_texts_hold_no_reserved_id_and_end_where_they_should():
     assert engine.write([[BOS]] * 60, most=3, **many) == [text[:3] for text in texts]
 
 
+def test_a_penalty_lowers_what_is_held_whatever_its_sign():
+    logits, held = np.array([[2.0, -2.0, 2.0, -2.0]]), np.array([[True, True, False, False]])
+    np.testing.assert_allclose(penalise(logits, held, np.array([4.0])), [[0.5, -8.0, 2.0, -2.0]])
+    assert (penalise(logits, held, np.array([1.0])) == logits).all()
+
+
+def test_a_heavy_penalty_writes_nothing_twice_while_there_is_anything_else():
+    engine, prompts = world(1).engine, [PROMPTS[1], PROMPTS[2]]
+    free = engine.write(prompts, most=MOST, temperature=0.0)
+    assert any(len(set(text)) < len(text) for text in free)  # greedy text repeats itself
+    mixed = engine.write(prompts, most=MOST, temperature=0.0, repetition=[1e6, 1.0])
+    assert mixed[1] == free[1]  # a setting of one request is no other's
+    assert len({*mixed[0], *prompts[0]}) == len(mixed[0]) + len(prompts[0])  # the prompt counts too
+
+
 def test_bad_settings_are_named():
     engine = world(1).engine
     with pytest.raises(ValueError, match="empty prompt"):
         engine.write([[BOS], []])
-    for wrong in ({"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"most": 0}):
+    for wrong in ({"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"most": 0}, {"repetition": 0}):
         with pytest.raises(ValueError, match="temperature"):
             engine.write([[BOS]], **wrong)

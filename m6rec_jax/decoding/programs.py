@@ -1,0 +1,131 @@
+"""The jitted programs of the engine. Parameters are arguments, so another checkpoint of a model runs the same ones.
+
+All take `define` (the graph of the model) as a static argument, and arrays padded to one of few shapes
+(`decoding.shapes`): right-padded `tokens`, `item_rows [B, T]` with `lengths [B]`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from m6rec_jax.decoding.beam import Found, Normalise, search, show
+from m6rec_jax.decoding.cache import Prefix, append, prefill
+from m6rec_jax.decoding.reuse import read_pages, write_pages, write_tail
+from m6rec_jax.decoding.sampling import write as write_text
+from m6rec_jax.decoding.scoring import mixed, spelled_logp
+
+
+class Settings(NamedTuple):
+    """What decides the program of a list, beside shapes: items in it, beams kept between levels, what codes sum over."""
+
+    k: int
+    lanes: int
+    normalise: Normalise
+
+
+class Asked(NamedTuple):
+    """What B users ask, as arrays: prefixes `[B, T]`, and as `show` and `search` take them."""
+
+    tokens: Int[Array, "B T"]
+    item_rows: Int[Array, "B T"]
+    lengths: Int[Array, " B"]
+    exclude: Int[Array, "B H"]
+    support: Int[Array, "B J"]
+    mass: Float[Array, "B J"]
+    gate: Float[Array, " B"]
+    temperature: Float[Array, " B"]
+
+
+def _find(model, settings: Settings, items, trie, under, prefix: Prefix, asked: Asked) -> Found:
+    shown = show(trie, under, asked.exclude, asked.support, asked.mass, asked.gate)
+    return search(
+        model, items, trie, prefix, shown, beams=settings.lanes, k=settings.k, temperature=asked.temperature,
+        normalise=settings.normalise,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def recommend(define, settings, params, items, trie, under, asked):
+    """Read whole prefixes and search after them."""
+    model = nnx.merge(define, params)
+    prefix = prefill(model, items, asked.tokens, asked.item_rows, asked.lengths)
+    return _find(model, settings, items, trie, under, prefix, asked)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnames="pages")
+def recommend_and_keep(define, settings, params, items, trie, under, asked, pages, table):
+    """`recommend`, and the pages with the prefixes in the places of `table`."""
+    model = nnx.merge(define, params)
+    prefix = prefill(model, items, asked.tokens, asked.item_rows, asked.lengths)
+    return _find(model, settings, items, trie, under, prefix, asked), write_pages(pages, table, prefix)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="pages")
+def recommend_from(define, settings, new, params, items, trie, under, asked, pages, table, kept, known):
+    """`recommend_and_keep`, where the first `known [B]` tokens lie in the pages of `table` already.
+
+    At most `new` tokens follow them (static); only these are read, and written to the pages of `kept`.
+    """
+    model = nnx.merge(define, params)
+    at = known[:, None] + jnp.arange(new)
+    tokens, rows = (
+        jnp.take_along_axis(x, at, axis=1, mode="fill", fill_value=fill)
+        for x, fill in ((asked.tokens, 0), (asked.item_rows, -1))
+    )
+    nothing = jnp.zeros((len(known), model.config.width), model.config.dtype)
+    prefix = Prefix(asked.tokens, asked.item_rows, known, read_pages(pages, table, known), nothing)
+    prefix = append(model, items, prefix, tokens, rows, asked.lengths - known)
+    return _find(model, settings, items, trie, under, prefix, asked), write_tail(pages, kept, prefix, known, new)
+
+
+@partial(jax.jit, static_argnums=0)
+def rank(define, params, items, tokens, item_rows, lengths, codes, mass, gate, temperature):
+    """Scores of each user's candidates `codes [B, J, L]`, and their two parts."""
+    model = nnx.merge(define, params)
+    logp = spelled_logp(model, items, prefill(model, items, tokens, item_rows, lengths), codes, temperature)
+    scores, logmass = mixed(logp, mass, gate)
+    return scores, logp, logmass
+
+
+@partial(jax.jit, static_argnums=0)
+def score(define, params, items, tokens, item_rows, lengths, codes, heats):
+    model = nnx.merge(define, params)
+    B, L = codes.shape
+    rows, level = jnp.arange(B)[:, None], jnp.arange(L)
+    offsets = jnp.array([s.offset for s in model.vocab.levels])
+    grown = ((0, 0), (0, L))
+    tokens = jnp.pad(tokens, grown).at[rows, lengths[:, None] + level].set(codes + offsets)
+    hidden, _ = model.prefill(tokens, jnp.pad(item_rows, grown, constant_values=-1), lengths + L, items)
+    asks = hidden[rows, lengths[:, None] - 1 + level]
+    logp = jnp.zeros((B, len(heats)))
+    for t in range(L):
+        logits = model.logits(asks[:, t], t + 1, items)
+        hit = jnp.take_along_axis(logits, codes[:, t : t + 1], axis=1)
+        logp += hit / heats - jax.lax.map(lambda heat, x=logits: jax.nn.logsumexp(x / heat, axis=-1), heats).T
+    return logp
+
+
+@partial(jax.jit, static_argnums=0)
+def states(define, params, items, tokens, item_rows, lengths):
+    return prefill(nnx.merge(define, params), items, tokens, item_rows, lengths).hidden.astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnums=0)
+def item_vectors(define, params, items, codes, rows):
+    model = nnx.merge(define, params)
+    tokens = codes + jnp.array([s.offset for s in model.vocab.levels])
+    completes = jnp.full(codes.shape, -1).at[:, -1].set(rows)
+    read = model.embeddings.read(tokens, completes, items, None)
+    return read.astype(jnp.dtype(model.config.dtype)).astype(jnp.float32).mean(1)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def write(define, room, params, items, tokens, item_rows, lengths, sampling):
+    model = nnx.merge(define, params)
+    return write_text(model, items, prefill(model, items, tokens, item_rows, lengths, room=room), sampling, room)

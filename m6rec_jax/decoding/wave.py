@@ -1,0 +1,116 @@
+"""One call's way through the device: users in batches of one shape each, those who are known after what is kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from m6rec_jax.decoding import programs
+from m6rec_jax.decoding.beam import Found
+from m6rec_jax.decoding.programs import Asked, Settings
+from m6rec_jax.decoding.requests import Requests
+from m6rec_jax.decoding.reuse import PrefixCache
+from m6rec_jax.decoding.shapes import batches, bucket
+from m6rec_jax.decoding.trie import Trie
+from m6rec_jax.model.items import ItemTable
+
+APPEND_MOST = 64  # more new tokens than this are not appended; the whole prefix is read anew
+BATCH_CHILDREN = 1 << 25  # candidate children weighed by one step of one program
+
+Lot = tuple[np.ndarray, Found]  # which users, and their lists
+
+
+@dataclass(frozen=True)
+class Wave:
+    """All that requests of one call share: one checkpoint, one filter, one setting, from the first batch to the last.
+
+    `version` tells the parameters from all others there were; `event` is the most tokens of an event.
+    """
+
+    define: Any
+    params: Any
+    version: int
+    items: ItemTable
+    trie: Trie
+    under: jax.Array
+    settings: Settings
+    cache: PrefixCache
+    event: int
+
+    @property
+    def most(self) -> int:
+        """Most users of one program."""
+        width = self.trie.width
+        return BATCH_CHILDREN // max(width[0], *(self.settings.lanes * some for some in width[1:]), 1)
+
+    def search(self, requests: Requests, who: np.ndarray, users: Sequence[Hashable] | None) -> list[Lot]:
+        """Lists of the requests in `who`, batch by batch; `users` name those whose prefixes are kept (None: nobody)."""
+        found: list[Lot] = []
+        if users is not None and self.cache.size:
+            # Of a user who is asked for twice the last request is kept: a program must not write a page twice.
+            last = {users[u]: u for u in who.tolist() if users[u] is not None}
+            named = np.array(list(last.values()), np.int64)
+            with self.cache.lock:
+                self.cache.ready()
+                found += self._search_known(requests, named, users)
+            who = np.setdiff1d(who, named)
+        for chosen, T, B in batches(requests.lengths[who], self.most):
+            found.append((who[chosen], self.read(requests.asked(who[chosen], B, T))))
+        return found
+
+    def _search_known(self, requests: Requests, who: np.ndarray, users: Sequence[Hashable]) -> list[Lot]:
+        """Prefixes that are kept are read on, by how much is new, before any of them is given up for others."""
+        lengths, prompts = requests.lengths, requests.prompts
+        known = np.array([self.cache.known(users[u], self.version, prompts[u]) for u in who.tolist()], np.int32)
+        new = np.array([bucket(n, self.event, 4) for n in (lengths[who] - known).tolist()], np.int64)
+        warm = (known > 0) & (new <= APPEND_MOST)
+        spared = {users[u] for u in who[warm].tolist()}
+        found: list[Lot] = []
+        for most in np.unique(new[warm]).tolist():
+            some, start = who[warm & (new == most)], known[warm & (new == most)]
+            for chosen, T, B in batches(lengths[some], self.most):
+                names, texts = [users[u] for u in some[chosen]], [prompts[u] for u in some[chosen]]
+                table = self.cache.pages_of(names, (B, T))
+                kept = self.cache.claim(names, self.version, texts, (B, T), spared)
+                begin = np.pad(start[chosen], (0, B - len(chosen)))
+                found.append((some[chosen], self.append(requests.asked(some[chosen], B, T), most, table, kept, begin)))
+        some = who[~warm]
+        for chosen, T, B in batches(lengths[some], self.most):
+            names, texts = [users[u] for u in some[chosen]], [prompts[u] for u in some[chosen]]
+            table = self.cache.claim(names, self.version, texts, (B, T))
+            found.append((some[chosen], self.keep(requests.asked(some[chosen], B, T), table)))
+        return found
+
+    def read(self, asked: Asked) -> Found:
+        """Whole prefixes, of which nothing is kept."""
+        return programs.recommend(self.define, self.settings, self.params, self.items, self.trie, self.under, asked)
+
+    def keep(self, asked: Asked, table: np.ndarray) -> Found:
+        """Whole prefixes, kept in the pages of `table`."""
+        found, self.cache.arrays = programs.recommend_and_keep(
+            self.define, self.settings, self.params, self.items, self.trie, self.under, asked, self.cache.give(), table
+        )
+        return found
+
+    def append(self, asked: Asked, most: int, table: np.ndarray, kept: np.ndarray, known: np.ndarray) -> Found:
+        """Prefixes whose first `known` tokens lie in the pages of `table`; the others, at most `most`, go to `kept`."""
+        found, self.cache.arrays = programs.recommend_from(
+            self.define, self.settings, most, self.params, self.items, self.trie, self.under, asked, self.cache.give(),
+            table, kept, known,
+        )  # fmt: skip
+        return found
+
+    def warm_up(self, B: int, T: int, excluded: int, supported: int, known: bool) -> None:
+        """Run the programs of a shape once, so that they are compiled; with `known`, also those of kept prefixes."""
+        asked = Requests.blank(B, T, excluded, supported).asked(np.arange(B), B, T)
+        self.read(asked)
+        if known and self.cache.size:
+            with self.cache.lock:
+                self.cache.ready()
+                nowhere = self.cache.nowhere((B, T))
+                self.keep(asked, nowhere)
+                self.append(asked, self.event, nowhere, nowhere, np.full(B, T - self.event, np.int32))

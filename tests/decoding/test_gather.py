@@ -1,0 +1,156 @@
+"""Requests gathered by a thread: like with like, in time, bounded, each answered as if alone."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+
+from m6rec_jax.decoding import programs
+from m6rec_jax.decoding.engine import Engine
+from m6rec_jax.decoding.gather import Busy, Gatherer
+from tests.decoding.test_engine import requests
+from tests.decoding.worlds import CATALOGUE, World, world
+
+LONG = 60.0  # nobody waits so long, or the test fails
+
+
+class Desk:
+    """Answers `(kind, request)`, writes down its batches, and works only while `open`."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[str, list[int]]] = []
+        self.begun, self.open = threading.Event(), threading.Event()
+        self.open.set()
+
+    def __call__(self, kind: str, asked: list[int]) -> list[tuple[str, int]]:
+        self.begun.set()
+        assert self.open.wait(LONG)
+        self.batches.append((kind, asked))
+        if -1 in asked:
+            raise ValueError("-1 is not a request")
+        return [(kind, one) for one in asked]
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_like_requests_leave_together_when_the_batch_is_full(desk):
+    queue = Gatherer(desk, wait=LONG, most=3)
+    futures = [queue.submit("a", 0)]
+    assert not desk.begun.wait(0.05)  # it waits for company
+    futures += [queue.submit("ab"[i % 2], i) for i in range(1, 6)]
+    assert [f.result(LONG) for f in futures] == [("ab"[i % 2], i) for i in range(6)]
+    assert desk.batches == [("a", [0, 2, 4]), ("b", [1, 3, 5])]
+    queue.close()
+
+
+def test_nobody_waits_longer_than_said(desk):
+    queue = Gatherer(desk, wait=0.01, most=100)
+    assert queue.submit("a", 1).result(LONG) == ("a", 1)
+    assert queue.submit("b", 2).result(LONG) == ("b", 2)
+    queue.close()
+
+
+def test_a_full_queue_refuses_and_goes_on(desk):
+    desk.open.clear()
+    queue = Gatherer(desk, wait=0, most=1, room=2)
+    futures = [queue.submit("a", 0)]
+    assert desk.begun.wait(LONG)  # no longer waiting: it is being answered
+    futures += [queue.submit("a", 1), queue.submit("b", 2)]
+    with pytest.raises(Busy, match="2 requests wait already"):
+        queue.submit("a", 3)
+    desk.open.set()
+    assert [f.result(LONG)[1] for f in futures] == [0, 1, 2]
+    assert queue.submit("a", 4).result(LONG) == ("a", 4)
+    queue.close()
+
+
+def test_closing_answers_who_waits_and_ends_the_thread(desk):
+    queue = Gatherer(desk, wait=LONG, most=100)
+    futures = [queue.submit("a", i) for i in range(3)] + [queue.submit("b", 7)]
+    queue.close()
+    assert all(f.done() for f in futures) and desk.batches == [("a", [0, 1, 2]), ("b", [7])]
+    assert queue._thread is not None and not queue._thread.is_alive()
+    with pytest.raises(RuntimeError, match="closed"):
+        queue.submit("a", 1)
+    queue.close()
+    Gatherer(desk).close()  # nothing was ever asked
+
+
+def test_a_bad_request_spoils_no_other(desk):
+    queue = Gatherer(desk, wait=LONG, most=3)
+    good, bad, other = (queue.submit("a", i) for i in (1, -1, 2))
+    assert good.result(LONG) == ("a", 1) and other.result(LONG) == ("a", 2)
+    with pytest.raises(ValueError, match="-1 is not a request"):
+        bad.result(LONG)
+    queue.close()
+
+
+def test_a_cancelled_request_is_not_answered(desk):
+    desk.open.clear()
+    queue = Gatherer(desk, wait=0, most=5)
+    first = queue.submit("a", 0)
+    assert desk.begun.wait(LONG)
+    second, third = queue.submit("a", 1), queue.submit("a", 2)
+    assert second.cancel()
+    desk.open.set()
+    assert first.result(LONG) == ("a", 0) and third.result(LONG) == ("a", 2)
+    with pytest.raises(CancelledError):
+        second.result(LONG)
+    assert desk.batches == [("a", [0]), ("a", [2])]
+    queue.close()
+
+
+# -- through the engine --------------------------------------------------------------------------------------------
+
+
+def opened(w: World) -> Engine:
+    """An engine of its own with a queue that waits for company."""
+    content, seen = (np.asarray(x)[:CATALOGUE] for x in w.engine.items)
+    engine = Engine(w.model, w.engine.codes, content, seen, length=48)
+    engine.queue.wait, engine.queue.most = LONG, len(w.histories)
+    return engine
+
+
+def test_submitted_requests_are_answered_as_if_alone(any_world, monkeypatch):
+    w, ran, original = any_world, [], programs.recommend
+    engine, asked = opened(w), requests(w)
+
+    def spy(*args):
+        ran.append(len(args[-1].lengths))
+        return original(*args)
+
+    monkeypatch.setattr(programs, "recommend", spy)
+    rows, mass = asked["memory"]
+    futures = [
+        engine.submit(
+            h, k=7, beams=2, memory=(rows[u], mass[u]), gate=asked["gate"][u], exclude=asked["exclude"][u],
+            allowed=asked["allowed"].copy(), times=np.zeros(len(h), np.int64) if u % 2 else None, queries={},
+        )
+        for u, h in enumerate(w.histories)
+    ]  # fmt: skip
+    expected = w.engine.recommend(w.histories, k=7, beams=2, **asked)
+    for u, future in enumerate(futures):
+        found = future.result(LONG)
+        assert found.rows.tolist() == [expected.rows[u].tolist()] and found.exact == [expected.exact[u]]
+        np.testing.assert_allclose(found.scores[0], expected.scores[u], atol=1e-4)
+    assert ran == [8, 8]  # all in one batch, like those asked at once
+    engine.close()
+
+
+def test_other_settings_ride_in_another_batch_and_errors_come_through():
+    w = world(3)
+    engine = opened(w)
+    engine.queue.wait = 0.01
+    h, some = w.histories[3], np.arange(CATALOGUE) % 2 == 0
+    plain, filtered, bad = engine.submit(h, k=7), engine.submit(h, k=7, allowed=some), engine.submit(np.array([999]))
+    assert plain.result(LONG).rows.shape == (1, 7)
+    assert (filtered.result(LONG).rows % 2 == 0).all() and not (plain.result().rows % 2 == 0).all()
+    with pytest.raises(ValueError, match="outside the catalogue"):
+        bad.result(LONG)
+    engine.close()
