@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
-from work import System, Work, answer
+from work import System, Work, answer, children
 
 
 def load(work: Work, job: dict[str, Any]) -> LlamaForCausalLM:
@@ -154,20 +154,6 @@ def strong(work: Work, job: dict[str, Any]) -> System:
         return work.rows(spelled.numpy()), score.numpy()
 
     return System(search)
-
-
-def children(codes: np.ndarray, codebook: int) -> np.ndarray:
-    """The trie as a table int32 `[nodes, codebook]`: the node that a code leads to from a node, -1 = none; 0 the root."""
-    tables: list[np.ndarray] = []
-    node, count = np.zeros(len(codes), np.int64), 1
-    for level in codes.T:
-        edges, at = np.unique(node * codebook + level, return_inverse=True)
-        tables.append(np.full((count, codebook), -1, np.int32))
-        tables[-1].reshape(-1)[edges] = np.arange(len(edges))
-        node, count = at, len(edges)
-    starts = np.cumsum([len(table) for table in tables])
-    shifted = [np.where(t >= 0, t + start, -1) for t, start in zip(tables, starts, strict=True)]
-    return np.concatenate(shifted).astype(np.int32)
 
 
 if __name__ == "__main__":

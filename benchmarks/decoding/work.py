@@ -60,6 +60,20 @@ class Work:
         return np.array([self._spelled.get(c.tobytes(), -1) for c in flat], np.int32).reshape(codes.shape[:-1])
 
 
+def children(codes: np.ndarray, codebook: int) -> np.ndarray:
+    """The trie as a table int32 `[nodes, codebook]`: the node that a code leads to from a node, -1 = none; 0 the root."""
+    tables: list[np.ndarray] = []
+    node, count = np.zeros(len(codes), np.int64), 1
+    for level in codes.T:
+        edges, at = np.unique(node * codebook + level, return_inverse=True)
+        tables.append(np.full((count, codebook), -1, np.int32))
+        tables[-1].reshape(-1)[edges] = np.arange(len(edges))
+        node, count = at, len(edges)
+    starts = np.cumsum([len(table) for table in tables])
+    shifted = [np.where(t >= 0, t + start, -1) for t, start in zip(tables, starts, strict=True)]
+    return np.concatenate(shifted).astype(np.int32)
+
+
 def peak_mb() -> float:
     """The most memory this process ever held resident, in MiB."""
     status = Path("/proc/self/status")
