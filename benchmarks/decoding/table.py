@@ -69,6 +69,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             if points:
                 panel.plot(*zip(*points, strict=True), line, color=colour, marker=marker, ms=4, lw=1.6, label=system)
         panel.set_yscale("log")
+        panel.tick_params(which="minor", length=0)
         panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         panel.set_xticks(sorted({beams for _, b, beams in chosen if b == batch}))
         panel.set_title(f"batch {batch}", fontsize=9, color=PRINT.ink, loc="left")
