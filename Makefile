@@ -10,7 +10,7 @@ PY ?=
 export VENV PY
 
 BIN := $(VENV)/bin
-LOCKS := requirements/core.lock requirements/all.lock requirements/serve.lock
+LOCKS := requirements/core.lock requirements/all.lock requirements/serve.lock benchmarks/decoding/peers.lock
 # Universal: one lock for Python 3.11 to 3.14, Linux and macOS (array-record has no Windows wheel). Wheels only, no host.
 # A local find-links folder or index of this machine's must not decide what others get.
 UV ?= $(BIN)/uv
@@ -19,7 +19,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 
 .PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
-	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm
+	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-decoding
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -65,6 +65,7 @@ lock:  ## resolve again; ARGS=--upgrade moves to newer releases
 	$(COMPILE) pyproject.toml --all-extras --group build -o requirements/all.lock $(ARGS)
 	$(COMPILE) pyproject.toml --group build -c requirements/all.lock -o requirements/core.lock
 	$(COMPILE) --group serving -c requirements/all.lock -o requirements/serve.lock
+	$(COMPILE) benchmarks/decoding/peers.in -o benchmarks/decoding/peers.lock
 	@$(MAKE) --no-print-directory check-locks
 
 bench-prepare: install  ## events a second of `prepare`
@@ -90,6 +91,11 @@ bench-cold: install  ## recall on items held out of training; FINAL=1 scores the
 
 bench-transfer: install  ## what pretraining on two domains brings to a third with few events, validation split
 	$(BIN)/python -m benchmarks.transfer
+
+bench-decoding: install-all  ## constrained beam search against transformers' (torch: some GB), and the constraint alone
+	$(BIN)/python -m benchmarks.decoding
+	$(BIN)/python -m benchmarks.decoding.table
+	$(BIN)/python -m benchmarks.decoding.kernel
 
 bench-memory: install  ## what a new event costs the memory at 10^6 items
 	$(BIN)/python -m benchmarks.memory

@@ -126,10 +126,17 @@ def test_an_environment_that_cannot_be_made_says_so_in_one_line(tmp_path, monkey
 
 def test_an_environment_is_made_once(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("benchmarks.peers.environments._run", lambda _, command: (asked.append(command), (tmp_path / "one").mkdir(exist_ok=True)))  # fmt: skip
+    monkeypatch.setattr("benchmarks.peers.environments.run", lambda _, command: (asked.append(command), (tmp_path / "one").mkdir(exist_ok=True)))  # fmt: skip
     for packages in (("a==1",), ("a==1",), ("a==2",)):
         environment("one", packages, tmp_path, sys.executable)
     assert [command[-1] for command in asked[1::2]] == ["a==1", "a==2"]
+    asked.clear()
+    lock = tmp_path / "peers.lock"
+    for pins in ("a==1 --hash=x", "a==1 --hash=x", "a==2 --hash=x"):  # what the lock says decides, not where it lies
+        lock = lock.rename(tmp_path / f"{len(asked)}.lock") if lock.is_file() else lock
+        lock.write_text(pins, encoding="utf-8")
+        environment("one", (), tmp_path, sys.executable, lock)
+    assert len(asked) == 4 and all("--require-hashes" in command for command in asked[1::2])
 
 
 def test_looks_at_test_targets_are_counted(tmp_path):

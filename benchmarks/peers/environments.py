@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.peers.task import Task
+from m6rec_jax.artifacts.manifest import file_digest
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 
@@ -23,19 +24,24 @@ ENVIRONMENTS = {
 SCRIPTS = Path(__file__).resolve().parent
 
 
-def environment(name: str, packages: tuple[str, ...], folder: Path, python: str) -> Path:
+def environment(name: str, packages: tuple[str, ...], folder: Path, python: str, lock: Path | None = None) -> Path:
     """The interpreter of the environment `folder/name` with these packages, made on first use by `python -m venv`.
 
-    Wheels only, so no code of a package runs while it is installed. Raises InputError when it cannot be made.
+    A `lock` names all of them with their hashes instead. Wheels only, so no code of a package runs while it is
+    installed. Raises InputError when it cannot be made.
     """
     made = (folder / name).resolve()
-    inside, ready, wanted = made / "bin" / "python", made / "ready.txt", "\n".join((python, *packages))
+    inside, ready = made / "bin" / "python", made / "ready.txt"
+    key = packages if lock is None else (file_digest(lock),)  # a lock that changed makes the environment anew
+    if lock is not None:
+        packages = ("--no-deps", "--require-hashes", "--requirement", str(lock.resolve()))
+    wanted = "\n".join((python, *key))
     if ready.is_file() and ready.read_text(encoding="utf-8") == wanted:
         return inside
     shutil.rmtree(made, ignore_errors=True)  # half-made, or of other packages
     note(f"making the environment {name}: {' '.join(packages)}")
-    _run(name, [python, "-m", "venv", str(made)])
-    _run(name, [str(inside), "-m", "pip", "install", "-qq", "--only-binary", ":all:", *packages])
+    run(name, [python, "-m", "venv", str(made)])
+    run(name, [str(inside), "-m", "pip", "install", "-qq", "--only-binary", ":all:", *packages])
     ready.write_text(wanted, encoding="utf-8")
     return inside
 
@@ -48,12 +54,13 @@ def run_script(script: str, task: Task, python: Path) -> tuple[np.ndarray, float
     with tempfile.TemporaryDirectory() as folder:  # also where libraries drop their logs
         asked, answered = Path(folder) / "task.npz", Path(folder) / "answer.npz"
         task.save(asked)
-        _run(script, [str(python), str(SCRIPTS / script), str(asked), str(answered)], folder)
+        run(script, [str(python), str(SCRIPTS / script), str(asked), str(answered)], folder)
         with np.load(answered, allow_pickle=False) as file:
             return file["rows"], float(file["train"])
 
 
-def _run(what: str, command: list[str], folder: str | None = None) -> None:
+def run(what: str, command: list[str], folder: str | None = None) -> None:
+    """Run a command without what points Python at this environment; InputError with its last words when it fails."""
     outside = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=outside, check=False)

@@ -159,7 +159,10 @@ def step(
     child_mass = jnp.log(mass).reshape(B, M, K)
     score = jnp.where(alive, mix(child_logp, child_mass, shown.gate[:, None, None]), -jnp.inf).reshape(B, M * K)
     spare = max(0, width + 1 - M * K)
-    best, slot = jax.lax.top_k(jnp.pad(score, ((0, 0), (0, spare)), constant_values=-jnp.inf), width + 1)
+    # Read through a barrier: XLA knows a top-k by its one slice of a sort, and slices of that slice would hide it.
+    best, slot = jax.lax.optimization_barrier(
+        jax.lax.top_k(jnp.pad(score, ((0, 0), (0, spare)), constant_values=-jnp.inf), width + 1)
+    )
     best, pruned, chosen = best[:, :width], best[:, width], slot[:, :width]
     slot = jnp.minimum(chosen, M * K - 1)
 

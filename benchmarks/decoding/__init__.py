@@ -1,0 +1,1 @@
+"""Constrained beam decoding side by side with Hugging Face, and the constraint alone."""

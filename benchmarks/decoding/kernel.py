@@ -1,0 +1,162 @@
+"""The constraint alone: filter, exclusions and memory in every step of a beam search, from 10^4 to 10^7 items.
+
+    python -m benchmarks.decoding.kernel [--sizes 10000 100000 1000000 10000000] [--batch 8] [--beams 20] [--repeats 50]
+                                         [--topology v5p:2x2x1]
+
+`ms` is everything that a list costs beside the model: finding the ranks of exclusions and memory, and one step a code
+level over log-probabilities that are given. `share_of_step` is its share of the whole search after a prefix of 200
+tokens with the model of `benchmarks.decoding`. Levels and codebook are the same at all sizes. `trie_items_per_s` is the
+build; `filter_ms` is what a new filter costs on the host, once. With libtpu there, the same program is compiled for a
+TPU that is not: `tpu_bytes` it reads and writes, `tpu_peak_mb` of memory beside its arguments. Writes
+benchmarks/results/constraint.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.decoding.setting import BLUEPRINT, CODEBOOK, LEVELS
+from benchmarks.record import write_results
+from m6rec_jax.decoding.beam import Beams, lanes_of, root, search, show, step
+from m6rec_jax.decoding.cache import prefill
+from m6rec_jax.decoding.trie import Trie, allowed_under, build_trie
+from m6rec_jax.model.items import item_table
+
+EXCLUDED, SUPPORT, PREFIX = 64, 256, 200
+SHARE_BAR, GROWTH_BAR = 0.10, 1.3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[10**4, 10**5, 10**6, 10**7], help="items")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--beams", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--topology", default="v5p:2x2x1", help="of the TPU to compile for; '' = none")
+    options = parser.parse_args()
+
+    cases = [Case(size, options) for size in options.sizes]
+    rows = [case.facts for case in cases]
+    # In turns, so that whatever else the machine does meets every size alike.
+    runs = [run for case in cases for run in (case.alone, case.whole)]
+    for run in runs:
+        jax.block_until_ready(run())
+    taken = np.zeros((options.repeats, len(runs)))
+    for repeat in range(options.repeats):
+        for i, run in enumerate(runs):
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            taken[repeat, i] = time.perf_counter() - start
+    medians = 1000 * np.median(taken, axis=0).reshape(len(cases), 2)
+    for row, (alone, whole) in zip(rows, medians.tolist(), strict=True):
+        row |= {"ms": alone, "search_ms": whole, "share_of_step": alone / whole}
+    print(f"wrote {write_results('constraint', rows)}")
+    report(rows)
+
+
+class Case:
+    """One catalogue: its trie, users that ask, and two programs over them. `facts` are what needs no repeats."""
+
+    def __init__(self, size: int, options: argparse.Namespace) -> None:
+        rng = np.random.default_rng(size)
+        codes = spellings(rng, size)
+        start = time.perf_counter()
+        host = build_trie(codes)
+        built = time.perf_counter() - start
+        start = time.perf_counter()
+        under = allowed_under(host, rng.random(size) < 0.5)
+        filtered = time.perf_counter() - start
+
+        B, M = options.batch, lanes_of(host, options.beams, options.beams)
+        trie = jax.device_put(host)
+        rows = lambda n: jnp.asarray(rng.integers(0, size, (B, n)), jnp.int32)  # noqa: E731
+        mass = jnp.asarray(rng.random((B, SUPPORT)), jnp.float32)
+        asked = (jnp.asarray(under), rows(EXCLUDED), rows(SUPPORT), mass, jnp.full(B, 0.3))
+        scores = [rng.normal(size=(B, 1 if t == 0 else M, CODEBOOK)) for t in range(LEVELS)]
+        logp = [jax.nn.log_softmax(jnp.asarray(x, jnp.float32)) for x in scores]
+        program = jax.jit(constraint, static_argnums=0)
+        self.alone = lambda: program(M, trie, asked, logp)
+        self.whole = whole_search(B, M, trie, asked)
+        self.facts = {"catalogue": size, "batch": B, "beams": M, "trie_items_per_s": size / built,
+                      "filter_ms": 1000 * filtered, "widest": list(host.width)}  # fmt: skip
+        if options.topology:
+            self.facts |= compiled_for_tpu(options.topology, M, (trie, asked, logp))
+
+
+def constraint(M: int, trie: Trie, asked: tuple, logp: list[jax.Array]) -> tuple[Beams, list[jax.Array]]:
+    """A beam search whose model is a table: all that the engine reads of its beams, and the parents at each level."""
+    shown = show(trie, *asked)
+    beams, parents = root(shown), []
+    for level in range(LEVELS):
+        beams, parent = step(trie, shown, beams, logp[level], level, M)
+        parents.append(parent)
+    return beams, parents
+
+
+def whole_search(B: int, M: int, trie: Trie, asked: tuple) -> Callable[[], Any]:
+    """The search of the engine after a prefix, model included."""
+    model = BLUEPRINT.bind(BLUEPRINT.init(0))
+    define, params = nnx.split(model)
+    items = jax.device_put(item_table(np.zeros((1, 1)), np.ones(1, bool)))
+    tokens = np.random.default_rng(0).integers(0, BLUEPRINT.vocab.pieces, (B, PREFIX))
+    prefix = jax.jit(lambda p: prefill(nnx.merge(define, p), items, tokens, jnp.full((B, PREFIX), -1), jnp.full(B, PREFIX)))(params)  # fmt: skip
+    run = jax.jit(lambda p, trie, prefix, asked: search(nnx.merge(define, p), items, trie, prefix, show(trie, *asked), beams=M, k=M))  # fmt: skip
+    return lambda: run(params, trie, prefix, asked)
+
+
+def spellings(rng: np.random.Generator, items: int) -> np.ndarray:
+    """So many different codes int32 `[items, LEVELS]`, drawn evenly from the whole codebook."""
+    drawn = np.unique(rng.integers(0, CODEBOOK**LEVELS, int(items * 1.01) + 100))
+    drawn = rng.permutation(drawn)[:items]
+    return np.stack(np.unravel_index(drawn, (CODEBOOK,) * LEVELS), axis=1).astype(np.int32)
+
+
+def compiled_for_tpu(topology: str, M: int, inputs: tuple) -> dict[str, Any]:
+    """What the compiler says of the constraint on one chip of a topology; nothing when it cannot be had."""
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # libtpu says what it lacks in many ways
+        print(f"not compiled for {topology}: {str(error).splitlines()[0]}")
+        return {}
+    place = jax.sharding.SingleDeviceSharding(devices[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), inputs)
+    compiled = jax.jit(constraint, static_argnums=0).trace(M, *shapes).lower().compile()
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    return {"topology": topology, "tpu_bytes": int(cost["bytes accessed"]), "tpu_peak_mb": memory.temp_size_in_bytes / (1 << 20)}  # fmt: skip
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """A line a size, then the bars."""
+    names = ("items", "widest", "ms", "search ms", "share", "trie items/s", "filter ms", "TPU bytes", "TPU peak MB")
+    table = Table(*names, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+    for row in rows:
+        table.add_row(
+            f"{row['catalogue']:,}", " ".join(map(str, row["widest"])), f"{row['ms']:.2f}", f"{row['search_ms']:.1f}",
+            f"{row['share_of_step']:.1%}", f"{row['trie_items_per_s']:,.0f}", f"{row['filter_ms']:.1f}",
+            f"{row['tpu_bytes']:,}" if "tpu_bytes" in row else "", f"{row['tpu_peak_mb']:.1f}" if "tpu_peak_mb" in row else "",
+        )  # fmt: skip
+    Console(width=None if Console().is_terminal else 140).print(table)
+    by_size = {row["catalogue"]: row for row in rows}
+    if 10**6 in by_size:
+        print(f"at 10^6 items {by_size[10**6]['share_of_step']:.1%} of a step (bar {SHARE_BAR:.0%})")
+    if len(rows) > 1:
+        print(f"{rows[-1]['ms'] / rows[0]['ms']:.2f} times from {rows[0]['catalogue']:,} to {rows[-1]['catalogue']:,} items (bar {GROWTH_BAR})")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

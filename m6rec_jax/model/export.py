@@ -1,0 +1,53 @@
+"""Our weights under the names and in the layouts of other people's models; arrays in, arrays out, no file is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from m6rec_jax.errors import InputError
+from m6rec_jax.model.load import Blueprint
+from m6rec_jax.vocab import BOS, EOS, PAD
+
+
+def llama(blueprint: Blueprint, params: Mapping[str, Any], positions: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:  # fmt: skip
+    """The `config.json` and the float32 tensors of a Hugging Face `LlamaForCausalLM` with these parameters.
+
+    `params` is the nested dict that checkpoints hold; `positions` the longest sequence it shall read. Ids stay what
+    they are (`vocab`), spare rows among them: probabilities are equal once logits are cut to a slice's ids in use.
+    Raises InputError for a model that reads item content, which Llama has no place for.
+    """
+    config, vocab = blueprint.config, blueprint.vocab
+    if config.content:
+        raise InputError("model.content=true: a Llama knows tokens only; train with model.content=false to export one")
+    N, D, H, F = config.layers, config.width, config.heads, config.ffn_width
+    tables = params["embeddings"]["tables"]
+    block = {name: np.asarray(x, np.float32) for name, x in params["block"].items()}
+    tensors = {
+        "model.embed_tokens.weight": np.concatenate([np.asarray(tables[s.name], np.float32) for s in vocab.slices]),
+        "model.norm.weight": 1
+        + np.asarray(params["final_norm"], np.float32),  # a gain is stored as its distance from 1
+    }
+    # torch keeps matrices as [out, in]. Query head k * G + g reads key/value head k there as here, and both rotate the
+    # pairs (i, i + h/2), so that heads and their entries keep their order.
+    inwards = {"self_attn.q_proj": "query", "self_attn.k_proj": "key", "self_attn.v_proj": "value",
+               "mlp.gate_proj": "gate", "mlp.up_proj": "up"}  # fmt: skip
+    outwards = {"self_attn.o_proj": "output", "mlp.down_proj": "down"}
+    norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
+    for i in range(N):
+        layer = {name: block[own][i].reshape(D, -1).T for name, own in inwards.items()}
+        layer |= {name: block[own][i].reshape(-1, D).T for name, own in outwards.items()}
+        layer |= {name: 1 + block[own][i] for name, own in norms.items()}
+        tensors |= {f"model.layers.{i}.{name}.weight": np.ascontiguousarray(x) for name, x in layer.items()}
+    described = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32",
+        "vocab_size": vocab.size, "hidden_size": D, "intermediate_size": F, "num_hidden_layers": N,
+        "num_attention_heads": H, "num_key_value_heads": config.n_kv, "head_dim": config.head_dim,
+        "hidden_act": "silu", "rms_norm_eps": config.norm_eps, "attention_bias": False, "mlp_bias": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}, "rope_theta": config.rope_theta,
+        "max_position_embeddings": positions, "tie_word_embeddings": True,
+        "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
+    }  # fmt: skip
+    return described, tensors
