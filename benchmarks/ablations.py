@@ -111,7 +111,7 @@ PREPARED: dict[str, tuple[Callable[[dict, Path], dict | None], dict[str, Any]]] 
 MEMORIES: dict[str, tuple[MemoryConfig, Callable[[Dataset], Neighbours | None]]] = {
     "memory of 3 items, no neighbours": (FLOOR, lambda data: None),
     "memory without neighbours": (MemoryConfig(), lambda data: None),
-    "neighbours by content vectors": (MemoryConfig(prior=8.0), lambda data: find_neighbours(data.content, k=20, sharpness=4.0)),
+    "20 neighbours by content vectors, 8 counts": (MemoryConfig(prior=8.0), lambda data: find_neighbours(data.content, k=20, sharpness=4.0)),
     "neighbours worth 4 counts": (MemoryConfig(prior=4.0), lambda data: data.neighbours),
     "neighbours worth 64 counts": (MemoryConfig(prior=64.0), lambda data: data.neighbours),
 }  # fmt: skip
@@ -162,12 +162,18 @@ def main() -> None:
             else:
                 measured = replace(base, with_memory=beside(name, data, run))
             found.append(_row(case, name, measured, base, options))
-            together = kept_rows("ablations", found, KEY) + found
-            path = write_results("ablations", together)
-            PAGE.write_text(page(together), encoding="utf-8")
+            path = written(found)
+        path = written(found)
         show(found)
     if found:
         note(f"wrote {path}")
+
+
+def written(found: list[dict[str, Any]]) -> Path:
+    """The rows found so far beside those of earlier calls, as JSON and as the page."""
+    together = kept_rows("ablations", found, KEY) + found
+    PAGE.write_text(page(together), encoding="utf-8")
+    return write_results("ablations", together)
 
 
 def prepared(case: Case, name: str, options: argparse.Namespace) -> Dataset | None:

@@ -119,6 +119,8 @@ def nearest(words: sp.csr_array, asked: Histories) -> np.ndarray:
     """The K items nearest to the last item of each history by cosine of TF-IDF `[C, t]`, `[U,K]`; history left out."""
     rows, turned = np.full((len(asked), K), -1, np.int32), sp.csr_array(words.T)
     for user, history in enumerate(asked.known):
+        if not len(history):
+            continue
         near = (words[[history[-1]]] @ turned).toarray()[0]
         near[history] = -np.inf
         rows[user] = np.argsort(-near, kind="stable")[:K]

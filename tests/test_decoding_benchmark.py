@@ -9,7 +9,7 @@ import pytest
 from benchmarks.decoding import __main__ as command
 from benchmarks.decoding import kernel, ours, setting, table
 from benchmarks.decoding.work import System, Work, children, measure
-from m6rec_jax.decoding.trie import build_trie
+from m6rec_jax.decoding.trie import allowed_under, build_trie
 from m6rec_jax.errors import InputError
 
 
@@ -117,9 +117,11 @@ def test_the_constraint_alone_spells_allowed_items():
     codes = kernel.spellings(rng, 500)
     assert len(np.unique(codes, axis=0)) == 500
     trie = build_trie(codes)
-    under = np.where(np.arange(len(trie.lo)) < 0, 0, trie.hi - trie.lo)
+    allowed = np.arange(500) % 3 == 0
+    under = allowed_under(trie, allowed)
     none = jnp.full((2, 4), -1)
     logp = [jnp.zeros((2, 1 if t == 0 else 5, kernel.CODEBOOK)) for t in range(kernel.LEVELS)]
     beams, parents = kernel.constraint(5, trie, (under, none, none, jnp.zeros((2, 4)), jnp.zeros(2)), logp)
     found = np.asarray(beams.node) - trie.leaf0
     assert found.shape == (2, 5) and ((found >= 0) & (found < 500)).all() and len(parents) == kernel.LEVELS
+    assert allowed[trie.row[found]].all()

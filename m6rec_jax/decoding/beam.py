@@ -195,6 +195,12 @@ def _slots(trie: Trie, ranks: Int[Array, "B J"], at: Int[Array, "B J"], level: i
     return jnp.where((ranks < N) & (at >= 0), at * K + offset, beams * K)
 
 
+def check_normalise(normalise: str) -> None:
+    """ValueError unless it is one of `Normalise`."""
+    if normalise not in get_args(Normalise):
+        raise ValueError(f"normalise={normalise!r}: must be one of {', '.join(get_args(Normalise))}")
+
+
 def lanes_of(trie: Trie, beams: int, k: int) -> int:
     """Beams kept between levels: at least k, and no more than a level has nodes."""
     return min(max(beams, k), max(trie.size[1:-1], default=1))
@@ -219,8 +225,7 @@ def search(
     certain. Logits are divided by a user's `temperature` first. At least k beams are kept, which fills a list whenever
     k items may be shown.
     """
-    if normalise not in get_args(Normalise):
-        raise ValueError(f"normalise={normalise!r}: must be one of {', '.join(get_args(Normalise))}")
+    check_normalise(normalise)
     L, B = trie.levels, prefix.lengths.shape[0]
     lanes = lanes_of(trie, beams, k)
     k_, v_ = prefix.kv

@@ -17,7 +17,7 @@ import xxhash
 from flax import nnx
 
 from m6rec_jax.decoding import programs
-from m6rec_jax.decoding.beam import Normalise, lanes_of
+from m6rec_jax.decoding.beam import Normalise, check_normalise, lanes_of
 from m6rec_jax.decoding.gather import Gatherer
 from m6rec_jax.decoding.lists import Lists
 from m6rec_jax.decoding.programs import Settings
@@ -147,11 +147,13 @@ class Engine:
         request alone. How long one waits, and how many: `engine.queue`. Raises `gather.Busy` when too many wait and
         RuntimeError after `close`; what `recommend` raises comes through the future.
         """
-        shared = k, beams, widen, normalise, None if allowed is None else xxhash.xxh3_128_digest(np.asarray(allowed))
+        taken = lambda x: None if x is None else np.array(x, order="C")  # noqa: E731  the caller may write into its own
+        allowed = taken(allowed)
+        shared = k, beams, widen, normalise, None if allowed is None else xxhash.xxh3_128_digest(allowed)
         own = {
-            "histories": history, "users": user, "times": times, "kinds": kinds, "queries": queries,
-            "memory": (_NO_ROWS, _NO_ROWS) if memory is None else memory, "gate": gate, "temperature": temperature,
-            "exclude": _NO_ROWS if exclude is None else exclude,
+            "histories": taken(history), "users": user, "times": taken(times), "kinds": taken(kinds), "queries": queries,
+            "memory": (_NO_ROWS, _NO_ROWS) if memory is None else tuple(map(taken, memory)), "gate": gate,
+            "temperature": temperature, "exclude": _NO_ROWS if exclude is None else taken(exclude),
         }  # fmt: skip
         return self.queue.submit(shared, own | {"allowed": allowed})
 
@@ -199,6 +201,7 @@ class Engine:
         return shapes
 
     def _wave(self, k: int, beams: int | None, normalise: Normalise, allowed: np.ndarray | None) -> Wave:
+        check_normalise(normalise)  # before a program is given what is kept of users
         under = self._all_under if allowed is None else jax.device_put(allowed_under(self._trie_host, allowed))
         k = min(k, self.catalogue)
         settings = Settings(k, lanes_of(self.trie, beams or BEAMS, k), normalise)
@@ -238,6 +241,7 @@ class Engine:
         rank, slices = self._trie_host.rank, max(s.size for s in self.vocab.levels)
         made = Lists.empty(users, width)
         widths = np.array([bucket(len(given), 64, 4) if len(given) else 0 for given in candidates], np.int64)
+        params = self.params  # one checkpoint for the whole call
         for J in sorted({int(n) for n in widths} - {0}):
             same = np.flatnonzero(widths == J)
             scored = J if self._trie_host.levels > 1 else 1  # rows of logits a user
@@ -247,7 +251,7 @@ class Engine:
                 carried = [mass_of(candidates[u], rows[u], mass[u]) for u in chosen]
                 spare = (0, B - len(chosen))
                 parts = programs.rank(
-                    self._define, self.params, self.items, *pad([prompts[u] for u in chosen], B, T), self.codes[asked],
+                    self._define, params, self.items, *pad([prompts[u] for u in chosen], B, T), self.codes[asked],
                     rectangle(carried, B, J, 0, np.float32), np.pad(gate[chosen], spare),
                     np.pad(heat[chosen], spare, constant_values=1),
                 )  # fmt: skip
@@ -281,10 +285,11 @@ class Engine:
         prompts = self.prompts(histories, times, kinds, queries)
         heats = np.array([1.0] if temperatures is None else temperatures, np.float32)
         result = np.zeros((len(histories), len(heats)), np.float32)
+        params = self.params  # one checkpoint for the whole call
         for chosen, T, B in batches([len(tokens) for tokens, _ in prompts]):
             tokens, item_rows, lengths = pad([prompts[u] for u in chosen], B, T)
             codes = np.pad(self.codes[targets[chosen]], ((0, B - len(chosen)), (0, 0)))
-            logp = programs.score(self._define, self.params, self.items, tokens, item_rows, lengths, codes, heats)
+            logp = programs.score(self._define, params, self.items, tokens, item_rows, lengths, codes, heats)
             result[chosen] = np.asarray(logp)[: len(chosen)]
         return result[:, 0] if temperatures is None else result
 
@@ -299,9 +304,10 @@ class Engine:
         """The state after each history, the one that scores the next item: float32 `[U, D]`."""
         prompts = self.prompts(histories, times, kinds, queries)
         result = np.zeros((len(histories), self._width), np.float32)
+        params = self.params  # one checkpoint for the whole call
         for chosen, T, B in batches([len(tokens) for tokens, _ in prompts]):
             inputs = pad([prompts[u] for u in chosen], B, T)
-            result[chosen] = np.asarray(programs.states(self._define, self.params, self.items, *inputs))[: len(chosen)]
+            result[chosen] = np.asarray(programs.states(self._define, params, self.items, *inputs))[: len(chosen)]
         return result
 
     def item_vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -342,12 +348,13 @@ class Engine:
         rows = [np.full(len(p), -1) for p in prompts] if item_rows is None else item_rows
         pairs = [(np.asarray(p, np.int32), np.asarray(r, np.int32)) for p, r in zip(prompts, rows, strict=True)]
         result: list[list[int]] = [[] for _ in range(count)]
+        params = self.params  # one checkpoint for the whole call
         for chosen, T, B in batches([len(p) for p in prompts]):
             fill = lambda x, chosen=chosen, B=B: np.pad(x[chosen], (0, B - len(chosen)))  # noqa: E731
             limit = np.full(count, most, np.int32)
             sampling = Sampling(*map(fill, (heat, kept, mass, seed, limit, again)))
             inputs = pad([pairs[i] for i in chosen], B, T)
-            out, written = programs.write(self._define, bucket(most, 16), self.params, self.items, *inputs, sampling)
+            out, written = programs.write(self._define, bucket(most, 16), params, self.items, *inputs, sampling)
             for i, ids, n in zip(chosen, np.asarray(out), np.asarray(written), strict=False):
                 result[i] = ids[:n].tolist()
         return result

@@ -69,7 +69,7 @@ class Gatherer(Generic[Kind, Request, Answer]):
         with self._changed:
             self._closed = True
             self._changed.notify()
-        if self._thread is not None:
+        if self._thread is not None and self._thread is not threading.current_thread():  # not from a future's callback
             self._thread.join()
             atexit.unregister(self.close)
 
@@ -99,12 +99,13 @@ class Gatherer(Generic[Kind, Request, Answer]):
         """Answer a batch; when that fails, each of it alone."""
         try:
             answers = self._answer(kind, [one.request for one in going]) if going else []
-        except Exception as error:
+            answered = list(zip(going, answers, strict=True))
+        except BaseException as error:  # whatever it is, it must not end the thread: who waits would wait for ever
             if len(going) == 1:
                 going[0].future.set_exception(error)
                 return
             for one in going:
                 self._attempt(kind, [one])
             return
-        for one, answer in zip(going, answers, strict=True):
+        for one, answer in answered:
             one.future.set_result(answer)

@@ -56,7 +56,11 @@ class Wave:
             named = np.array(list(last.values()), np.int64)
             with self.cache.lock:
                 self.cache.ready()
-                found += self._search_known(requests, named, users)
+                try:
+                    found += self._search_known(requests, named, users)
+                except BaseException:
+                    self.cache.arrays = None  # some are held whose pages were never written: all are read again
+                    raise
             who = np.setdiff1d(who, named)
         for chosen, T, B in batches(requests.lengths[who], self.most):
             found.append((who[chosen], self.read(requests.asked(who[chosen], B, T))))

@@ -56,6 +56,27 @@ def test_nobody_waits_longer_than_said(desk):
     queue.close()
 
 
+def test_answers_of_the_wrong_number_reach_who_asked_and_end_nothing():
+    queue = Gatherer(lambda kind, asked: asked[:-1] if "too few" in kind else asked, wait=0.0, most=2)
+    for _ in range(2):
+        with pytest.raises(ValueError):
+            queue.submit("too few", 1).result(LONG)
+    assert queue.submit("enough", 2).result(LONG) == 2  # by the same thread
+    queue.close()
+
+
+def test_a_callback_may_close():
+    queue = Gatherer(lambda kind, asked: asked, wait=0.0, most=1)
+    closed = threading.Event()
+
+    def end(future):
+        queue.close()
+        closed.set()
+
+    queue.submit("a", 1).add_done_callback(end)
+    assert closed.wait(LONG)
+
+
 def test_a_full_queue_refuses_and_goes_on(desk):
     desk.open.clear()
     queue = Gatherer(desk, wait=0, most=1, room=2)
@@ -146,9 +167,10 @@ def test_submitted_requests_are_answered_as_if_alone(any_world, monkeypatch):
 def test_other_settings_ride_in_another_batch_and_errors_come_through():
     w = world(3)
     engine = opened(w)
-    engine.queue.wait = 0.01
+    engine.queue.wait = 0.2
     h, some = w.histories[3], np.arange(CATALOGUE) % 2 == 0
     plain, filtered, bad = engine.submit(h, k=7), engine.submit(h, k=7, allowed=some), engine.submit(np.array([999]))
+    some[:] = True  # whoever submitted goes on writing into what was given
     assert plain.result(LONG).rows.shape == (1, 7)
     assert (filtered.result(LONG).rows % 2 == 0).all() and not (plain.result().rows % 2 == 0).all()
     with pytest.raises(ValueError, match="outside the catalogue"):

@@ -16,6 +16,7 @@ from m6rec_jax.config import ModelConfig
 from m6rec_jax.decoding import programs
 from m6rec_jax.decoding.cache import Prefix
 from m6rec_jax.decoding.engine import Engine
+from m6rec_jax.decoding.requests import Requests
 from m6rec_jax.decoding.reuse import PAGE, PrefixCache, write_pages, write_tail
 from tests.decoding.worlds import CATALOGUE, world
 
@@ -184,6 +185,23 @@ def test_after_a_failure_nothing_is_believed(deep, monkeypatch):
         patch.setattr(programs, "recommend_from", failing)
         deep.recommend(grown(histories), users=list("abcd"), **ASK)
     same_as_cold(deep, grown(histories, 1), list("abcd"))
+
+
+def test_a_failure_before_the_program_is_one_too(deep, monkeypatch):
+    histories = some(deep, 10, 20, 30, 40)
+    deep.recommend(histories, users=list("abcd"), **ASK)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Requests, "asked", lambda *args: (_ for _ in ()).throw(MemoryError("no more")))
+        deep.recommend(grown(histories), users=list("abcd"), **ASK)
+    same_as_cold(deep, grown(histories, 1), list("abcd"))
+
+
+def test_a_mistake_costs_nobody_a_prefix(deep):
+    deep.recommend(some(deep, 10, 20), users=list("ab"), **ASK)
+    held = deep.cache.users
+    with pytest.raises(ValueError, match="normalise"):
+        deep.recommend(some(deep, 30), users=["c"], **ASK | {"normalise": "all"})
+    assert deep.cache.arrays is not None and deep.cache.users == held
 
 
 def test_no_budget_is_the_cold_way(deep, read):
