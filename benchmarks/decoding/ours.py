@@ -1,7 +1,8 @@
 """Our own systems, each in a process of its own: python -m benchmarks.decoding.ours JOB ANSWER
 
-`cold` is the public engine, from histories to lists. `warm` is the same for users whose prefixes it has kept. `int8` is `cold` with weights kept as int8. `prefill` is no system: it says how close to the matrix peak of this
-machine prefixes are read.
+`cold` is the public engine, from histories to lists. `warm` is the same for users whose prefixes it has kept. `int8` is
+`cold` with weights kept as int8. `prefill` is no system: it says how close to the matrix peak of this machine prefixes
+are read.
 """
 
 from __future__ import annotations
@@ -141,9 +142,9 @@ def _show(trie: Trie, under: jax.Array, users: int) -> Shown:
     return show(trie, under, none(32), none(64), jnp.zeros((users, 64)), jnp.zeros(users))
 
 
-def _padded(work: Work, users: np.ndarray, events: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens and item rows `[B, ROOM]`, lengths `[B]` of the first `events` of each history (None: all)."""
-    L, chosen = work.codes.shape[1], work.histories[users, :events]
+def _padded(work: Work, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens and item rows `[B, ROOM]`, lengths `[B]` of each history."""
+    L, chosen = work.codes.shape[1], work.histories[users]
     length = 1 + L * chosen.shape[1]
     tokens, rows = np.zeros((len(users), ROOM), np.int32), np.full((len(users), ROOM), -1, np.int32)
     tokens[:, :length], rows[:, L:length:L] = work.prefixes[users, :length], chosen

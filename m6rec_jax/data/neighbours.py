@@ -40,8 +40,9 @@ def find_neighbours(content: np.ndarray, words: sp.csr_array | None = None, *, k
     """The k nearest of content `[C, Dc]` (unit rows, or zero where nothing is known) by cosine, none below 0.
 
     With `words`, TF-IDF `[C, t]` with unit rows, the cosine is theirs: the rare word that two items share is what a few
-    hundred dimensions forget first. `content` then only says where to look in a large catalogue. Exact up to `EXACT_ITEMS` items; beyond that among the items of the `PROBES` k-means cells nearest to an item's
-    own, so that time grows with C^1.5 and not with its square (IVF: Jégou et al. 2011).
+    hundred dimensions forget first. `content` then only says where to look in a large catalogue. Exact up to
+    `EXACT_ITEMS` items; beyond that among the items of the `PROBES` k-means cells nearest to an item's own, so that time
+    grows with C^1.5 and not with its square (IVF: Jégou et al. 2011).
     """
     compared: Any = content if words is None else words
     items = np.flatnonzero(np.abs(content).sum(1) > 0)

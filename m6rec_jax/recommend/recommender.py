@@ -33,6 +33,7 @@ from m6rec_jax.recommend.opening import (
     own_memory,
     tell_first,
 )
+from m6rec_jax.recommend.request import Request, within_catalogue
 from m6rec_jax.recommend.reranking import Rules, kept, rules_of
 from m6rec_jax.recommend.segments import Segments, open_segments
 
@@ -217,8 +218,8 @@ class Recommender:
         if allowed is not None and not allowed.any():
             advance(len(histories))
             return Lists.empty(len(histories), k)
-        items = [_inside(h, self.catalogue) for h in histories]
-        request = _Request(
+        items = [within_catalogue(h, self.catalogue) for h in histories]
+        request = Request(
             items=items, known=[h[h >= 0] for h in items], k=k, allowed=allowed, beams=beams, candidates=candidates,
             times=times, kinds=kinds, queries=queries, memory=memory, attributes=attributes,
         )  # fmt: skip
@@ -271,7 +272,7 @@ class Recommender:
             }
         )
 
-    def _asks(self, request: _Request, user: int, sessions: np.ndarray | None) -> str:
+    def _asks(self, request: Request, user: int, sessions: np.ndarray | None) -> str:
         """What a request comes with: a key of `coldstart.ASKS`."""
         if len(request.known[user]):
             return "session" if sessions is not None and sessions[user] else "history"
@@ -280,7 +281,7 @@ class Recommender:
 
     # -- the parts ---------------------------------------------------------------------------------------------
 
-    def _lists(self, line: Way, part: _Request, rules: Rules | None) -> Lists:
+    def _lists(self, line: Way, part: Request, rules: Rules | None) -> Lists:
         """The lists of some users."""
         if rules is None:
             return self._ranked(line, part)
@@ -291,7 +292,7 @@ class Recommender:
         had = [np.zeros(0, np.int32)] * len(part.known) if self.repeat else part.known
         return kept(rules, ask, had, part.k)
 
-    def _ranked(self, line: Way, part: _Request, within: np.ndarray | None = None) -> Lists:
+    def _ranked(self, line: Way, part: Request, within: np.ndarray | None = None) -> Lists:
         """The best items of some users by their scores, part after part until the lists are full.
 
         Of all that may be shown, or of those `within` bool `[C]`, in the same order.
@@ -323,7 +324,7 @@ class Recommender:
                 lists = continued(lists, rows, MEMORY if name == "item-knn" else POPULARITY, share)
         return replace(lists, routes=np.full(users, line.route, object))
 
-    def _by_model(self, engine: Engine, part: _Request, seen: list[np.ndarray] | None, inside: np.ndarray | None,
+    def _by_model(self, engine: Engine, part: Request, seen: list[np.ndarray] | None, inside: np.ndarray | None,
                   within: np.ndarray | None) -> Lists:  # fmt: skip
         support, gate = (
             self.gated_support(part.known, seen, part.allowed, part.candidates) if part.memory else (None, None)
@@ -363,40 +364,3 @@ class Recommender:
             return None, None
         support = self.memory.support(known, exclude=exclude, allowed=allowed, candidates=candidates)
         return support, self.gate(np.array([len(h) for h in known]), support.total)
-
-
-@dataclass(frozen=True)
-class _Request:
-    items: list[np.ndarray]
-    known: list[np.ndarray]
-    k: int
-    allowed: np.ndarray | None
-    candidates: Sequence[np.ndarray] | None
-    beams: int | None
-    times: Sequence[np.ndarray] | None
-    kinds: Sequence[np.ndarray] | None
-    queries: Sequence[Mapping[int, np.ndarray]] | None
-    memory: bool
-    attributes: Sequence[Sequence[str]] | None
-
-    def take(self, users: np.ndarray) -> _Request:
-        pick = lambda part: None if part is None else [part[u] for u in users]  # noqa: E731
-        return replace(self, **{name: pick(getattr(self, name)) for name in ("items", "known", "candidates", "times", "kinds", "queries", "attributes")})  # fmt: skip
-
-    def own(self, catalogue: int) -> np.ndarray:
-        """What the one user of the request may get, bool `[C]`."""
-        assert self.candidates is not None and len(self.candidates) == 1
-        given = np.zeros(catalogue, bool)
-        given[self.candidates[0]] = True
-        return given if self.allowed is None else given & self.allowed
-
-    def left(self, seen: Sequence[np.ndarray] | None, inside: np.ndarray | None) -> list[np.ndarray]:
-        """Each user's candidates without what they had and what a filter forbids."""
-        given = [own if inside is None else own[inside[own]] for own in self.candidates or ()]
-        return given if seen is None else [own[~np.isin(own, had)] for own, had in zip(given, seen, strict=True)]
-
-
-def _inside(history: np.ndarray, catalogue: int) -> np.ndarray:
-    """A history whose rows outside the catalogue count as events without an item."""
-    rows = np.asarray(history, np.int32)
-    return np.where((rows >= 0) & (rows < catalogue), rows, -1)
