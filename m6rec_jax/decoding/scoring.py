@@ -12,6 +12,26 @@ from m6rec_jax.model.items import ItemTable
 from m6rec_jax.model.transformer import Transformer
 
 
+def spelling_states(
+    model: Transformer, items: ItemTable, prefix: Prefix, codes: Int[Array, "B J L"]
+) -> list[Float[Array, "B J D"]]:
+    """The states that each level's code is asked of, L of them; the first is one for all candidates, `[B, 1, D]`.
+
+    What is known of a spelling is known at once, so all its codes but the last are read in one step, each candidate in
+    a lane of its own beside the shared prefix (arXiv 2403.08845).
+    """
+    B, J, L = codes.shape
+    first = prefix.hidden[:, None]
+    if L == 1:
+        return [first]
+    tokens = codes[..., :-1] + jnp.array([s.offset for s in model.vocab.levels[:-1]])
+    positions = jnp.broadcast_to(prefix.lengths[:, None, None] + jnp.arange(L - 1), tokens.shape)
+    lanes = tuple(jnp.zeros((x.shape[0], B, L - 1, J, *x.shape[3:]), x.dtype) for x in prefix.kv)
+    own = jnp.broadcast_to(jnp.arange(J)[:, None], tokens.shape)
+    read, _ = model.extend(tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, lanes, own, 0)
+    return [first, *(read[:, :, level] for level in range(L - 1))]
+
+
 def spelled_logp(
     model: Transformer,
     items: ItemTable,
@@ -19,24 +39,10 @@ def spelled_logp(
     codes: Int[Array, "B J L"],
     temperature: Float[Array, " B"],
 ) -> Float[Array, "B J"]:
-    """The model's log-probability of each of J spellings after each prefix, normalised as `beam.search` does.
-
-    What is known of a spelling is known at once, so all its codes but the last are read in one step, each candidate in
-    a lane of its own beside the shared prefix (arXiv 2403.08845).
-    """
-    B, J, L = codes.shape
-    states = [prefix.hidden[:, None]]  # [B, 1 or J, D] that each level is asked of
+    """The model's log-probability of each of J spellings after each prefix, normalised as `beam.search` does."""
+    B, J, _ = codes.shape
     logp = jnp.zeros((B, J))
-    if L > 1:
-        tokens = codes[..., :-1] + jnp.array([s.offset for s in model.vocab.levels[:-1]])
-        positions = jnp.broadcast_to(prefix.lengths[:, None, None] + jnp.arange(L - 1), tokens.shape)
-        lanes = tuple(jnp.zeros((x.shape[0], B, L - 1, J, *x.shape[3:]), x.dtype) for x in prefix.kv)
-        own = jnp.broadcast_to(jnp.arange(J)[:, None], tokens.shape)
-        read, _ = model.extend(
-            tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, lanes, own, 0
-        )
-        states += [read[:, :, level] for level in range(L - 1)]
-    for level, hidden in enumerate(states):
+    for level, hidden in enumerate(spelling_states(model, items, prefix, codes)):
         logits = model.logits(hidden, level + 1, items) / temperature[:, None, None]
         level_logp = jax.nn.log_softmax(logits, axis=-1)
         code = codes[:, None, :, 0] if level == 0 else codes[:, :, level, None]
