@@ -28,7 +28,8 @@ def prefix_width(tokens: int) -> int:
 
     Past 128 tokens at most a fifth of a row is padding; each width more is a program more to compile.
     """
-    step = max(PAGE, (1 << int(tokens - 1).bit_length()) // 8)
+    tokens = int(tokens)  # NumPy's have no bit_length, here or in `full_batch`
+    step = max(PAGE, (1 << (tokens - 1).bit_length()) // 8)
     return max(LEAST_TOKENS, -(-tokens // step) * step)
 
 
