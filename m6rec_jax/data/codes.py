@@ -175,7 +175,8 @@ def _behaviour(transitions: Transitions, seed: int) -> Behaviour:
     scale = np.zeros(len(degree), np.float32)
     scale[seen] = 1 / np.sqrt(degree[seen])
     matrix.data *= np.repeat(scale, np.diff(matrix.indptr)) * scale[matrix.indices]
-    values, vectors = leading(lambda v: matrix @ v, len(degree), width, seed)
+    # The first of all directions only says how often each item is met.
+    values, vectors = (x[..., 1:] for x in leading(lambda v: matrix @ v, len(degree), width + 1, seed))
     return Behaviour(unit(vectors * np.sqrt(np.maximum(values, 0)).astype(np.float32)), degree)
 
 
