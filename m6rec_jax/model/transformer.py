@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -160,14 +160,14 @@ class Transformer(nnx.Module):
             q, k, v = _project(x, w, angles, config)
             return _close(x, attend(q, k, v, view.k_start, view.k_end), w, config, None), (k, v)
 
-        x, below = jax.lax.scan(layer, x, jnp.arange(config.layers - 1))
+        x, (k_below, v_below) = jax.lax.scan(layer, x, jnp.arange(config.layers - 1))
         w = of(config.layers - 1)
-        _, *top = _project(x, w, angles, config)
+        _, k, v = _project(x, w, angles, config)
         end, k_end = (lengths - 1)[:, None, None], lengths[:, None]
         x = jnp.take_along_axis(x, end, axis=1)
         q, *_ = _project(x, w, jnp.take_along_axis(angles, end, axis=1), config)
-        x = _close(x, attend(q, *top, jnp.zeros_like(k_end), k_end), w, config, None)
-        kv = tuple(jnp.concatenate([under, over[None]]) for under, over in zip(below, top, strict=True))
+        x = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end), w, config, None)
+        kv = jnp.concatenate([k_below, k[None]]), jnp.concatenate([v_below, v[None]])
         return rms_norm(x[:, 0], self.final_norm[...], config.norm_eps), kv
 
     def extend(
