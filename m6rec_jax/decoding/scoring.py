@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -12,6 +14,46 @@ from m6rec_jax.model.items import ItemTable
 from m6rec_jax.model.transformer import Transformer
 
 
+def spelled_states(
+    model: Transformer, items: ItemTable, prefix: Prefix, codes: Int[Array, "B J L"]
+) -> list[Float[Array, "B J D"]]:
+    """The states that each code of each of J spellings is asked of; the first, one for all spellings, is `[B, 1, D]`.
+
+    What is known of a spelling is known at once, so all its codes but the last are read in one step, each candidate in
+    a lane of its own beside the shared prefix (arXiv 2403.08845).
+    """
+    J, L = codes.shape[1:]
+    states = [prefix.hidden[:, None]]
+    if L > 1:
+        tokens = codes[..., :-1] + jnp.array([s.offset for s in model.vocab.levels[:-1]])
+        positions = jnp.broadcast_to(prefix.lengths[:, None, None] + jnp.arange(L - 1), tokens.shape)
+        lanes = tuple(jnp.zeros((x.shape[0], len(codes), L - 1, J, *x.shape[3:]), x.dtype) for x in prefix.kv)
+        own = jnp.broadcast_to(jnp.arange(J)[:, None], tokens.shape)
+        read, _ = model.extend(
+            tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, lanes, own, 0
+        )
+        states += [read[:, :, level] for level in range(L - 1)]
+    return states
+
+
+def level_logps(
+    model: Transformer,
+    items: ItemTable,
+    prefix: Prefix,
+    codes: Int[Array, "B J L"],
+    temperature: Float[Array, " B"],
+) -> Iterator[tuple[Float[Array, "B J V"], Float[Array, "B J"]]]:
+    """Level by level: the log-probability of every code of the level, `[B, 1, V]` at the first, and of those spelled.
+
+    Normalised as `beam.search` does (`level`).
+    """
+    for level, hidden in enumerate(spelled_states(model, items, prefix, codes)):
+        logits = model.logits(hidden, level + 1, items) / temperature[:, None, None]
+        every = jax.nn.log_softmax(logits, axis=-1)
+        code = codes[:, None, :, 0] if level == 0 else codes[:, :, level, None]
+        yield every, jnp.take_along_axis(every, code, axis=-1).reshape(codes.shape[:2])
+
+
 def spelled_logp(
     model: Transformer,
     items: ItemTable,
@@ -19,29 +61,8 @@ def spelled_logp(
     codes: Int[Array, "B J L"],
     temperature: Float[Array, " B"],
 ) -> Float[Array, "B J"]:
-    """The model's log-probability of each of J spellings after each prefix, normalised as `beam.search` does.
-
-    What is known of a spelling is known at once, so all its codes but the last are read in one step, each candidate in
-    a lane of its own beside the shared prefix (arXiv 2403.08845).
-    """
-    B, J, L = codes.shape
-    states = [prefix.hidden[:, None]]  # [B, 1 or J, D] that each level is asked of
-    logp = jnp.zeros((B, J))
-    if L > 1:
-        tokens = codes[..., :-1] + jnp.array([s.offset for s in model.vocab.levels[:-1]])
-        positions = jnp.broadcast_to(prefix.lengths[:, None, None] + jnp.arange(L - 1), tokens.shape)
-        lanes = tuple(jnp.zeros((x.shape[0], B, L - 1, J, *x.shape[3:]), x.dtype) for x in prefix.kv)
-        own = jnp.broadcast_to(jnp.arange(J)[:, None], tokens.shape)
-        read, _ = model.extend(
-            tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, lanes, own, 0
-        )
-        states += [read[:, :, level] for level in range(L - 1)]
-    for level, hidden in enumerate(states):
-        logits = model.logits(hidden, level + 1, items) / temperature[:, None, None]
-        level_logp = jax.nn.log_softmax(logits, axis=-1)
-        code = codes[:, None, :, 0] if level == 0 else codes[:, :, level, None]
-        logp += jnp.take_along_axis(level_logp, code, axis=-1).reshape(B, J)
-    return logp
+    """The model's log-probability of each of J spellings after each prefix, normalised as `beam.search` does."""
+    return sum((said for _, said in level_logps(model, items, prefix, codes, temperature)), jnp.zeros(codes.shape[:2]))
 
 
 def mixed(

@@ -1,0 +1,144 @@
+"""Why an item is in a list: what the memory brings and from where, and, apart from it, what the model's word rests on.
+
+Nothing here chooses items: it looks again at lists that are made, and everything it says is plain enough for JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from m6rec_jax.decoding.requests import mass_of
+from m6rec_jax.decoding.steps import Steps
+from m6rec_jax.recommend.attribution import LeftOut, leave_out
+from m6rec_jax.recommend.coldstart import TABLE
+from m6rec_jax.recommend.lists import MEMORY, MODEL, Lists
+from m6rec_jax.recommend.request import Request
+
+if TYPE_CHECKING:
+    from m6rec_jax.recommend.recommender import Recommender
+
+MOST = 5  # history items, and events, told of for one item
+OTHERS = 3  # codes told of beside each that was spelled
+BLOCK = 256  # users looked at together: with each event left out, up to 33 histories a user
+
+EXPLAINED: dict[str, pl.DataType] = {
+    "memory_share": pl.Float64(),
+    "evidence": pl.List(pl.Struct({"item_id": pl.String, "share": pl.Float64})),
+    "attribution": pl.List(pl.Struct({"item_id": pl.String, "event": pl.Int32, "drop": pl.Float64})),
+}  # fmt: skip
+STEPS: dict[str, pl.DataType] = {
+    "steps": pl.List(pl.Struct({
+        "level": pl.Int32, "code": pl.Int32, "probability": pl.Float64, "place": pl.Int32, "choices": pl.Int32,
+        "alternatives": pl.List(pl.Struct({"code": pl.Int32, "probability": pl.Float64, "item_id": pl.String})),
+    })),
+}  # fmt: skip
+ROUTES = {line.route: line for line in TABLE}
+
+
+def more_columns(explain: bool, show_steps: bool) -> dict[str, pl.DataType]:
+    """The columns that `explained` adds to a table of lists."""
+    return (EXPLAINED if explain else {}) | (STEPS if show_steps else {})
+
+
+def explained(recommender: Recommender, asked: Request, lists: Lists, explain: bool = True, show_steps: bool = False) -> pl.DataFrame:  # fmt: skip
+    """Of every listed item, in the order of `Recommender.table`, what was asked for of these columns:
+
+    - `memory_share`: the share of the item's score that the memory brings; `evidence`: the history items behind that,
+      each with its share of it, largest first;
+    - `attribution`: the events (`event` counts from 0, the oldest) whose absence lowers the model's log-probability of
+      the item most, and by how much (see `attribution.leave_out`); empty where no model made the list;
+    - `steps`: code by code, its probability, its place among the choices that led to something that may be shown, and
+      the likeliest others. The probabilities multiply to the model's part of the score. Empty where no model made it.
+
+    `asked` is what the lists were made for. Memory is bounded by `BLOCK` users, whatever the number.
+    """
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(lists.rows), BLOCK):
+        block = np.arange(start, min(start + BLOCK, len(lists.rows)))
+        found: list[list[dict[str, Any]]] = [[] for _ in block]
+        for route in dict.fromkeys(lists.routes[block].tolist()):
+            users = block[lists.routes[block] == route]
+            for u, items in zip(users, _of_route(recommender, asked.take(users), lists.of(users), explain, show_steps), strict=True):  # fmt: skip
+                found[u - start] = items
+        rows += [item for items in found for item in items]
+    return pl.DataFrame(rows, schema=more_columns(explain, show_steps))
+
+
+def _of_route(recommender: Recommender, asked: Request, lists: Lists, explain: bool, show_steps: bool) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
+    """The listed items of each user, all of one route, one after another."""
+    line, seen, memory = ROUTES[str(lists.routes[0])], recommender.seen(asked), recommender.memory
+    engine = recommender.engine if "model" in line.parts else None
+    support, gate = None, None
+    if "memory" in line.needs and memory is not None:
+        if engine is not None:
+            support, gate = recommender.gated_support(asked.known, seen, asked.allowed, asked.candidates)
+        else:
+            support = memory.support(asked.known, exclude=seen, allowed=asked.allowed, candidates=asked.candidates)
+    heat = recommender.heat(gate)
+    ranked = np.where(np.isin(lists.sources, (MODEL, MEMORY)), lists.rows, -1)  # others only fill the places left
+    left = None if engine is None or not explain else leave_out(engine, asked, ranked, heat)
+    steps = None
+    if engine is not None and show_steps:
+        steps = engine.steps(
+            asked.items, ranked, times=asked.times, kinds=asked.kinds, queries=asked.queries, temperature=heat,
+            exclude=seen, allowed=asked.allowed, others=OTHERS,
+            candidates=None if asked.candidates is None else asked.left(seen, asked.allowed),
+        )  # fmt: skip
+    ids = recommender.item_ids
+    for u, history in enumerate(asked.items):
+        mass = np.zeros(lists.rows.shape[1])
+        if support is not None:
+            mass = mass_of(ranked[u], support.rows[u], support.mass[u]) * (1.0 if gate is None else gate[u])
+        items: list[dict[str, Any]] = []
+        for place in np.flatnonzero(lists.rows[u] >= 0).tolist():
+            item: dict[str, Any] = {}
+            if explain:
+                behind: list[tuple[int, float]] = []
+                item["memory_share"] = 0.0
+                if memory is not None and mass[place] > 0:
+                    item["memory_share"] = min(
+                        1.0, float(mass[place] / np.exp(lists.scores[u, place], dtype=np.float64))
+                    )
+                    behind = memory.evidence(history, int(lists.rows[u, place]))[:MOST]
+                item["evidence"] = [{"item_id": ids[row], "share": share} for row, share in behind]
+                item["attribution"] = []
+                if left is not None and ranked[u, place] >= 0:
+                    item["attribution"] = _attribution(left, u, place, history, ids)
+            if show_steps:
+                item["steps"] = [] if steps is None or ranked[u, place] < 0 else _told(steps, u, place, ids)
+            items.append(item)
+        yield items
+
+
+def _attribution(left: LeftOut, u: int, place: int, history: np.ndarray, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """The events that the model reads and the item needs most; of equal ones the newer first. A query has no item."""
+    there = np.flatnonzero(left.read[u])
+    drops = left.drops[u, place, there]
+    best = np.argsort(-drops, kind="stable")[:MOST]
+    told = zip(left.events[u, there[best]].tolist(), drops[best].tolist(), strict=True)
+    return [
+        {"item_id": ids[history[event]] if history[event] >= 0 else None, "event": event, "drop": drop}
+        for event, drop in told
+    ]
+
+
+def _told(steps: Steps, u: int, place: int, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """The steps to one item, level 1 first."""
+    p, other_p = np.exp(steps.logp[u, place], dtype=np.float64), np.exp(steps.other_logp[u, place], dtype=np.float64)
+    told: list[dict[str, Any]] = []
+    for level, code in enumerate(steps.codes[u, place].tolist()):
+        others = zip(steps.other_codes[u, place, level].tolist(), other_p[level].tolist(), steps.other_rows[u, place, level].tolist(), strict=True)  # fmt: skip
+        told.append({
+            "level": level + 1, "code": code, "probability": float(p[level]),
+            "place": int(steps.place[u, place, level]), "choices": int(steps.choices[u, place, level]),
+            "alternatives": [
+                {"code": other, "probability": chance, "item_id": ids[row] if row >= 0 else None}
+                for other, chance, row in others
+                if other >= 0
+            ],
+        })  # fmt: skip
+    return told
