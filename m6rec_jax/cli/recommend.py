@@ -56,14 +56,15 @@ def generate(argv: list[str]) -> None:
         "                      [--candidates FILE] [--per COLUMN --cap N] [--diversity D] [--new-items S]\n"
         "                      [--explain] [--show-steps] --out recs.parquet",
         description="Recommend to many users at once. Parquet columns: user_id, item_id, rank, score, source, route,\n"
-        "reason, model_version.\n\nexamples:\n  m6rec generate --run runs/shop --users all --k 10 --out recs.parquet\n"
-        "  m6rec generate --run runs/shop --users ids.txt --k 3 --explain --show-steps --out why.parquet\n\n"
+        "reason, model_version.\n\nexample:\n  m6rec generate --run runs/shop --users all --k 10 --out recs.parquet\n\n"
         "rules for what is listed (docs/rules.md), one or several:\n"
         "    --filter \"category == 'Skin Care' and price < 20\"\n"
         "    --candidates stock.txt\n"
         "    --per category --cap 2\n"
         "    --diversity 0.3\n"
-        "    --new-items 0.2",
+        "    --new-items 0.2\n\n"
+        "why an item is in a list (docs/explanations.md), as columns beside it:\n"
+        "    --users ids.txt --k 3 --explain --show-steps",
     )
     add = parser.add_argument
     add("--run", required=True, metavar="RUN", help="folder that `m6rec train` wrote; its best checkpoint recommends")

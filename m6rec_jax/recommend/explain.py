@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MOST = 5  # history items, and events, told of for one item
 OTHERS = 3  # codes told of beside each that was spelled
-BLOCK = 256  # users looked at together: with each event left out, up to 33 histories a user
+BLOCK = 64  # users looked at together: with each event left out, up to 33 histories a user
 
 EXPLAINED: dict[str, pl.DataType] = {
     "memory_share": pl.Float64(),
