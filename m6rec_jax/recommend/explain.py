@@ -6,6 +6,7 @@ Nothing here chooses items: it looks again at lists that are made, and everythin
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import polars as pl
 from m6rec_jax.decoding.requests import mass_of
 from m6rec_jax.decoding.steps import Steps
 from m6rec_jax.recommend.attribution import LeftOut, leave_out
-from m6rec_jax.recommend.coldstart import TABLE
+from m6rec_jax.recommend.coldstart import GATE, TABLE
 from m6rec_jax.recommend.lists import MEMORY, MODEL, Lists
 from m6rec_jax.recommend.request import Request
 
@@ -70,48 +71,59 @@ def explained(recommender: Recommender, asked: Request, lists: Lists, explain: b
 
 def _of_route(recommender: Recommender, asked: Request, lists: Lists, explain: bool, show_steps: bool) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
     """The listed items of each user, all of one route, one after another."""
-    line, seen, memory = ROUTES[str(lists.routes[0])], recommender.seen(asked), recommender.memory
+    line, seen, ids = ROUTES[str(lists.routes[0])], recommender.seen(asked), recommender.item_ids
     engine = recommender.engine if "model" in line.parts else None
-    support, gate = None, None
-    if "memory" in line.needs and memory is not None:
-        if engine is not None:
-            support, gate = recommender.gated_support(asked.known, seen, asked.allowed, asked.candidates)
-        else:
-            support = memory.support(asked.known, exclude=seen, allowed=asked.allowed, candidates=asked.candidates)
-    heat = recommender.heat(gate)
-    ranked = np.where(np.isin(lists.sources, (MODEL, MEMORY)), lists.rows, -1)  # others only fill the places left
-    left = None if engine is None or not explain else leave_out(engine, asked, ranked, heat)
-    steps = None
+    listed = lists.rows >= 0
+    lists = replace(lists, rows=np.where(np.isin(lists.sources, (MODEL, MEMORY)), lists.rows, -1))  # others fill up
+    shares, gate = np.zeros(lists.rows.shape), None
+    if "memory" in line.needs:
+        shares, gate = _memory_shares(recommender, asked, lists)
+    heat, left, steps = recommender.heat(gate), None, None
+    if engine is not None and explain:
+        left = leave_out(engine, asked, lists.rows, heat)
     if engine is not None and show_steps:
         steps = engine.steps(
-            asked.items, ranked, times=asked.times, kinds=asked.kinds, queries=asked.queries, temperature=heat,
+            asked.items, lists.rows, times=asked.times, kinds=asked.kinds, queries=asked.queries, temperature=heat,
             exclude=seen, allowed=asked.allowed, others=OTHERS,
             candidates=None if asked.candidates is None else asked.left(seen, asked.allowed),
         )  # fmt: skip
-    ids = recommender.item_ids
     for u, history in enumerate(asked.items):
-        mass = np.zeros(lists.rows.shape[1])
-        if support is not None:
-            mass = mass_of(ranked[u], support.rows[u], support.mass[u]) * (1.0 if gate is None else gate[u])
         items: list[dict[str, Any]] = []
-        for place in np.flatnonzero(lists.rows[u] >= 0).tolist():
+        for place in np.flatnonzero(listed[u]).tolist():
             item: dict[str, Any] = {}
+            ranked = lists.rows[u, place] >= 0
             if explain:
-                behind: list[tuple[int, float]] = []
-                item["memory_share"] = 0.0
-                if memory is not None and mass[place] > 0:
-                    item["memory_share"] = min(
-                        1.0, float(mass[place] / np.exp(lists.scores[u, place], dtype=np.float64))
-                    )
-                    behind = memory.evidence(history, int(lists.rows[u, place]))[:MOST]
-                item["evidence"] = [{"item_id": ids[row], "share": share} for row, share in behind]
-                item["attribution"] = []
-                if left is not None and ranked[u, place] >= 0:
-                    item["attribution"] = _attribution(left, u, place, history, ids)
+                item["memory_share"] = float(shares[u, place])
+                item["evidence"] = []
+                if shares[u, place] > 0:
+                    item["evidence"] = _evidence(recommender, history, int(lists.rows[u, place]))
+                item["attribution"] = _attribution(left, u, place, history, ids) if left is not None and ranked else []
             if show_steps:
-                item["steps"] = [] if steps is None or ranked[u, place] < 0 else _told(steps, u, place, ids)
+                item["steps"] = _told(steps, u, place, ids) if steps is not None and ranked else []
             items.append(item)
         yield items
+
+
+def _memory_shares(recommender: Recommender, asked: Request, lists: Lists) -> tuple[np.ndarray, np.ndarray | None]:
+    """What part of each item's score `[U,k]` the memory brings, and the gate where it stands beside a model."""
+    memory, seen = recommender.memory, recommender.seen(asked)
+    if GATE in ROUTES[str(lists.routes[0])].needs:
+        support, gate = recommender.gated_support(asked.known, seen, asked.allowed, asked.candidates)
+    else:
+        assert memory is not None, "the route needs one"
+        gate = None
+        support = memory.support(asked.known, exclude=seen, allowed=asked.allowed, candidates=asked.candidates)
+    assert support is not None, "the route needs a gate"
+    mass = np.stack([mass_of(*one) for one in zip(lists.rows, support.rows, support.mass, strict=True)])
+    mass *= 1.0 if gate is None else gate[:, None]
+    scores = np.exp(np.where(mass > 0, lists.scores, 0), dtype=np.float64)
+    return np.minimum(1, mass / scores), gate
+
+
+def _evidence(recommender: Recommender, history: np.ndarray, row: int) -> list[dict[str, Any]]:
+    """The history items behind the memory's mass of an item, and their shares of it."""
+    behind = recommender.memory.evidence(history, row)[:MOST] if recommender.memory is not None else []
+    return [{"item_id": recommender.item_ids[item], "share": share} for item, share in behind]
 
 
 def _attribution(left: LeftOut, u: int, place: int, history: np.ndarray, ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -195,6 +195,11 @@ def test_lists_that_no_model_made_have_no_model_to_explain(world):
     told = explained(recommender, asked, popular, show_steps=True)
     assert told.height == K * len(histories) and told["memory_share"].sum() == 0
     assert sum(told[name].list.len().sum() for name in ("evidence", "attribution", "steps")) == 0
+    none = [np.zeros(0, np.int32)] * len(histories)
+    nobody = recommender.recommend_histories(histories, K, candidates=none)
+    assert (
+        explained(recommender, asked_of(recommender, histories, candidates=none), nobody, show_steps=True).height == 0
+    )
     empty = recommender.request([np.zeros(0, np.int32)], None, K)
     assert explained(recommender, empty, recommender.recommend_rows([np.zeros(0, np.int32)], k=K)).height == K
 
