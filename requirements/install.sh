@@ -20,6 +20,9 @@ case ${VENV##*/} in
 .venv*) ;;
 *) echo "VENV=$VENV: this folder may be removed, so its name must begin with .venv" >&2 && exit 2 ;;
 esac
+if [ -L "$VENV" ]; then # another checkout may live on what it points to
+    echo "$VENV: is a link, and what it points to would be changed; remove the link, or name another VENV" >&2 && exit 2
+fi
 if [ -n "$PY" ]; then
     PY=$(sh requirements/find-python.sh)
     [ "$(identity "$PY")" = "$(identity "$python")" ] || remove

@@ -15,7 +15,7 @@ from m6rec_jax.artifacts.run import RUN_FILE, domain_folder, folder_name, read_r
 from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.data.card import Card, Split
 from m6rec_jax.data.card_types import Content
-from m6rec_jax.data.codes import Codebooks, assign_codes, fit_codebooks
+from m6rec_jax.data.codes import Codebooks, assign_codes, fit_codes
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.data.encoders import content_of
 from m6rec_jax.data.features import Fields, TfidfEncoder
@@ -89,8 +89,7 @@ def code_items(content: np.ndarray, transitions: Transitions, item_ids: pl.Serie
                borrowed: Borrowed | None) -> tuple[np.ndarray, Codebooks]:  # fmt: skip
     """(codes [C, L], codebooks): fitted afresh, or the borrowed ones, with codes for the items that have none yet."""
     if borrowed is None:
-        books = fit_codebooks(content, transitions, levels, size)
-        return assign_codes(content, books), books
+        return fit_codes(content, transitions, levels, size)
     old = borrowed.items["item_id"]
     kept = borrowed.codes if item_ids[: len(old)].equals(old) else borrowed.codes[:0]
     codes = np.concatenate([kept, assign_codes(content[len(kept) :], borrowed.books, kept)])

@@ -139,11 +139,13 @@ def step(
     """
     B, M = beams.node.shape
     K = trie.width[level]
-    # At the root all users look at the same children, so these arrays are [1, 1, K] there.
+    # At the root all users look at the same children, so these arrays are [1, 1, K] there. Children lie side by side:
+    # K nodes from the first one on are one slice, which at the end of the arrays begins before it.
     node = jnp.zeros((1, 1), jnp.int32) if level == 0 else jnp.maximum(beams.node, 0)
-    first, children = trie.base[node], trie.base[node + 1] - trie.base[node]
-    child = first[..., None] + jnp.arange(K)
-    real = (jnp.arange(K) < children[..., None]) & (beams.node >= 0)[..., None]
+    first, end = trie.base[node], trie.base[node + 1]
+    begin = _begin(trie, first, K)
+    child = begin[..., None] + jnp.arange(K)
+    real = (child >= first[..., None]) & (child < end[..., None]) & (beams.node >= 0)[..., None]
 
     excluded_slot = _slots(trie, shown.excluded, beams.excluded_at, level, M)
     support_slot = _slots(trie, shown.support, beams.support_at, level, M)
@@ -151,13 +153,17 @@ def step(
     gone = jnp.zeros((B, M * K), jnp.int32).at[rows, excluded_slot].add(1, mode="drop")
     mass = jnp.zeros((B, M * K), jnp.float32).at[rows, support_slot].add(shown.mass, mode="drop")
 
-    alive = real & (shown.under[child] > gone.reshape(B, M, K))
-    code_logp = jnp.take_along_axis(logp, trie.tok[child], axis=-1, mode="clip")
+    alive = real & (_runs(shown.under, begin, K) > gone.reshape(B, M, K))
+    code_logp = jnp.take_along_axis(logp, _runs(trie.tok, begin, K), axis=-1, mode="clip")
     if among_children:
         code_logp = jax.nn.log_softmax(code_logp, axis=-1, where=alive)
-    child_logp = beams.logp[..., None] + code_logp
-    child_mass = jnp.log(mass).reshape(B, M, K)
-    score = jnp.where(alive, mix(child_logp, child_mass, shown.gate[:, None, None]), -jnp.inf).reshape(B, M * K)
+    child_logp = (beams.logp[..., None] + code_logp).reshape(B, M * K)
+    # Few children have any mass, so that only theirs is mixed in; the others keep mix(logp, -inf).
+    pick = lambda x, slot: jnp.take_along_axis(x, slot, axis=1)  # noqa: E731
+    at = jnp.minimum(support_slot, M * K - 1)
+    mixed = mix(pick(child_logp, at), jnp.log(pick(mass, at)), shown.gate[:, None])
+    score = (jnp.log1p(-shown.gate)[:, None] + child_logp).at[rows, support_slot].set(mixed, mode="drop")
+    score = jnp.where(alive.reshape(B, M * K), score, -jnp.inf)
     spare = max(0, width + 1 - M * K)
     # Read through a barrier: XLA knows a top-k by its one slice of a sort, and slices of that slice would hide it.
     best, slot = jax.lax.optimization_barrier(
@@ -166,9 +172,8 @@ def step(
     best, pruned, chosen = best[:, :width], best[:, width], slot[:, :width]
     slot = jnp.minimum(chosen, M * K - 1)
 
-    parent, offset = slot // K, slot % K
-    pick = lambda x: jnp.take_along_axis(x.reshape(B, M * K), slot, axis=1)  # noqa: E731
-    grown = jnp.take_along_axis(jnp.broadcast_to(first, (B, M)), parent, axis=1) + offset
+    parent = slot // K
+    grown = pick(jnp.broadcast_to(begin, (B, M)), parent) + slot % K
     lives = best > -jnp.inf
     code = trie.tok[grown]
     history = jnp.take_along_axis(beams.tokens, parent[..., None], axis=1)
@@ -176,8 +181,8 @@ def step(
     kept = kept.at[rows, chosen].set(jnp.where(lives, jnp.arange(width), -1), mode="drop")
     beams = Beams(
         node=jnp.where(lives, grown, NO_NODE),
-        logp=jnp.where(lives, pick(child_logp), -jnp.inf),
-        logmass=jnp.where(lives, pick(child_mass), -jnp.inf),
+        logp=jnp.where(lives, pick(child_logp, slot), -jnp.inf),
+        logmass=jnp.where(lives, jnp.log(pick(mass, slot)), -jnp.inf),
         score=best,
         tokens=jnp.concatenate([history, code[..., None]], axis=-1),
         bound=jnp.maximum(beams.bound, pruned),
@@ -191,8 +196,21 @@ def _slots(trie: Trie, ranks: Int[Array, "B J"], at: Int[Array, "B J"], level: i
     """Where in `[M * K]` children the item of each rank lies, given the beam it lies under; M * K if nowhere."""
     K, N = trie.width[level], trie.row.shape[0]
     known = jnp.minimum(ranks, N - 1)
-    offset = trie.ancestor[level + 1][known] - trie.base[trie.ancestor[level][known]]
+    offset = trie.ancestor[level + 1][known] - _begin(trie, trie.base[trie.ancestor[level][known]], K)
     return jnp.where((ranks < N) & (at >= 0), at * K + offset, beams * K)
+
+
+def _begin(trie: Trie, first: Array, K: int) -> Array:
+    """Where the K nodes begin that hold the children from node `first` on."""
+    return jnp.minimum(first, trie.tok.shape[0] - K)
+
+
+def _runs(x: Int[Array, " S"], begin: Array, K: int) -> Array:
+    """`x[begin .. begin + K]` for each entry of `begin`: slices, which cost far less than K gathered numbers each."""
+    if begin.size == 1:
+        return jax.lax.dynamic_slice(x, (begin.reshape(()),), (K,)).reshape(*begin.shape, K)
+    numbers = jax.lax.GatherDimensionNumbers(offset_dims=(begin.ndim,), collapsed_slice_dims=(), start_index_map=(0,))
+    return jax.lax.gather(x, begin[..., None], numbers, (K,), mode="promise_in_bounds")
 
 
 def check_normalise(normalise: str) -> None:

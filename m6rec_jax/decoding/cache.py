@@ -60,7 +60,7 @@ def prefill(
         item_rows=jnp.pad(item_rows, spare, constant_values=-1),
         lengths=lengths,
         kv=tuple(jnp.pad(x, ((0, 0), *spare, (0, 0), (0, 0))) for x in kv),
-        hidden=jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0],
+        hidden=hidden,
     )
 
 

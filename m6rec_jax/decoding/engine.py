@@ -295,7 +295,7 @@ class Engine:
         queries: Sequence[Queries] | None = None,
         temperatures: Sequence[float] | None = None,
     ) -> np.ndarray:
-        """The model's log-probability of one target row a user after its history: float32 `[U]`, by a full forward.
+        """The model's log-probability of one target row a user after its history: float32 `[U]`.
 
         With `temperatures`, n numbers that the logits are divided by in turn: `[U, n]`.
         """

@@ -18,7 +18,7 @@ from m6rec_jax.decoding.beam import Found, Normalise, search, show
 from m6rec_jax.decoding.cache import Prefix, append, prefill
 from m6rec_jax.decoding.reuse import read_pages, write_pages, write_tail
 from m6rec_jax.decoding.sampling import write as write_text
-from m6rec_jax.decoding.scoring import mixed, spelled_logp
+from m6rec_jax.decoding.scoring import mixed, spelled_logp, spelling_states
 from m6rec_jax.decoding.steps import walked
 
 
@@ -104,17 +104,12 @@ def walk(define, others, params, items, trie, under, tokens, item_rows, lengths,
 
 @partial(jax.jit, static_argnums=0)
 def score(define, params, items, tokens, item_rows, lengths, codes, heats):
+    """The model's log-probability `[B, n]` of one spelling `codes [B, L]` a user, at each of n temperatures."""
     model = nnx.merge(define, params)
-    B, L = codes.shape
-    rows, level = jnp.arange(B)[:, None], jnp.arange(L)
-    offsets = jnp.array([s.offset for s in model.vocab.levels])
-    grown = ((0, 0), (0, L))
-    tokens = jnp.pad(tokens, grown).at[rows, lengths[:, None] + level].set(codes + offsets)
-    hidden, _ = model.prefill(tokens, jnp.pad(item_rows, grown, constant_values=-1), lengths + L, items)
-    asks = hidden[rows, lengths[:, None] - 1 + level]
-    logp = jnp.zeros((B, len(heats)))
-    for t in range(L):
-        logits = model.logits(asks[:, t], t + 1, items)
+    prefix = prefill(model, items, tokens, item_rows, lengths)
+    logp = jnp.zeros((len(codes), len(heats)))
+    for t, hidden in enumerate(spelling_states(model, items, prefix, codes[:, None])):
+        logits = model.logits(hidden[:, 0], t + 1, items)
         hit = jnp.take_along_axis(logits, codes[:, t : t + 1], axis=1)
         logp += hit / heats - jax.lax.map(lambda heat, x=logits: jax.nn.logsumexp(x / heat, axis=-1), heats).T
     return logp

@@ -20,10 +20,8 @@ from jaxtyping import Array, Float, Int
 
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.decoding.cache import Prefix, check_causal
-from m6rec_jax.decoding.shapes import Prompt
+from m6rec_jax.decoding.shapes import PAGE, Prompt
 from m6rec_jax.model.transformer import KeyValues
-
-PAGE = 32  # tokens; every width of `shapes.prefix_width` is a multiple of it
 
 Pages = tuple[Float[Array, "N pages page K h"], Float[Array, "N pages page K h"]]
 

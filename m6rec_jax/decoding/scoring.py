@@ -14,26 +14,26 @@ from m6rec_jax.model.items import ItemTable
 from m6rec_jax.model.transformer import Transformer
 
 
-def spelled_states(
+def spelling_states(
     model: Transformer, items: ItemTable, prefix: Prefix, codes: Int[Array, "B J L"]
 ) -> list[Float[Array, "B J D"]]:
-    """The states that each code of each of J spellings is asked of; the first, one for all spellings, is `[B, 1, D]`.
+    """The states that each level's code is asked of, L of them; the first is one for all candidates, `[B, 1, D]`.
 
     What is known of a spelling is known at once, so all its codes but the last are read in one step, each candidate in
     a lane of its own beside the shared prefix (arXiv 2403.08845).
     """
-    J, L = codes.shape[1:]
-    states = [prefix.hidden[:, None]]
-    if L > 1:
-        tokens = codes[..., :-1] + jnp.array([s.offset for s in model.vocab.levels[:-1]])
-        positions = jnp.broadcast_to(prefix.lengths[:, None, None] + jnp.arange(L - 1), tokens.shape)
-        lanes = tuple(jnp.zeros((x.shape[0], len(codes), L - 1, J, *x.shape[3:]), x.dtype) for x in prefix.kv)
-        own = jnp.broadcast_to(jnp.arange(J)[:, None], tokens.shape)
-        read, _ = model.extend(
-            tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, lanes, own, 0
-        )
-        states += [read[:, :, level] for level in range(L - 1)]
-    return states
+    B, J, L = codes.shape
+    first = prefix.hidden[:, None]
+    if L == 1:
+        return [first]
+    tokens = codes[..., :-1] + jnp.array([s.offset for s in model.vocab.levels[:-1]])
+    positions = jnp.broadcast_to(prefix.lengths[:, None, None] + jnp.arange(L - 1), tokens.shape)
+    lanes = tuple(jnp.zeros((x.shape[0], B, L - 1, J, *x.shape[3:]), x.dtype) for x in prefix.kv)
+    own = jnp.broadcast_to(jnp.arange(J)[:, None], tokens.shape)
+    read, _ = model.extend(
+        tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, lanes, own, 0
+    )
+    return [first, *(read[:, :, level] for level in range(L - 1))]
 
 
 def level_logps(
@@ -47,7 +47,7 @@ def level_logps(
 
     Normalised as `beam.search` does (`level`).
     """
-    for level, hidden in enumerate(spelled_states(model, items, prefix, codes)):
+    for level, hidden in enumerate(spelling_states(model, items, prefix, codes)):
         logits = model.logits(hidden, level + 1, items) / temperature[:, None, None]
         every = jax.nn.log_softmax(logits, axis=-1)
         code = codes[:, None, :, 0] if level == 0 else codes[:, :, level, None]

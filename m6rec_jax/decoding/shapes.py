@@ -9,6 +9,7 @@ import numpy as np
 from m6rec_jax.vocab import BOS
 
 BATCH_TOKENS = 16_384  # padded tokens read by one program
+PAGE = 32  # tokens of a page of kept prefixes (`reuse`); every width is a multiple of it
 LEAST_TOKENS = 64  # the shortest prefix that a program is compiled for
 
 Prompt = tuple[np.ndarray, np.ndarray]  # tokens [T] and item rows [T] of one prefix, int32
@@ -23,8 +24,13 @@ def bucket(n: int, least: int, factor: int = 2) -> int:
 
 
 def prefix_width(tokens: int) -> int:
-    """T of the program that reads a prefix of so many tokens."""
-    return bucket(tokens, LEAST_TOKENS)
+    """T of the program that reads a prefix of so many tokens: four widths between one power of two and the next.
+
+    Past 128 tokens at most a fifth of a row is padding; each width more is a program more to compile.
+    """
+    tokens = int(tokens)  # NumPy's have no bit_length, here or in `full_batch`
+    step = max(PAGE, (1 << (tokens - 1).bit_length()) // 8)
+    return max(LEAST_TOKENS, -(-tokens // step) * step)
 
 
 def full_batch(T: int, most: int = 1 << 30) -> int:

@@ -28,6 +28,12 @@ class View(NamedTuple):
     k_end: Int[Array, "B T"]
 
 
+def causal(shape: tuple[int, int], lengths: Int[Array, " B"]) -> View:
+    """Rows `[B, T]` of one right-padded sequence each, in which no token sees a later one."""
+    positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
+    return View(positions, jnp.zeros_like(positions), jnp.minimum(positions + 1, lengths[:, None]))
+
+
 class Block(nnx.Module):
     """All N layers at once: every weight carries a leading layer axis and `jax.lax.scan` walks it.
 
@@ -117,17 +123,52 @@ class Transformer(nnx.Module):
         key: jax.Array | None = None,
     ) -> Float[Array, "B T D"]:
         """Last hidden states of packed rows. `key` turns dropout on (training)."""
-        return self._run(tokens, item_rows, view, items, key, keep_kv=False)[0]
+        config = self.config
+        key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
+        x = self.embeddings.read(tokens, item_rows, items, key_id)
+        x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", None, None))
+        angles = rope_angles(view.positions, config.head_dim, config.rope_theta)
+        layer_keys = None if key_layers is None else jax.random.split(key_layers, (config.layers, 2))
+
+        def layer(x, inputs):
+            w, keys = inputs
+            w = self._ready(w)
+            q, k, v = _project(x, w, angles, config)
+            return _close(x, attend(q, k, v, view.k_start, view.k_end), w, config, keys), None
+
+        x, _ = jax.lax.scan(_remat(layer, config.remat), x, (self.block.stacked(), layer_keys))
+        return rms_norm(x, self.final_norm[...], config.norm_eps)
 
     def prefill(
         self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues
-    ) -> tuple[Float[Array, "B T D"], KeyValues]:
-        """Hidden states and keys/values of right-padded causal prefixes."""
-        t = jnp.arange(tokens.shape[1])
-        positions = jnp.broadcast_to(t, tokens.shape)
-        k_end = jnp.minimum(positions + 1, lengths[:, None])
-        view = View(positions, jnp.zeros_like(positions), k_end)
-        return self._run(tokens, item_rows, view, items, None, keep_kv=True)
+    ) -> tuple[Float[Array, "B D"], KeyValues]:
+        """Hidden state of the last token, and keys/values of all, of right-padded causal prefixes.
+
+        Nobody asks for the other tokens' states, so in the last layer only keys and values are made of them: its
+        queries, attention and feed-forward run for one token a row. What is left out is dead code to the compiler.
+        """
+        config, weights = self.config, self.block.stacked()
+        view = causal(tokens.shape, lengths)
+        x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
+        angles = rope_angles(view.positions, config.head_dim, config.rope_theta)
+
+        def of(number: int | Array) -> dict[str, Array]:
+            return self._ready({name: jax.lax.dynamic_index_in_dim(w, number, keepdims=False) for name, w in weights.items()})  # fmt: skip
+
+        def layer(x, number):
+            w = of(number)
+            q, k, v = _project(x, w, angles, config)
+            return _close(x, attend(q, k, v, view.k_start, view.k_end), w, config, None), (k, v)
+
+        x, below = jax.lax.scan(layer, x, jnp.arange(config.layers - 1))
+        w = of(config.layers - 1)
+        _, *top = _project(x, w, angles, config)
+        end, k_end = (lengths - 1)[:, None, None], lengths[:, None]
+        x = jnp.take_along_axis(x, end, axis=1)
+        q, *_ = _project(x, w, jnp.take_along_axis(angles, end, axis=1), config)
+        x = _close(x, attend(q, *top, jnp.zeros_like(k_end), k_end), w, config, None)
+        kv = tuple(jnp.concatenate([under, over[None]]) for under, over in zip(below, top, strict=True))
+        return rms_norm(x[:, 0], self.final_norm[...], config.norm_eps), kv
 
     def extend(
         self,
@@ -168,24 +209,6 @@ class Transformer(nnx.Module):
         table = self.embeddings.table(slice_index, items)
         scores = jnp.einsum("...d,vd->...v", hidden, self._cast(table), preferred_element_type=jnp.float32)
         return jnp.where(jnp.arange(table.shape[0]) < self.vocab.slices[slice_index].size, scores, NEVER)
-
-    def _run(self, tokens, item_rows, view: View, items, key, *, keep_kv: bool) -> tuple[Array, Any]:
-        config = self.config
-        key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
-        x = self.embeddings.read(tokens, item_rows, items, key_id)
-        x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", None, None))
-        angles = rope_angles(view.positions, config.head_dim, config.rope_theta)
-        layer_keys = None if key_layers is None else jax.random.split(key_layers, (config.layers, 2))
-
-        def layer(x, inputs):
-            w, keys = inputs
-            w = self._ready(w)
-            q, k, v = _project(x, w, angles, config)
-            mixed = attend(q, k, v, view.k_start, view.k_end)
-            return _close(x, mixed, w, config, keys), (k, v) if keep_kv else None
-
-        x, kv = jax.lax.scan(_remat(layer, config.remat), x, (self.block.stacked(), layer_keys))
-        return rms_norm(x, self.final_norm[...], config.norm_eps), kv
 
     def _ready(self, w: dict[str, Array]) -> dict[str, Array]:
         """One layer's weights, gathered along fsdp and cast to the arithmetic of the run."""

@@ -13,6 +13,7 @@ from m6rec_jax.decoding import programs
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.decoding.prompts import Prompts
 from m6rec_jax.errors import InputError
+from m6rec_jax.model.transformer import causal
 from m6rec_jax.vocab import BOS
 from tests.decoding.worlds import CATALOGUE, World, world
 
@@ -119,7 +120,7 @@ def test_what_codes_are_normalised_over(any_world, normalise):
     for place in (0, 3, int(allowed.sum()) - 1):
         spelled = w.engine.vocab.spell(w.engine.codes[found.rows[0, place]])
         tokens, n = np.append(prefix, spelled), len(prefix)
-        hidden, _ = w.model.prefill(tokens[None], np.append(rows, np.full(len(spelled), -1))[None], np.array([len(tokens)]), w.engine.items)  # fmt: skip
+        hidden = w.model.hidden(tokens[None], np.append(rows, np.full(len(spelled), -1))[None], causal((1, len(tokens)), np.array([len(tokens)])), w.engine.items)  # fmt: skip
         every = np.concatenate([np.asarray(w.model.logits(hidden[0, n - 1 : -1], s, w.engine.items)) for s in range(len(w.engine.vocab.slices))], axis=-1) / heat  # fmt: skip
         logp = every - np.logaddexp.reduce(every, axis=-1, keepdims=True)
         assert found.scores[0, place] == pytest.approx(logp[np.arange(len(spelled)), spelled].sum(), abs=1e-4)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from m6rec_jax.decoding.sampling import Sampling, draw, penalise
+from m6rec_jax.model.transformer import causal
 from m6rec_jax.vocab import BOS, EOS, SPECIALS
 from tests.decoding.worlds import PIECES, world
 
@@ -64,7 +65,7 @@ def test_text_is_what_full_forwards_would_have_drawn():
 
     @jax.jit
     def forward(tokens, length):
-        hidden, _ = w.model.prefill(tokens, jnp.full_like(tokens, -1), length, w.engine.items)
+        hidden = w.model.hidden(tokens, jnp.full_like(tokens, -1), causal(tokens.shape, length), w.engine.items)
         return jnp.where(may, w.model.logits(hidden[jnp.arange(1), length - 1], 0, w.engine.items), -jnp.inf)
 
     for temperature, prompt, seed in ((0.0, PROMPTS[1], 0), (1.0, PROMPTS[2], 3), (1.5, PROMPTS[0], 4)):

@@ -14,6 +14,7 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.export import llama
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.model.transformer import causal
 from m6rec_jax.vocab import SPECIALS, Vocab
 
 VOCAB = Vocab(len(SPECIALS) + 20, (6, 130, 6))
@@ -64,7 +65,7 @@ def test_a_llama_with_our_weights_gives_our_logits(kv_heads: int):
     theirs = forward(described, tensors, tokens)
 
     model, items = blueprint.bind(drawn), item_table(np.zeros((1, 1)), np.ones(1, bool))
-    hidden, _ = model.prefill(tokens[None], np.full((1, 17), -1), np.array([17]), items)
+    hidden = model.hidden(tokens[None], np.full((1, 17), -1), causal((1, 17), np.array([17])), items)
     for i, s in enumerate(VOCAB.slices):
         ours = np.asarray(model.logits(hidden[0], i, items))[:, : s.size]
         np.testing.assert_allclose(ours, theirs[:, s.offset : s.offset + s.size], atol=1e-4 * np.abs(theirs).max())

@@ -10,7 +10,7 @@ from m6rec_jax.data.examples import Sequence
 from m6rec_jax.data.packing import pack_row
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.model.transformer import View
+from m6rec_jax.model.transformer import View, causal
 from m6rec_jax.vocab import Vocab
 
 CONFIG = ModelConfig(layers=2, width=16, heads=4, kv_heads=2, ffn=32)
@@ -152,6 +152,30 @@ def test_prefill_and_extend_equal_whole_rows(world):
             rows = whole[b, m, : n + 3]
             row = pack_row([(Sequence(rows + LEVEL.offset, rows, np.arange(n + 3), rows * 0.0, rows), 0)], LENGTH)
             np.testing.assert_allclose(got[b, m], run(world, row)[n + 1 : n + 3], atol=1e-5)
+
+
+def last_and_all(world, layers):
+    """Programs of parameters and items: `prefill`'s state of three ragged prefixes, and the states of all their tokens."""
+    rng = np.random.default_rng(1)
+    blueprint = Blueprint(ModelConfig(layers=layers, width=16, heads=4, kv_heads=2, ffn=32), VOCAB, WIDTH)
+    lengths, rows = np.array([5, 9, 1], np.int32), rng.integers(0, 40, (3, 9)).astype(np.int32)
+    last = jax.jit(lambda p, i: blueprint.bind(p).prefill(rows + LEVEL.offset, rows, lengths, i)[0])
+    whole = jax.jit(lambda p, i: blueprint.bind(p).hidden(rows + LEVEL.offset, rows, causal(rows.shape, lengths), i))
+    return last, whole, (blueprint.init(1), world[2]), lengths
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_prefill_gives_the_state_of_the_last_token(world, layers):
+    last, whole, inputs, lengths = last_and_all(world, layers)
+    np.testing.assert_allclose(last(*inputs), whole(*inputs)[np.arange(3), lengths - 1], atol=1e-5)
+
+
+def test_prefill_does_the_last_layer_for_the_last_token_alone(world):
+    last, whole, inputs, lengths = last_and_all(world, 1)
+    flops = [program.lower(*inputs).compile().cost_analysis()["flops"] for program in (last, whole)]
+    weights = 16 * (16 * 2 + 8 * 2 + 32 * 3)  # of a layer
+    spared = 2 * (3 * 9 - len(lengths)) * (weights - 16 * 8 * 2)  # keys and values are of all tokens
+    assert flops[0] <= flops[1] - spared
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

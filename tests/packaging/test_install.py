@@ -80,6 +80,17 @@ def test_a_folder_that_is_no_venv_is_never_removed(tmp_path):
     assert (tmp_path / "precious").is_file()
 
 
+def test_what_a_link_points_to_is_never_changed(tmp_path):
+    theirs, link = tmp_path / "theirs", tmp_path / ".venv-mine"
+    theirs.mkdir()
+    (theirs / "locks").write_text("of another checkout")
+    link.symlink_to(theirs)
+    variables = {**os.environ, "VENV": str(link)}
+    refused = subprocess.run([SH, "requirements/install.sh", "core"], cwd=ROOT, env=variables, capture_output=True, text=True, check=False)  # fmt: skip
+    assert refused.returncode == 2 and ".venv-mine: is a link" in refused.stderr
+    assert (theirs / "locks").read_text() == "of another checkout" and link.is_symlink()
+
+
 @pytest.mark.skipif(not (HERE / "locks").is_file(), reason="this environment was not made by make")
 @pytest.mark.parametrize("what", ["core", "all"])
 def test_a_good_environment_is_left_alone(what):

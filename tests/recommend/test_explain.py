@@ -46,7 +46,7 @@ def asked_of(recommender, histories, **options):
 
 
 def slowly(engine, asked, u, row, event, heat):
-    """log p(row) after a history, and after the same without one event: two full forwards, one user at a time."""
+    """log p(row) after a history, and after the same without one event: one user, one item at a time."""
     told = []
     for kept in (np.arange(len(asked.items[u])), np.delete(np.arange(len(asked.items[u])), event)):
         queries = {i: asked.queries[u][p] for i, p in enumerate(kept.tolist()) if p in asked.queries[u]}
