@@ -53,7 +53,8 @@ def generate(argv: list[str]) -> None:
         prog="m6rec generate",
         usage="m6rec generate --run RUN [--dataset DATASET] --users all|FILE [--limit N] [--k 10]\n"
         "                      [--engine auto|model|memory|popularity] [--key FILE] [--filter CONDITION]\n"
-        "                      [--candidates FILE] [--per COLUMN --cap N] [--diversity D] [--new-items S] --out recs.parquet",
+        "                      [--candidates FILE] [--per COLUMN --cap N] [--diversity D] [--new-items S]\n"
+        "                      [--explain] [--show-steps] --out recs.parquet",
         description="Recommend to many users at once. Parquet columns: user_id, item_id, rank, score, source, route,\n"
         "reason, model_version.\n\nexample:\n  m6rec generate --run runs/shop --users all --k 10 --out recs.parquet\n\n"
         "rules for what is listed (docs/rules.md), one or several:\n"
@@ -61,7 +62,9 @@ def generate(argv: list[str]) -> None:
         "    --candidates stock.txt\n"
         "    --per category --cap 2\n"
         "    --diversity 0.3\n"
-        "    --new-items 0.2",
+        "    --new-items 0.2\n\n"
+        "why an item is in a list (docs/explanations.md), as columns beside it:\n"
+        "    --users ids.txt --k 3 --explain --show-steps",
     )
     add = parser.add_argument
     add("--run", required=True, metavar="RUN", help="folder that `m6rec train` wrote; its best checkpoint recommends")
@@ -104,6 +107,8 @@ def generate(argv: list[str]) -> None:
         help="0 to 1: how much unlike each other the items shall be",
     )
     add("--new-items", type=float, default=0.0, metavar="S", help="0 to 1: share of places for items without a training event")  # fmt: skip
+    add("--explain", action="store_true", help="add columns memory_share, evidence (history items behind the memory) and attribution (events the model needs), see docs/explanations.md")  # fmt: skip
+    add("--show-steps", action="store_true", help="add a column steps: code by code, its probability and the likeliest others")  # fmt: skip
     add("--out", required=True, metavar="FILE", help="the Parquet file to write")
     options = parser.parse(argv)
     for name in ("limit", "k"):
@@ -134,6 +139,8 @@ def generate(argv: list[str]) -> None:
         cap=options.cap,
         diversity=options.diversity,
         new_items=options.new_items,
+        explain=options.explain,
+        show_steps=options.show_steps,
     )
     note(f"wrote {options.out}")
 

@@ -38,15 +38,16 @@ def generate(
     job: Mapping[str, Any],
     total: int | None = None,
     chunk: int = 4096,
+    extra: Mapping[str, pl.DataType] | None = None,
 ) -> int:
     """Write `recommend(users)` for all users to `out`, `chunk` users at a time; returns the number of lines.
 
-    `recommend` gives the columns of `COLUMNS`, users in their order. `job` says in JSON what the answers depend on
+    `recommend` gives the columns of `COLUMNS` and those of `extra`, users in their order. `job` says in JSON what the answers depend on
     (model version, k, which users); a file that `out.job.json` calls finished for the same job, and whose bytes are
     still those, stays as it is, and the parts of an interrupted job under `out.parts/` are used again. Raises
     InputError when these belong to another job, ValueError when a column is missing.
     """
-    out = Path(out)
+    out, columns = Path(out), {**COLUMNS, **(extra or {})}
     if out.is_dir():
         raise InputError(f"{out}: is a folder; name the Parquet file to write")
     folder, record = out.with_name(f"{out.name}.parts"), out.with_name(f"{out.name}.{JOB}")
@@ -64,12 +65,12 @@ def generate(
         for number, some in enumerate(_chunks(users, chunk)):
             parts.append(folder / f"part-{number:06}.parquet")
             if not parts[-1].is_file():
-                table = _checked(recommend(some))
+                table = _checked(recommend(some), columns)
                 with atomic_path(parts[-1]) as path:
                     table.write_parquet(path)
                 bar.advance(len(some))
     lines = int(pl.scan_parquet(parts).select(pl.len()).collect().item()) if parts else 0
-    _join(parts, out)
+    _join(parts, out, columns)
     write_json(record, {"job": wanted, "lines": lines, "bytes": out.stat().st_size, "xxh3": file_digest(out)})
     for part in parts:
         remove(part)
@@ -107,14 +108,14 @@ def _chunks(users: Iterable[User], size: int) -> Iterator[list[User]]:
         yield some
 
 
-def _checked(table: pl.DataFrame) -> pl.DataFrame:
-    if missing := [name for name in COLUMNS if name not in table.columns]:
-        raise ValueError(f"recommend gave no column {', '.join(missing)}; it must give {', '.join(COLUMNS)}")
-    return table.select(pl.col(name).cast(kind) for name, kind in COLUMNS.items())
+def _checked(table: pl.DataFrame, columns: Mapping[str, Any]) -> pl.DataFrame:
+    if missing := [name for name in columns if name not in table.columns]:
+        raise ValueError(f"recommend gave no column {', '.join(missing)}; it must give {', '.join(columns)}")
+    return table.select(pl.col(name).cast(kind) for name, kind in columns.items())
 
 
-def _join(parts: Sequence[Path], out: Path) -> None:
+def _join(parts: Sequence[Path], out: Path, columns: Mapping[str, Any]) -> None:
     """All parts, in order, in one file, streamed; row groups of one size, so that bytes do not depend on timing."""
-    whole = pl.scan_parquet(parts) if parts else pl.LazyFrame(schema=COLUMNS)
+    whole = pl.scan_parquet(parts) if parts else pl.LazyFrame(schema=columns)
     with atomic_path(out) as path:
         whole.sink_parquet(path, row_group_size=ROW_GROUP, maintain_order=True)

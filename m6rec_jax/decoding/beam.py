@@ -90,10 +90,10 @@ def show(
     over what is left (DESIGN section 6); a user without any has gate 0.
     """
     N = trie.row.shape[0]
-    ranks = jnp.sort(_allowed_ranks(trie, under, exclude), axis=-1)
+    ranks = jnp.sort(allowed_ranks(trie, under, exclude), axis=-1)
     again = jnp.pad(ranks[:, 1:] == ranks[:, :-1], ((0, 0), (1, 0)))
     excluded = jnp.sort(jnp.where(again, N, ranks), axis=-1)
-    support = _allowed_ranks(trie, under, support)
+    support = allowed_ranks(trie, under, support)
     at = jax.vmap(jnp.searchsorted)(excluded, support)
     gone = jnp.take_along_axis(excluded, jnp.minimum(at, excluded.shape[1] - 1), axis=1) == support
     mass = jnp.where(gone | (support == N), 0.0, mass)
@@ -102,7 +102,7 @@ def show(
     return Shown(under, excluded, support, mass, jnp.where(total > 0, jnp.clip(gate, 0.0, GATE_MOST), 0.0))
 
 
-def _allowed_ranks(trie: Trie, under: Array, rows: Array) -> Array:
+def allowed_ranks(trie: Trie, under: Array, rows: Array) -> Array:
     """Ranks of catalogue rows; N for a row of -1 and for one that the filter forbids."""
     ranks = trie.rank[jnp.maximum(rows, 0)]
     return jnp.where((rows >= 0) & (under[trie.leaf0 + ranks] > 0), ranks, trie.row.shape[0])

@@ -16,18 +16,19 @@ import numpy as np
 import xxhash
 from flax import nnx
 
-from m6rec_jax.decoding import programs
+from m6rec_jax.decoding import given, programs
 from m6rec_jax.decoding.beam import Normalise, check_normalise, lanes_of
 from m6rec_jax.decoding.gather import Gatherer
 from m6rec_jax.decoding.lists import Lists
 from m6rec_jax.decoding.programs import Settings
 from m6rec_jax.decoding.prompts import Parts, Prompts, Queries
-from m6rec_jax.decoding.requests import Requests, mass_of
+from m6rec_jax.decoding.requests import Requests
 from m6rec_jax.decoding.reuse import PrefixCache
 from m6rec_jax.decoding.sampling import Sampling
-from m6rec_jax.decoding.shapes import batches, bucket, full_batch, pad, prefix_width, rectangle
+from m6rec_jax.decoding.shapes import batches, bucket, full_batch, pad, prefix_width
+from m6rec_jax.decoding.steps import Steps
 from m6rec_jax.decoding.trie import allowed_under, build_trie
-from m6rec_jax.decoding.wave import BATCH_CHILDREN, Wave
+from m6rec_jax.decoding.wave import Wave
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.transformer import Transformer
@@ -228,42 +229,61 @@ class Engine:
         Nothing is pruned, so `exact` holds for all. Raises ValueError when arrays disagree in shape or a row is outside
         the catalogue.
         """
-        users, width = len(histories), max(map(len, candidates), default=0)
-        if len(candidates) != users:
-            raise ValueError(f"{users} histories, {len(candidates)} lists of candidates")
-        for u, given in enumerate(candidates):
-            if len(given) and not 0 <= np.min(given) <= np.max(given) < self.catalogue:
-                raise ValueError(f"candidates of user {u}: a row outside the catalogue of {self.catalogue} items")
-        rows, mass = memory if memory is not None else (np.full((users, 1), -1, np.int32), np.zeros((users, 1)))
-        gate = np.zeros(users, np.float32) if gate is None else np.asarray(gate, np.float32)
-        heat = np.broadcast_to(np.asarray(temperature, np.float32), users)
+        given.check_rows(candidates, len(histories), self.catalogue)
         prompts = self.prompts(histories, times, kinds, queries)
-        rank, slices = self._trie_host.rank, max(s.size for s in self.vocab.levels)
-        made = Lists.empty(users, width)
-        widths = np.array([bucket(len(given), 64, 4) if len(given) else 0 for given in candidates], np.int64)
-        params = self.params  # one checkpoint for the whole call
-        for J in sorted({int(n) for n in widths} - {0}):
-            same = np.flatnonzero(widths == J)
-            scored = J if self._trie_host.levels > 1 else 1  # rows of logits a user
-            for at, T, B in batches([len(prompts[u][0]) for u in same], BATCH_CHILDREN // (scored * slices)):
-                chosen = same[at]
-                asked = rectangle([candidates[u] for u in chosen], B, J, 0, np.int32)
-                carried = [mass_of(candidates[u], rows[u], mass[u]) for u in chosen]
-                spare = (0, B - len(chosen))
-                parts = programs.rank(
-                    self._define, params, self.items, *pad([prompts[u] for u in chosen], B, T), self.codes[asked],
-                    rectangle(carried, B, J, 0, np.float32), np.pad(gate[chosen], spare),
-                    np.pad(heat[chosen], spare, constant_values=1),
-                )  # fmt: skip
-                parts = [np.asarray(part) for part in parts]
-                for i, u in enumerate(chosen):
-                    score, logp, logmass = (part[i, : len(candidates[u])] for part in parts)
-                    order = np.lexsort((rank[candidates[u]], -score))
-                    n = len(order)
-                    made.rows[u, :n], made.scores[u, :n] = np.asarray(candidates[u])[order], score[order]
-                    made.model_logp[u, :n], made.memory_logp[u, :n] = logp[order], logmass[order]
+        requests = Requests.of(prompts, self.catalogue, None, memory, gate, temperature)
+        made = Lists.empty(len(histories), max(map(len, candidates), default=0))
+        rank = self._trie_host.rank
+        found = given.score(self._wave(1, None, "level", None), self.prompts, requests, candidates)
+        for u, (rows, (score, logp, logmass)) in enumerate(zip(candidates, found, strict=True)):
+            order = np.lexsort((rank[rows], -score))
+            n = len(order)
+            made.rows[u, :n], made.scores[u, :n] = np.asarray(rows)[order], score[order]
+            made.model_logp[u, :n], made.memory_logp[u, :n] = logp[order], logmass[order]
         made.exact[:] = True
         return made
+
+    def logp(
+        self,
+        histories: Sequence[np.ndarray],
+        rows: Sequence[np.ndarray],
+        *,
+        times: Parts = None,
+        kinds: Parts = None,
+        queries: Sequence[Queries | None] | None = None,
+        temperature: float | np.ndarray = 1.0,
+    ) -> list[np.ndarray]:
+        """The model's log-probability of each of some catalogue rows after each history, in the order given.
+
+        Each history is read once; raises what `rank` raises.
+        """
+        given.check_rows(rows, len(histories), self.catalogue)
+        prompts = self.prompts(histories, times, kinds, queries)
+        requests = Requests.of(prompts, self.catalogue, None, None, None, temperature)
+        return [logp for _, logp, _ in given.score(self._wave(1, None, "level", None), self.prompts, requests, rows)]
+
+    def steps(
+        self,
+        histories: Sequence[np.ndarray],
+        rows: np.ndarray,
+        *,
+        times: Parts = None,
+        kinds: Parts = None,
+        queries: Sequence[Queries | None] | None = None,
+        temperature: float | np.ndarray = 1.0,
+        exclude: Sequence[np.ndarray] | None = None,
+        allowed: np.ndarray | None = None,
+        candidates: Sequence[np.ndarray] | None = None,
+        others: int = 3,
+    ) -> Steps:
+        """Code by code, the way to each user's listed `rows [U, J]` (-1 = none), with the likeliest `others` beside it.
+
+        `exclude` and `allowed` are those of `recommend`; or `candidates`, distinct rows of each user, as `rank` takes them.
+        """
+        given.check_rows([one[one >= 0] for one in rows], len(histories), self.catalogue)
+        prompts = self.prompts(histories, times, kinds, queries)
+        requests = Requests.of(prompts, self.catalogue, exclude, None, None, temperature)
+        return given.walk(self._wave(1, None, "level", allowed), requests, rows, candidates, others)
 
     def score(
         self,

@@ -19,6 +19,7 @@ from m6rec_jax.decoding.cache import Prefix, append, prefill
 from m6rec_jax.decoding.reuse import read_pages, write_pages, write_tail
 from m6rec_jax.decoding.sampling import write as write_text
 from m6rec_jax.decoding.scoring import mixed, spelled_logp, spelling_states
+from m6rec_jax.decoding.steps import walked
 
 
 class Settings(NamedTuple):
@@ -91,6 +92,14 @@ def rank(define, params, items, tokens, item_rows, lengths, codes, mass, gate, t
     logp = spelled_logp(model, items, prefill(model, items, tokens, item_rows, lengths), codes, temperature)
     scores, logmass = mixed(logp, mass, gate)
     return scores, logp, logmass
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def walk(define, others, params, items, trie, under, tokens, item_rows, lengths, given, sign, rows, temperature):
+    """The steps to each user's items `rows [B, J]`, with as many `others` (static) beside each."""
+    model = nnx.merge(define, params)
+    prefix = prefill(model, items, tokens, item_rows, lengths)
+    return walked(model, items, trie, prefix, under, given, sign, rows, temperature, others)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -43,15 +43,24 @@ class Prompts:
 
         Raises ValueError when a row is outside the catalogue.
         """
+        return [prompt for prompt, _ in self.read(histories, times, kinds, queries)]
+
+    def read(
+        self, histories: Sequence[np.ndarray], times: Parts = None, kinds: Parts = None,
+        queries: Sequence[Queries | None] | None = None,
+    ) -> list[tuple[Prompt, np.ndarray]]:  # fmt: skip
+        """The prefix of each history, and the places in it of the events that it holds, oldest first."""
         made = []
         for u, history in enumerate(histories):
             at = lambda part, u=u: None if part is None or part[u] is None else np.asarray(part[u])  # noqa: E731
             asked = (queries[u] if queries else None) or {}
-            tokens, rows = self._spell(np.asarray(history), at(times), at(kinds), asked)
-            made.append((np.insert(tokens, 0, BOS), np.insert(rows, 0, -1)))
+            (tokens, rows), events = self._spell(np.asarray(history), at(times), at(kinds), asked)
+            made.append(((np.insert(tokens, 0, BOS), np.insert(rows, 0, -1)), events))
         return made
 
-    def _spell(self, items: np.ndarray, times: np.ndarray | None, kinds: np.ndarray | None, queries: Queries) -> Prompt:
+    def _spell(
+        self, items: np.ndarray, times: np.ndarray | None, kinds: np.ndarray | None, queries: Queries
+    ) -> tuple[Prompt, np.ndarray]:
         if items.max(initial=-1) >= len(self.codes):
             raise ValueError(f"history: row {items.max()} is outside the catalogue of {len(self.codes)} items")
         room = self.length - 1
@@ -70,5 +79,6 @@ class Prompts:
         if len(tokens) > room:
             start = np.minimum(np.searchsorted(event, np.arange(len(events))), len(tokens) - 1)
             left = len(tokens) - start - np.isin(tokens[start], GAP_TOKENS)  # the first event has no pause before it
-            tokens, rows, _ = spelled(events[left <= room])
-        return tokens, rows
+            events = events[left <= room]
+            tokens, rows, _ = spelled(events)
+        return (tokens, rows), events

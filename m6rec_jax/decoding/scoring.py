@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -28,8 +30,28 @@ def spelling_states(
     positions = jnp.broadcast_to(prefix.lengths[:, None, None] + jnp.arange(L - 1), tokens.shape)
     lanes = tuple(jnp.zeros((x.shape[0], B, L - 1, J, *x.shape[3:]), x.dtype) for x in prefix.kv)
     own = jnp.broadcast_to(jnp.arange(J)[:, None], tokens.shape)
-    read, _ = model.extend(tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, lanes, own, 0)
+    read, _ = model.extend(
+        tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, lanes, own, 0
+    )
     return [first, *(read[:, :, level] for level in range(L - 1))]
+
+
+def level_logps(
+    model: Transformer,
+    items: ItemTable,
+    prefix: Prefix,
+    codes: Int[Array, "B J L"],
+    temperature: Float[Array, " B"],
+) -> Iterator[tuple[Float[Array, "B J V"], Float[Array, "B J"]]]:
+    """Level by level: the log-probability of every code of the level, `[B, 1, V]` at the first, and of those spelled.
+
+    Normalised as `beam.search` does (`level`).
+    """
+    for level, hidden in enumerate(spelling_states(model, items, prefix, codes)):
+        logits = model.logits(hidden, level + 1, items) / temperature[:, None, None]
+        every = jax.nn.log_softmax(logits, axis=-1)
+        code = codes[:, None, :, 0] if level == 0 else codes[:, :, level, None]
+        yield every, jnp.take_along_axis(every, code, axis=-1).reshape(codes.shape[:2])
 
 
 def spelled_logp(
@@ -40,14 +62,7 @@ def spelled_logp(
     temperature: Float[Array, " B"],
 ) -> Float[Array, "B J"]:
     """The model's log-probability of each of J spellings after each prefix, normalised as `beam.search` does."""
-    B, J, _ = codes.shape
-    logp = jnp.zeros((B, J))
-    for level, hidden in enumerate(spelling_states(model, items, prefix, codes)):
-        logits = model.logits(hidden, level + 1, items) / temperature[:, None, None]
-        level_logp = jax.nn.log_softmax(logits, axis=-1)
-        code = codes[:, None, :, 0] if level == 0 else codes[:, :, level, None]
-        logp += jnp.take_along_axis(level_logp, code, axis=-1).reshape(B, J)
-    return logp
+    return sum((said for _, said in level_logps(model, items, prefix, codes, temperature)), jnp.zeros(codes.shape[:2]))
 
 
 def mixed(

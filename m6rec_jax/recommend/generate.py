@@ -18,6 +18,7 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.candidates import Candidates, candidate_table, candidates_of
 from m6rec_jax.recommend.coldstart import ENGINES
+from m6rec_jax.recommend.explain import explained, more_columns
 from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import Histories, everything
 from m6rec_jax.recommend.opening import dataset_of
@@ -30,7 +31,7 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
              limit: int | None = None, k: int = 10, out: Path | str = "recs.parquet", *,
              step: int | str = "best", engine: str = "auto", key: Path | str | None = None, filter: str | None = None,
              candidates: Sequence[str] | pl.DataFrame | None = None, per: str | None = None, cap: int | None = None,
-             diversity: float = 0.0, new_items: float = 0.0) -> int:  # fmt: skip
+             diversity: float = 0.0, new_items: float = 0.0, explain: bool = False, show_steps: bool = False) -> int:  # fmt: skip
     """Write the k best next items of each user, after all of the user's events, to `out`; returns how many lines.
 
     `users`: ids, or a table of them (see `visitors.visitor_table`), None = every user of the dataset; who the dataset
@@ -39,8 +40,9 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
     it stopped (see `decoding.batch`). `key`: the file that hid the ids of a dataset with `privacy: hmac`; with it
     `users` may be raw ids, and what is written holds their hashes. `filter` (see `filters`) and `candidates` (item ids,
     or a table with a column item_id and, where each user has their own, user_id) say what may be listed; `per`, `cap`,
-    `diversity` and `new_items` are those of `Recommender.recommend_rows`. All of it belongs to the job. Raises InputError
-    when nothing is known of `users` or `candidates`, and for a rule that makes no sense.
+    `diversity` and `new_items` are those of `Recommender.recommend_rows`. `explain` and `show_steps` add the columns of
+    `explain.explained`. All of it belongs to the job. Raises InputError when nothing is known of `users` or `candidates`,
+    and for a rule that makes no sense.
     """
     if engine not in ENGINES:
         raise InputError(f"engine={engine}: unknown; one of {', '.join(ENGINES)}")
@@ -68,23 +70,31 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
         int(np.argmax(data.manifest["kind_weights"])) if data.kinds else 0
     )  # of session events, which do not say theirs
 
+    extra = more_columns(explain, show_steps)
+
     def recommend(some: list[Visitor]) -> pl.DataFrame:
         asked = _histories(known, some, kind)
+        own_rows = None if own is None or given is None else [given.of(visitor.user_id) for visitor in some]
         lists = recommender.recommend_histories(
             asked, k, engine=engine, sessions=np.array([visitor.place < 0 for visitor in some]),
             attributes=[visitor.attributes for visitor in some], allowed=allowed,
-            candidates=None if own is None or given is None else [given.of(visitor.user_id) for visitor in some],
-            per=per, cap=cap, diversity=diversity, new_items=new_items,
+            candidates=own_rows, per=per, cap=cap, diversity=diversity, new_items=new_items,
         )  # fmt: skip
-        return recommender.table([visitor.user_id for visitor in some], asked.items, lists)
+        table = recommender.table([visitor.user_id for visitor in some], asked.items, lists)
+        if extra:
+            request = recommender.request(
+                asked.items, asked.times, k, kinds=asked.kinds, queries=asked.queries, allowed=allowed, candidates=own_rows,
+            )  # fmt: skip
+            table = table.hstack(explained(recommender, request, lists, explain, show_steps))
+        return table
 
     rules = {
         "filter": filter, "candidates": None if given is None else given.digest, "per": per, "cap": cap,
-        "diversity": diversity or None, "new_items": new_items or None,
+        "diversity": diversity or None, "new_items": new_items or None, "explain": explain or None, "show_steps": show_steps or None,
     }  # fmt: skip
     job = {"k": k, "engine": engine, "users": _digest(wanted), "dataset": data.digest, **_state(recommender, run)}
     job |= {name: value for name, value in rules.items() if value is not None}  # without rules, the job it always was
-    return write_lists(recommend, wanted, out, job=job, total=len(wanted))
+    return write_lists(recommend, wanted, out, job=job, total=len(wanted), extra=extra)
 
 
 def _candidates(given: Sequence[str] | pl.DataFrame, data: Dataset, at: Mapping[str, int], key: Path | str | None) -> Candidates:  # fmt: skip

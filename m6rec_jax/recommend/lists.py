@@ -39,6 +39,10 @@ class Lists:
         for whole, part in zip(self._parts(), lists._parts(), strict=True):
             whole[users] = part
 
+    def of(self, users: np.ndarray) -> Lists:
+        """The lists of some users."""
+        return Lists(*(part[users] for part in self._parts()))
+
     def places(self, at: np.ndarray) -> Lists:
         """The lists made of these places `[U,k]` of each; -1 leaves one empty."""
         there = at >= 0

@@ -19,6 +19,7 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.baselines import ItemKNN, Popularity
 from m6rec_jax.recommend.coldstart import GATE, SOURCES, Way, way
+from m6rec_jax.recommend.explain import explained
 from m6rec_jax.recommend.filters import filter_mask
 from m6rec_jax.recommend.gate import Gate
 from m6rec_jax.recommend.histories import Histories
@@ -40,7 +41,11 @@ from m6rec_jax.recommend.segments import Segments, open_segments
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One place of a list. `score` is the probability given to the item; `because` the titles behind a memory's item."""
+    """One place of a list. `score` is the probability given to the item; `because` the titles behind a memory's item.
+
+    `explanation` and `steps`, where they were asked for, are the columns of `explain.explained`; events count in the
+    history as it was given.
+    """
 
     item_id: str
     title: str
@@ -49,6 +54,8 @@ class Recommendation:
     rank: int
     route: str
     because: tuple[str, ...] = ()
+    explanation: Mapping[str, Any] | None = None
+    steps: Sequence[Mapping[str, Any]] | None = None
 
 
 class Recommender:
@@ -151,12 +158,14 @@ class Recommender:
 
     def recommend(self, history: Sequence[str], k: int = 10, *, times: Sequence[int] | None = None, engine: str = "auto",
                   filter: str | None = None, candidates: Sequence[str] | None = None, per: str | None = None,
-                  cap: int | None = None, diversity: float = 0.0, new_items: float = 0.0) -> list[Recommendation]:  # fmt: skip
+                  cap: int | None = None, diversity: float = 0.0, new_items: float = 0.0, explain: bool = False,
+                  show_steps: bool = False) -> list[Recommendation]:  # fmt: skip
         """The k best items after `history` (item ids, oldest first), or as many as may be shown.
 
         Ids outside the catalogue are left out, with a warning that says how many; without a known one, or with an
         empty history, the list is by popularity. `times`: seconds, one an item. `filter` and `candidates` (item ids) say
-        what may be shown, as `allowed` reads them; the other rules are those of `recommend_rows`.
+        what may be shown, as `allowed` reads them; the other rules are those of `recommend_rows`. `explain` and
+        `show_steps` bring what `explain.explained` tells of each item.
         """
         rows, unknown = self.rows_of(history)
         if unknown:
@@ -171,11 +180,18 @@ class Recommender:
         lists = self.recommend_rows(
             [rows], when, k, engine=engine, allowed=allowed, per=per, cap=cap, diversity=diversity, new_items=new_items,
         )  # fmt: skip
+        asked = self.request([rows], when, k, allowed=allowed)
+        told = explained(self, asked, lists, explain, show_steps).to_dicts() if explain or show_steps else []
+        given = [place for place, item in enumerate(history) if str(item) in self._rows]
+        for event in (event for one in told for event in one.get("attribution", ())):
+            event["event"] = given[event["event"]]
+        steps = [one.pop("steps", None) for one in told]
         return [
             Recommendation(
                 self.item_ids[row], self.titles[row], float(np.exp(lists.scores[0, place], dtype=np.float64)),
                 SOURCES[lists.sources[0, place]], place + 1, str(lists.routes[0]),
                 tuple(self.because(rows, row)) if lists.sources[0, place] == MEMORY else (),
+                told[place] if explain else None, steps[place] if show_steps else None,
             )
             for place, row in enumerate(lists.rows[0].tolist())
             if row >= 0
@@ -212,17 +228,15 @@ class Recommender:
         """
         if k < 1:
             raise InputError(f"k={k}: must be at least 1")
-        if (listed := self.popularity.listed) is not None:
-            allowed = listed if allowed is None else allowed & listed
+        request = self.request(
+            histories, times, k, kinds=kinds, queries=queries, memory=memory, allowed=allowed, beams=beams,
+            candidates=candidates, attributes=attributes,
+        )  # fmt: skip
+        items, allowed = request.items, request.allowed
         rules = rules_of(self.items, allowed, self._content, per=per, cap=cap, diversity=diversity, new_items=new_items)
         if allowed is not None and not allowed.any():
             advance(len(histories))
             return Lists.empty(len(histories), k)
-        items = [within_catalogue(h, self.catalogue) for h in histories]
-        request = Request(
-            items=items, known=[h[h >= 0] for h in items], k=k, allowed=allowed, beams=beams, candidates=candidates,
-            times=times, kinds=kinds, queries=queries, memory=memory, attributes=attributes,
-        )  # fmt: skip
         available = self.parts
         if memory and self.gate is not None:
             available.add(GATE)
@@ -242,6 +256,20 @@ class Recommender:
                 made.put(part, self._lists(line, request.take(part), rules))
                 advance(len(part))
         return made
+
+    def request(self, histories: Sequence[np.ndarray], times: Sequence[np.ndarray] | None = None, k: int = 10, *,
+                kinds: Sequence[np.ndarray] | None = None, queries: Sequence[Mapping[int, np.ndarray]] | None = None,
+                memory: bool = True, allowed: np.ndarray | None = None, beams: int | None = None,
+                candidates: Sequence[np.ndarray] | None = None,
+                attributes: Sequence[Sequence[str]] | None = None) -> Request:  # fmt: skip
+        """What `recommend_rows` is asked for, with what is no longer listed out of `allowed`."""
+        if (listed := self.popularity.listed) is not None:
+            allowed = listed if allowed is None else allowed & listed
+        items = [within_catalogue(h, self.catalogue) for h in histories]
+        return Request(
+            items=items, known=[h[h >= 0] for h in items], k=k, allowed=allowed, beams=beams, candidates=candidates,
+            times=times, kinds=kinds, queries=queries, memory=memory, attributes=attributes,
+        )  # fmt: skip
 
     def because(self, history: np.ndarray, row: int, most: int = 2) -> list[str]:
         """Titles (or ids) of the history items that carry the memory's mass of an item, strongest first."""
@@ -297,7 +325,7 @@ class Recommender:
 
         Of all that may be shown, or of those `within` bool `[C]`, in the same order.
         """
-        seen, users = None if self.repeat else part.known, len(part.known)
+        seen, users = self.seen(part), len(part.known)
         if part.candidates is not None and line.parts[0] != "model":
             part = replace(part, allowed=part.own(self.catalogue), candidates=None)
         inside = part.allowed if within is None else within if part.allowed is None else within & part.allowed
@@ -329,7 +357,7 @@ class Recommender:
         support, gate = (
             self.gated_support(part.known, seen, part.allowed, part.candidates) if part.memory else (None, None)
         )
-        heat = 1.0 if gate is None or self.gate is None else self.gate.heat(gate)
+        heat = self.heat(gate)
         whole = np.zeros(len(part.known))
         if support is not None and within is not None:
             # The engine renormalises the memory over what it may list; for the scores of a longer list the gate takes
@@ -355,6 +383,14 @@ class Recommender:
         sources = np.where(found.rows >= 0, carried, NONE).astype(np.uint8)
         scores = found.scores if within is None else (found.scores + whole[:, None]).astype(np.float32)
         return Lists(found.rows, scores, sources, np.full(len(found.rows), "", object), found.exact)
+
+    def seen(self, part: Request) -> list[np.ndarray] | None:
+        """What each user had and shall not get again."""
+        return None if self.repeat else part.known
+
+    def heat(self, gate: np.ndarray | None) -> float | np.ndarray:
+        """What the model's logits are divided by, beside a memory of shares `gate [U]`."""
+        return 1.0 if gate is None or self.gate is None else self.gate.heat(gate)
 
     def gated_support(self, known: Sequence[np.ndarray], exclude: Sequence[np.ndarray] | None,
                       allowed: np.ndarray | None = None, candidates: Sequence[np.ndarray] | None = None

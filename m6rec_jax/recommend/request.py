@@ -28,6 +28,23 @@ class Request:
         pick = lambda part: None if part is None else [part[u] for u in users]  # noqa: E731
         return replace(self, **{name: pick(getattr(self, name)) for name in ("items", "known", "candidates", "times", "kinds", "queries", "attributes")})  # fmt: skip
 
+    def without(self, users: np.ndarray, events: np.ndarray) -> Request:
+        """These users, each without the event at one place of the history; a user may come often."""
+        places = list(zip(users.tolist(), events.tolist(), strict=True))
+
+        def cut(part: Sequence[np.ndarray] | None) -> list[np.ndarray] | None:
+            return None if part is None else [np.delete(part[u], event) for u, event in places]
+
+        items = [np.delete(self.items[u], event) for u, event in places]
+        queries = None if self.queries is None else [
+            {place - (place > event): text for place, text in self.queries[u].items() if place != event}
+            for u, event in places
+        ]  # fmt: skip
+        return replace(
+            self.take(users), items=items, known=[h[h >= 0] for h in items], times=cut(self.times),
+            kinds=cut(self.kinds), queries=queries,
+        )  # fmt: skip
+
     def own(self, catalogue: int) -> np.ndarray:
         """What the one user of the request may get, bool `[C]`."""
         assert self.candidates is not None and len(self.candidates) == 1

@@ -60,6 +60,9 @@ def test_a_run_from_training_to_lists(tiny_dataset, tmp_path, capsys):
         assert main([*ask, "--engine", engine, "--out", str(lists)]) == SUCCESS
         assert pl.read_parquet(lists)["route"].to_list() == routes
     assert main([*ask, "--engine", "best", "--out", str(lists)]) == WRONG_INPUT
+    assert main([*ask, "--explain", "--show-steps", "--out", str(lists)]) == SUCCESS
+    told = pl.read_parquet(lists).select("attribution", "steps", "evidence").with_columns(pl.all().list.len() > 0)
+    assert told.rows()[1:] == [(False, False, True), (False, False, False)] and told.row(0)[:2] == (True, True)
     (tmp_path / "stock.txt").write_text("\n".join(f"item-{n}" for n in range(30)))
     rules = ["--filter", "price < 40", "--candidates", str(tmp_path / "stock.txt"), "--per", "category", "--cap", "1"]
     assert main([*ask, *rules, "--k", "3", "--diversity", "0.3", "--new-items", "0.2", "--out", str(lists)]) == SUCCESS

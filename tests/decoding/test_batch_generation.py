@@ -158,3 +158,15 @@ def test_no_users_and_bad_tables(tmp_path):
     assert not list((tmp_path / "x.parquet.parts").glob("*.parquet*"))
     with pytest.raises(InputError, match="is a folder"):
         generate(recommend, USERS, tmp_path, job=JOB)
+
+
+def test_a_job_may_have_more_columns(tmp_path):
+    extra = {"evidence": pl.List(pl.Struct({"item_id": pl.String, "share": pl.Float64}))}
+    more = lambda users: recommend(users).with_columns(evidence=pl.lit([{"item_id": "i1", "share": 0.5}]))  # noqa: E731
+    generate(more, USERS, tmp_path / "more.parquet", job=JOB, chunk=10, extra=extra)
+    table = pl.read_parquet(tmp_path / "more.parquet")
+    assert dict(table.schema) == COLUMNS | extra and table["evidence"].to_list() == [[{"item_id": "i1", "share": 0.5}]] * 159  # fmt: skip
+    assert generate(more, [], tmp_path / "none.parquet", job=JOB, extra=extra) == 0
+    assert dict(pl.read_parquet(tmp_path / "none.parquet").schema) == COLUMNS | extra
+    with pytest.raises(ValueError, match="no column evidence"):
+        generate(recommend, USERS, tmp_path / "x.parquet", job=JOB, extra=extra)

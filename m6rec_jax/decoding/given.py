@@ -1,0 +1,91 @@
+"""Items that are given: how likely each is after a history, and by which steps. Nothing is searched for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from m6rec_jax.decoding import programs
+from m6rec_jax.decoding.prompts import Prompts
+from m6rec_jax.decoding.requests import Requests, mass_of
+from m6rec_jax.decoding.shapes import batches, bucket, pad, rectangle
+from m6rec_jax.decoding.steps import Steps
+from m6rec_jax.decoding.wave import BATCH_CHILDREN, Wave
+
+Rows = Sequence[np.ndarray]  # catalogue rows of each user
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
+LEAST_ROWS = 16  # the fewest rows a user that a program is compiled for
+
+
+def check_rows(given: Rows, users: int, catalogue: int) -> None:
+    """ValueError unless these are catalogue rows, a list a user."""
+    if len(given) != users:
+        raise ValueError(f"{users} histories, {len(given)} lists of candidates")
+    for u, rows in enumerate(given):
+        if len(rows) and not 0 <= np.min(rows) <= np.max(rows) < catalogue:
+            raise ValueError(f"candidates of user {u}: a row outside the catalogue of {catalogue} items")
+
+
+def score(wave: Wave, spelling: Prompts, requests: Requests, given: Rows) -> list[Parts]:
+    """(scores, log-probability by the model, log of the memory's share) of each user's rows, in the order given.
+
+    Users with like numbers of rows and like prefixes share a program.
+    """
+    nothing = np.zeros(0, np.float32)
+    made: list[Parts] = [(nothing, nothing, nothing)] * len(given)
+    lengths, codebook = requests.lengths, max(s.size for s in spelling.vocab.levels)
+    widths = np.array([_width(len(rows)) if len(rows) else 0 for rows in given], np.int64)
+    for J in sorted({int(n) for n in widths} - {0}):
+        same = np.flatnonzero(widths == J)
+        scored = J if spelling.codes.shape[1] > 1 else 1  # rows of logits a user
+        for at, T, B in batches(lengths[same], BATCH_CHILDREN // (scored * codebook)):
+            chosen = same[at]
+            carried = [mass_of(given[u], requests.support[u], requests.mass[u]) for u in chosen]
+            prefixes, gate, heat = _asked(requests, chosen, B, T)
+            parts = programs.rank(
+                wave.define, wave.params, wave.items, *prefixes,
+                spelling.codes[rectangle([given[u] for u in chosen], B, J, 0, np.int32)],
+                rectangle(carried, B, J, 0, np.float32), gate, heat,
+            )  # fmt: skip
+            parts = [np.asarray(part) for part in parts]
+            for i, u in enumerate(chosen):
+                scores, logp, logmass = (part[i, : len(given[u])] for part in parts)
+                made[u] = scores, logp, logmass
+    return made
+
+
+def walk(wave: Wave, requests: Requests, rows: np.ndarray, only: Rows | None, others: int) -> Steps:
+    """The steps to items `rows [U, J]` (-1 = none), with as many `others` beside each.
+
+    What may be shown to a user: `only` these rows, where they are given; else what the wave lets through, less the
+    request's own exclusions.
+    """
+    trie, there, J = wave.trie, rows >= 0, _width(rows.shape[1])
+    steps = Steps.empty(len(rows), rows.shape[1], trie.levels, others)
+    told = [np.unique(some) for some in (requests.exclude if only is None else only)]
+    sign, lengths = np.int32(-1 if only is None else 1), requests.lengths
+    wanted = np.pad(np.maximum(rows, 0), ((0, 0), (0, J - rows.shape[1])))
+    asked = np.flatnonzero(there.any(1))
+    for at, T, B in batches(lengths[asked], BATCH_CHILDREN // (J * max(trie.width))):
+        chosen = asked[at]
+        some = [told[u] for u in chosen]
+        prefixes, _, heat = _asked(requests, chosen, B, T)
+        found = programs.walk(
+            wave.define, others, wave.params, wave.items, trie, wave.under, *prefixes,
+            rectangle(some, B, bucket(max(map(len, some)), 32, 4), -1, np.int32), sign,
+            np.pad(wanted[chosen], ((0, B - len(chosen)), (0, 0))), heat,
+        )  # fmt: skip
+        steps.put(chosen, found, there[chosen])
+    return steps
+
+
+def _width(rows: int) -> int:
+    return bucket(rows, LEAST_ROWS, 4)
+
+
+def _asked(requests: Requests, chosen: np.ndarray, B: int, T: int) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:  # fmt: skip
+    """Prefixes, gates and temperatures of some users as the arrays of a program of shape (B, T)."""
+    spare = (0, B - len(chosen))
+    heat = np.pad(requests.temperature[chosen], spare, constant_values=1)
+    return pad([requests.prompts[u] for u in chosen], B, T), np.pad(requests.gate[chosen], spare), heat

@@ -1,0 +1,92 @@
+"""The steps to an item: their product is its probability, and what stood beside them is what might have been shown."""
+
+import numpy as np
+import pytest
+
+from tests.decoding.worlds import CATALOGUE
+
+ALLOWED = np.arange(CATALOGUE) % 4 != 1
+HEAT = np.linspace(0.7, 1.6, 8).astype(np.float32)
+OTHERS = 3
+
+
+@pytest.fixture(params=["all", "filter", "candidates"])
+def asked(request, any_world):
+    """(the engine's keywords, which items each user may be shown bool [U, C]), with exclusions where there may be some."""
+    users, rng = len(any_world.histories), np.random.default_rng(7)
+    if request.param == "candidates":
+        own = [rng.permutation(CATALOGUE)[:n] for n in (1, 3, 9, 16, 2, 5, 12, 7)]
+        return {"candidates": own}, np.stack([np.isin(np.arange(CATALOGUE), rows) for rows in own])
+    gone = [rng.integers(CATALOGUE, size=n) for n in (0, 5, 30, 7, 80, 1, 2, 60)]  # some twice, some forbidden anyway
+    may = np.tile(ALLOWED if request.param == "filter" else np.ones(CATALOGUE, bool), (users, 1))
+    for one, rows in zip(may, gone, strict=True):
+        one[rows] = False
+    return {"exclude": gone, "allowed": ALLOWED if request.param == "filter" else None}, may
+
+
+def test_steps_are_what_the_search_summed_and_what_it_passed_by(any_world, asked):
+    """Asked of every item that may be shown, the steps of one item are the other choices of its siblings."""
+    options, may = asked
+    engine, codes = any_world.engine, any_world.engine.codes
+    width = int(may.sum(1).max())
+    rows = np.full((len(may), width), -1)
+    for one, there in zip(rows, may, strict=True):
+        one[: there.sum()] = np.flatnonzero(there)
+    steps = engine.steps(any_world.histories, rows, temperature=HEAT, others=OTHERS, **options)
+    for u, history in enumerate(any_world.histories):
+        n, L = int(may[u].sum()), codes.shape[1]
+        items = rows[u, :n]
+        said = steps.logp[u, :n]
+        assert said.sum(1) == pytest.approx(any_world.logp(history, float(HEAT[u]))[items], abs=1e-4)
+        assert np.array_equal(steps.codes[u, :n], codes[items])
+        assert (steps.codes[u, n:] == -1).all() and (steps.place[u, n:] == 0).all() and (steps.other_rows[u, n:] == -1).all()  # fmt: skip
+        for i, level in np.ndindex(n, L):
+            beside = (codes[items, :level] == codes[items[i], :level]).all(1)
+            known = {int(code): float(x) for code, x in zip(codes[items, level][beside], said[beside, level], strict=True)}  # fmt: skip
+            mine = known.pop(int(codes[items[i], level]))
+            assert steps.choices[u, i, level] == len(known) + 1
+            ahead = sum(x > mine + 1e-6 for x in known.values())
+            assert ahead < steps.place[u, i, level] <= 1 + sum(x > mine - 1e-6 for x in known.values())
+            found = {int(c): float(x) for c, x in zip(steps.other_codes[u, i, level], steps.other_logp[u, i, level], strict=True) if c >= 0}  # fmt: skip
+            best = sorted(known.values(), reverse=True)[:OTHERS]
+            assert list(found.values()) == pytest.approx(best, abs=1e-5)
+            assert all(known[code] == pytest.approx(x, abs=1e-5) for code, x in found.items())
+            spelled = steps.other_rows[u, i, level][: len(found)]
+            if level == L - 1:
+                assert all(codes[row].tolist() == [*codes[items[i], :level], code] for row, code in zip(spelled, found, strict=True))  # fmt: skip
+                assert may[u][spelled].all()
+            else:
+                assert (spelled == -1).all()
+
+
+def test_the_steps_of_a_list_multiply_to_the_model_part_of_its_scores(any_world):
+    engine, histories = any_world.engine, any_world.histories
+    mass = np.full((len(histories), 2), 0.5), np.full(len(histories), 0.3, np.float32)
+    shared = {"temperature": HEAT, "exclude": histories, "allowed": ALLOWED}
+    lists = engine.recommend(histories, k=5, memory=(np.tile([2, 50], (8, 1)), mass[0]), gate=mass[1], **shared)
+    steps = engine.steps(histories, lists.rows, **shared)
+    assert (lists.rows >= 0).all()
+    assert steps.logp.sum(2) == pytest.approx(lists.model_logp, abs=1e-4)
+    assert np.exp(steps.logp).prod(2) == pytest.approx(np.exp(lists.model_logp), rel=1e-4)
+    alone = [engine.steps([h], lists.rows[u : u + 1], temperature=HEAT[u], exclude=[h], allowed=ALLOWED) for u, h in enumerate(histories)]  # fmt: skip
+    for name in ("logp", "other_logp"):
+        assert np.concatenate([getattr(one, name) for one in alone]) == pytest.approx(
+            getattr(steps, name), abs=1e-4, rel=1e-5
+        )
+    assert np.array_equal(np.concatenate([one.place for one in alone]), steps.place)
+
+
+def test_log_probabilities_of_given_rows_are_those_of_a_full_forward(any_world):
+    engine, histories = any_world.engine, any_world.histories
+    rng = np.random.default_rng(3)
+    rows = [rng.permutation(CATALOGUE)[:n] for n in (4, 0, 16, 17, 1, 2, 90, 5)]
+    found = engine.logp(histories, rows, temperature=HEAT)
+    for history, some, heat, logp in zip(histories, rows, HEAT, found, strict=True):
+        assert logp == pytest.approx(any_world.logp(history, float(heat))[some], abs=1e-4)
+
+
+def test_rows_that_are_none_are_refused(any_world):
+    with pytest.raises(ValueError, match="outside the catalogue of 90"):
+        any_world.engine.steps([np.array([1])], np.array([[90]]))
+    with pytest.raises(ValueError, match="1 histories, 2 lists"):
+        any_world.engine.logp([np.array([1])], [np.array([1])] * 2)
