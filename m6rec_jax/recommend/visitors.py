@@ -25,7 +25,7 @@ from m6rec_jax.progress import note
 
 KINDS_OF_FILE = "a text file with one user id a line, or Parquet, CSV or JSON Lines with a column user_id"
 
-BLOCK = 1 << 16  # rows of a table that are read at once
+BLOCK = 1 << 15  # rows of a table that are read at once
 
 
 @dataclass(frozen=True)

@@ -466,3 +466,10 @@ def peak(out: str, users: int) -> float:
     lines, found = done.stdout.split()
     assert int(lines) == 10 * users
     return float(found)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_users(tmp_path):
+    """Ten times the users, 10^7 lines in the end, of which a table of all would take more than 500 MB."""
+    some, many = peak(str(tmp_path / "some.parquet"), 100_000), peak(str(tmp_path / "many.parquet"), 1_000_000)
+    assert many - some < 100
