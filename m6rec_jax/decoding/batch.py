@@ -65,6 +65,7 @@ def generate(
     if (lines := parts.finished()) is not None:
         note(f"{out}: finished before, for the same job")
         return lines
+    parts.check()
     with parts.alone(f"shard-{shard}-of-{shards}"):
         parts.open()
         own = (

@@ -63,16 +63,19 @@ class Parts:
             self._tidy(found["parts"])  # what a kill between joining and tidying left
         return found["rows"]
 
-    def open(self) -> None:
-        """Claim the folder and take up what is there of this process's parts; says what is not as it was written.
-
-        Raises InputError when the folder holds parts of another job or of an older version, or other things.
-        """
+    def check(self) -> None:
+        """Raise InputError when the folder holds parts of an older version, or other things."""
         if (self.folder / OLD).is_file():
             raise InputError(f"{self.folder}: parts of an earlier version of m6rec ({OLD}); delete the folder, and they are made anew")  # fmt: skip
         there = sorted(path.name for path in self.folder.glob("[!.]*"))
         if self.out is None and there and not any(name.startswith("manifest") for name in there):
             raise InputError(f"{self.folder}: holds other things ({there[0]}); name a new or an empty folder, or a file to write")  # fmt: skip
+
+    def open(self) -> None:
+        """Claim the folder and take up what is there of this process's parts; says what is not as it was written.
+
+        Raises InputError when it holds parts of another job.
+        """
         self.made, wrong = self._whole(self.mine)
         if wrong:
             more = f", and {len(wrong) - 1:,} more like it" if len(wrong) > 1 else ""

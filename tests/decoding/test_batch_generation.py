@@ -28,13 +28,11 @@ def forbidden(users):
 
 def bytes_of(out: Path) -> dict[str, bytes]:
     """Everything of a finished output, hidden files too: one file and what is left of its parts, or a folder."""
-    files = [out, out.with_name(f"{out.name}.parts")] if not out.is_dir() else [out]
-    return {
-        path.relative_to(out.parent).as_posix().replace(out.name, "X"): path.read_bytes().replace(out.name.encode(), b"X")
-        for top in files
-        for path in (top.rglob("*") if top.is_dir() else [top])
-        if path.is_file()
-    }  # fmt: skip
+    tops = [out] if out.is_dir() else [out, out.with_name(f"{out.name}.parts")]
+    files = [path for top in tops for path in (top.rglob("*") if top.is_dir() else [top]) if path.is_file()]
+    found = {path.relative_to(out.parent).as_posix().replace(out.name, "X"): path.read_bytes() for path in files}
+    name = f'"name": "{out.name}"'.encode()  # which the manifest of a file holds
+    return {path: held.replace(name, b"") if path.endswith("json") else held for path, held in found.items()}
 
 
 def manifest_of(folder: Path) -> dict:
@@ -358,7 +356,7 @@ def test_other_folders_and_older_parts_are_refused_in_one_line(tmp_path):
         InputError, match=r"old.parquet.parts: parts of an earlier version of m6rec \(job.json\); delete"
     ):
         generate(recommend, USERS, tmp_path / "old.parquet", job=JOB)
-    assert [path.name for path in (tmp_path / "mine").iterdir() if path.suffix != ".lock"] == ["thesis.txt"]
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
 def test_verify_knows_finished_lists(tmp_path, kind, capsys):

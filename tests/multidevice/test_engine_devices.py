@@ -9,7 +9,10 @@ import pytest
 from m6rec_jax.decoding import programs
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.decoding.shapes import batches, rows_of
+from m6rec_jax.recommend.recommender import Recommender
 from tests.decoding.worlds import CATALOGUE, World, world
+from tests.fixtures import tiny_dataset, tiny_root  # noqa: F401
+from tests.recommend.conftest import saved_run
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
@@ -82,3 +85,9 @@ def test_rows_are_a_multiple_of_the_devices_and_few_shapes():
         assert shapes == {devices * n for n in (1, 2, 4, 8, 16)}
         cut = list(batches([10] * 100, 8, devices))
         assert sum(len(chosen) for chosen, _, _ in cut) == 100 and all(B % devices == 0 and len(chosen) <= B for chosen, _, B in cut)  # fmt: skip
+
+
+def test_a_run_opened_to_recommend_takes_every_device(tiny_dataset, tmp_path):  # noqa: F811
+    recommender = Recommender.load(saved_run(tiny_dataset, tmp_path / "run"))
+    count = jax.local_device_count()
+    assert recommender.engine.devices.count == count > 1 and recommender.batch == 512 * count

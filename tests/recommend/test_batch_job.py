@@ -62,7 +62,7 @@ def undisturbed(command, tmp_path_factory):
 
     def of(engine: str, kind: str) -> dict[str, bytes]:
         if (engine, kind) not in made:
-            out = place(top, engine, kind)
+            out = place(top, f"whole-{engine}", kind)
             assert main([*command, "--engine", engine, "--out", out]) == SUCCESS
             made[engine, kind] = bytes_of(Path(out))
         return made[engine, kind]
