@@ -109,8 +109,6 @@ class Parts:
                 return None
             body = self._said({name: whole[name] for name in sorted(whole)})
             if self.out is not None:
-                # From here on this one knows all parts, and no kill makes it forget one.
-                self._enter(self.folder / MANIFEST, {"finished": False, **body})
                 with self._room_for(self.out), atomic_path(self.out) as partial:
                     join([self.folder / name for name in sorted(whole)], partial)
                     body["file"] = {"name": self.out.name, **_facts(partial, body["rows"])}

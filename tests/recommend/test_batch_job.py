@@ -70,11 +70,11 @@ def undisturbed(command, tmp_path_factory):
     return of
 
 
-# Moments, in order: the manifest, then each of three parts and the manifest that has it; of a file then the manifest
-# that has all, the file, the manifest that says finished; then three parts and a lock are removed.
+# Moments, in order: the manifest, then each of three parts and the manifest that has it; of a file then the file;
+# the manifest that says finished; then three parts and the locks are removed.
 MOMENTS = [
     ("auto", "file", 4),
-    *(("memory", "file", n) for n in (3, 8, 9, 11)),
+    *(("memory", "file", n) for n in (3, 7, 8, 10)),
     *(("memory", "folder", n) for n in (3, 7)),
 ]
 
@@ -88,7 +88,7 @@ def test_killed_and_run_again_gives_the_bytes_of_an_undisturbed_run(
     argv = [*command, "--engine", engine, "--out", out]
     child = start(tmp_path, argv, moment)
     assert child.wait(150) == -signal.SIGKILL, child.stderr.read()
-    assert Path(out).is_file() == (kind == "file" and moment > 8)
+    assert Path(out).is_file() == (kind == "file" and moment > 7)
     assert bytes_of(Path(out)) != undisturbed(engine, kind)
     assert main(argv) == SUCCESS
     assert bytes_of(Path(out)) == undisturbed(engine, kind)
