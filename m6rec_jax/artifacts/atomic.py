@@ -30,6 +30,8 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     remove(partial)
     try:
         yield partial
+        if partial.is_file():
+            _sync(partial)
         if partial.is_dir() and target.is_dir():
             old = target.with_name(f".{target.name}.{os.getpid()}@{HOST}.old{PARTIAL}")
             os.replace(target, old)
@@ -39,6 +41,12 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
             os.replace(partial, target)
     finally:
         remove(partial)
+
+
+def _sync(file: Path) -> None:
+    """Bring a file to the disk: renamed before, it could be an empty one after a power cut."""
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def _sweep(target: Path) -> None:
@@ -68,8 +76,6 @@ def write_json(target: Path | str, value: Any) -> None:
     with atomic_path(target) as path, open(path, "w", encoding="utf-8") as file:
         json.dump(value, file, ensure_ascii=False, indent=2)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_text(target: Path | str, text: str) -> None:

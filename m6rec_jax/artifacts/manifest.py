@@ -33,16 +33,14 @@ def write_manifest(folder: Path, schema: str, version: int, body: dict[str, Any]
     write_json(folder / MANIFEST, {"schema": schema, "version": version, **body, "files": listed})
 
 
-def read_manifest(folder: Path, schema: str, version: int) -> dict[str, Any]:
-    """The manifest of a folder.
+def read_manifest(folder: Path, schema: str, version: int, name: str = MANIFEST) -> dict[str, Any]:
+    """The manifest of a folder, or another of its files that is one.
 
     Raises InputError when there is none, when it is of another kind, or of a newer version.
     """
-    path = Path(folder) / MANIFEST
+    path = Path(folder) / name
     if not path.is_file():
-        raise InputError(
-            f"{folder}: no {MANIFEST} in it, so this is not a finished {schema}; name its folder or make it"
-        )
+        raise InputError(f"{folder}: no {name} in it, so this is not a finished {schema}; name its folder or make it")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import importlib
 import logging
 import os
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import m6rec_jax
 from m6rec_jax.allocator import keep_freed_memory
-from m6rec_jax.errors import InputError, Requeue
+from m6rec_jax.errors import InputError, Requeue, mendable
 
 SUCCESS, FAULT, WRONG_INPUT, REQUEUE, INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -35,21 +34,6 @@ VERBS = {
     "verify": ("verify", "verify", "check the files of a dataset or run against their digests"),
     "doctor": ("doctor", "doctor", "show versions, devices, memory and missing extras"),
     "demo": ("demo", "demo", "everything once, on MovieLens-100K: fetch to report"),
-}
-# What the operating system refuses for reasons that only the user can mend.
-_SPACE, _PERMISSION = "free some space", "change its permissions or write elsewhere"
-_KIND = "a file and a folder were taken for each other; name another place, or move what is in the way"
-MENDABLE = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EACCES: _PERMISSION,
-    errno.EPERM: _PERMISSION,
-    errno.EROFS: _PERMISSION,
-    errno.EISDIR: _KIND,
-    errno.ENOTDIR: _KIND,
-    errno.EEXIST: _KIND,
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENAMETOOLONG: "give it a shorter name",
 }
 
 
@@ -141,9 +125,10 @@ def _debug() -> bool:
 
 def _mendable(error: Exception) -> str | None:
     """One line for faults of the machine that the user can mend: no space, no permission, no device memory."""
-    if isinstance(error, OSError) and error.errno in MENDABLE:
-        where = error.filename or "writing"
-        return f"{where}: {error.strerror}; {MENDABLE[error.errno]}, then run the command again"
+    if (found := mendable(error)) is not None:
+        refused, way_out = found
+        where = (error.filename if isinstance(error, OSError) else None) or "writing"
+        return f"{where}: {refused}; {way_out}, then run the command again"
     if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error):
         first = " ".join(str(error).split())[:160]
         return f"out of device memory ({first}); lower data.rows, raise train.accumulate, or set model.remat=full"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from m6rec_jax.cli.outputs import file_to_write
+from m6rec_jax.cli.outputs import file_to_write, folder_to_write
+from m6rec_jax.cli.processes import shard_of_job
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.settings import Parser
@@ -54,9 +56,15 @@ def generate(argv: list[str]) -> None:
         usage="m6rec generate --run RUN [--dataset DATASET] --users all|FILE [--limit N] [--k 10]\n"
         "                      [--engine auto|model|memory|popularity] [--key FILE] [--filter CONDITION]\n"
         "                      [--candidates FILE] [--per COLUMN --cap N] [--diversity D] [--new-items S]\n"
-        "                      [--explain] [--show-steps] --out recs.parquet",
+        "                      [--explain] [--show-steps] [--chunk N] [--shards N --shard I]\n"
+        "                      --out recs.parquet|FOLDER/",
         description="Recommend to many users at once. Parquet columns: user_id, item_id, rank, score, source, route,\n"
-        "reason, model_version.\n\nexample:\n  m6rec generate --run runs/shop --users all --k 10 --out recs.parquet\n\n"
+        "reason, model_version. The same command again goes on where it stopped (docs/batch.md).\n\n"
+        "example:\n  m6rec generate --run runs/shop --users all --k 10 --out recs.parquet\n\n"
+        "where lists go, and who makes them:\n"
+        "    --out recs/                                a folder that keeps the parts, no joined file\n"
+        "    --shards 4 --shard 0 --out recs.parquet    one of four processes; 1, 2 and 3 run elsewhere\n"
+        "    --users visitors.parquet --chunk 1000      users of a file, 1000 to a part\n\n"
         "rules for what is listed (docs/rules.md), one or several:\n"
         "    --filter \"category == 'Skin Care' and price < 20\"\n"
         "    --candidates stock.txt\n"
@@ -109,12 +117,33 @@ def generate(argv: list[str]) -> None:
     add("--new-items", type=float, default=0.0, metavar="S", help="0 to 1: share of places for items without a training event")  # fmt: skip
     add("--explain", action="store_true", help="add columns memory_share, evidence (history items behind the memory) and attribution (events the model needs), see docs/explanations.md")  # fmt: skip
     add("--show-steps", action="store_true", help="add a column steps: code by code, its probability and the likeliest others")  # fmt: skip
-    add("--out", required=True, metavar="FILE", help="the Parquet file to write")
+    add(
+        "--chunk",
+        type=int,
+        metavar="N",
+        help="users of a part: what a kill can cost, and what is held at a time; 4096 if left out",
+    )
+    add(
+        "--shards",
+        type=int,
+        metavar="N",
+        help="how many processes share the work, through a folder that all of them see; under srun, or with M6REC_PROCESSES and M6REC_PROCESS_ID, found by itself",
+    )
+    add("--shard", type=int, metavar="I", help="which of them this is, from 0; whoever makes the last part finishes")
+    add(
+        "--out",
+        required=True,
+        metavar="FILE|FOLDER/",
+        help="the Parquet file to write, with its parts in FILE.parts until it is whole; or, with a slash at the end or a folder that is there, a folder that keeps the parts. A manifest.json says what is in them",
+    )
     options = parser.parse(argv)
-    for name in ("limit", "k"):
+    for name in ("limit", "k", "chunk"):
         if options[name] is not None and options[name] < 1:
             raise InputError(f"--{name}={options[name]}: must be above 0")
-    out = file_to_write("--out", options.out)
+    to_folder = options.out.endswith(("/", os.sep)) or Path(options.out).is_dir()
+    (folder_to_write if to_folder else file_to_write)("--out", options.out)
+    shard, shards = shard_of_job(options.shard, options.shards)
+    from m6rec_jax.decoding.batch import CHUNK
     from m6rec_jax.recommend.candidates import read_candidates
     from m6rec_jax.recommend.reranking import check_rules
     from m6rec_jax.recommend.visitors import read_users
@@ -130,7 +159,7 @@ def generate(argv: list[str]) -> None:
         users=users,
         limit=options.limit,
         k=options.k,
-        out=out,
+        out=options.out,
         engine=options.engine,
         key=Path(options.key) if options.key else None,
         filter=options.filter,
@@ -141,8 +170,10 @@ def generate(argv: list[str]) -> None:
         new_items=options.new_items,
         explain=options.explain,
         show_steps=options.show_steps,
+        chunk=options.chunk or CHUNK,
+        shard=shard,
+        shards=shards,
     )
-    note(f"wrote {options.out}")
 
 
 def embed(argv: list[str]) -> None:

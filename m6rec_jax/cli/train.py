@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from m6rec_jax.cli.outputs import folder_to_write
+from m6rec_jax.cli.processes import join_processes
 from m6rec_jax.config import Config, dump_config
 from m6rec_jax.errors import InputError
-from m6rec_jax.progress import note, speak
+from m6rec_jax.progress import note
 from m6rec_jax.settings import Parser, add_config_options, config_of
 
-BY_HAND = ("M6REC_COORDINATOR", "M6REC_PROCESSES", "M6REC_PROCESS_ID")
 VALIDATION_USERS = 10_000  # who choose the best checkpoint; a sample of them where there are more
 
 
@@ -94,28 +93,3 @@ def run_training(
     if jax.process_count() == 1:  # of many processes none has the run to itself; the first `evaluate` does it then
         for dataset in datasets:
             fit_gate(run, dataset)
-
-
-def join_processes() -> None:
-    """Join the other processes of the job, where there are any, so that jax sees the devices of all.
-
-    By hand each process gets M6REC_COORDINATOR=host:port, M6REC_PROCESSES and M6REC_PROCESS_ID; under srun jax finds
-    them itself. Raises InputError when only some of the three are set, or are no numbers.
-    """
-    hand = {name: os.environ.get(name, "") for name in BY_HAND}
-    if any(hand.values()):
-        coordinator, processes, process = hand.values()
-        if not coordinator or not processes.isdigit() or not process.isdigit() or int(process) >= int(processes):
-            said = " ".join(f"{name}={value}" for name, value in hand.items())
-            raise InputError(f"{said}: give each process host:port of the first one, how many there are, and its number from 0")  # fmt: skip
-        where = {"coordinator_address": coordinator, "num_processes": int(processes), "process_id": int(process)}
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        # jax gives a Slurm task one device; a task that has its machine to itself takes them all.
-        alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").startswith("1(") and "SLURM_GPUS_ON_NODE" in os.environ
-        where = {"local_device_ids": list(range(int(os.environ["SLURM_GPUS_ON_NODE"])))} if alone else {}
-    else:
-        return
-    import jax
-
-    jax.distributed.initialize(**where)
-    speak(jax.process_index() == 0)

@@ -1,4 +1,4 @@
-"""`m6rec verify`: are the files of a dataset or run still those that were written? Loads no model."""
+"""`m6rec verify`: are the files of a dataset, a run or lists still those that were written? Loads no model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from m6rec_jax.artifacts.manifest import MANIFEST, read_manifest, verify_files
 from m6rec_jax.artifacts.run import RUN_FILE, read_run_file
 from m6rec_jax.artifacts.schemas import CHECKPOINT, DATASET
+from m6rec_jax.decoding.parts import listed_files
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note, stage
 from m6rec_jax.settings import Parser
@@ -19,10 +20,15 @@ def verify(argv: list[str]) -> None:
     parser = Parser(
         prog="m6rec verify",
         usage="m6rec verify FOLDER",
-        description="Check the files of a dataset, run or checkpoint against the digests written with them.\n\n"
+        description="Check the files of a dataset, run or checkpoint, or the lists of `m6rec generate`, against the digests\n"
+        "written with them.\n\n"
         "example:\n  m6rec verify runs/ml-100k",
     )
-    parser.add_argument("folder", metavar="FOLDER", help="a dataset, a run, or one checkpoint of a run")
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="a dataset, a run, one checkpoint of a run, or the folder with the manifest of lists (X.parquet.parts)",
+    )
     folder = Path(parser.parse(argv).folder)
     listed = [(part, name, facts) for part, files in parts(folder) for name, facts in files.items()]
     problems: list[str] = []
@@ -55,6 +61,6 @@ def parts(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     elif folder.name.isdigit() and (folder / MANIFEST).is_file():
         yield folder, read_manifest(folder, *CHECKPOINT)["files"]
     elif (folder / MANIFEST).is_file():
-        yield folder, read_manifest(folder, *DATASET)["files"]
+        yield listed_files(folder) or (folder, read_manifest(folder, *DATASET)["files"])
     else:
         raise InputError(f"{folder}: neither a dataset ({MANIFEST}) nor a run ({RUN_FILE}); name the folder of one")

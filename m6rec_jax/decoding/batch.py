@@ -1,13 +1,14 @@
-"""Lists for any number of users as one Parquet file, in parts that survive a kill.
+"""Lists for any number of users as Parquet, in parts that survive a kill, by one process or many.
 
-Part n holds the lists of users n * chunk .. (n + 1) * chunk and is renamed into place when whole. A rerun makes only
-the parts that are missing, then all are joined in order, so the file has the same bytes however often it was stopped.
-Once joined, the parts go, and a small record beside the file says what it answers and what its bytes are.
+Part n holds the lists of users n * chunk .. (n + 1) * chunk; it is renamed into place when whole and entered in a
+manifest with its digest (`parts`). A rerun makes only the parts that are missing or not as they were written, so what
+comes out has the same bytes however often it was stopped.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,8 +16,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from m6rec_jax.artifacts.atomic import atomic_path, remove, write_json
-from m6rec_jax.artifacts.manifest import file_digest
+from m6rec_jax.decoding.parts import Parts
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note, stage
 
@@ -26,8 +26,13 @@ COLUMNS = {
     "user_id": pl.String, "item_id": pl.String, "rank": pl.Int32, "score": pl.Float64,
     "source": pl.String, "route": pl.String, "reason": pl.String, "model_version": pl.String,
 }  # fmt: skip
-JOB = "job.json"
+CHUNK = 4096  # users of a part: what a kill can cost, and what is held at a time
 ROW_GROUP = 1 << 17
+
+
+def is_folder(out: Path | str) -> bool:
+    """Whether lists go to a folder of parts: a name that ends in a slash, or a folder that is there."""
+    return str(out).endswith(("/", os.sep)) or Path(out).is_dir()
 
 
 def generate(
@@ -37,69 +42,50 @@ def generate(
     *,
     job: Mapping[str, Any],
     total: int | None = None,
-    chunk: int = 4096,
+    chunk: int = CHUNK,
+    shard: int = 0,
+    shards: int = 1,
     extra: Mapping[str, pl.DataType] | None = None,
 ) -> int:
-    """Write `recommend(users)` for all users to `out`, `chunk` users at a time; returns the number of lines.
+    """Write `recommend(users)` for all users, `chunk` at a time; returns the lines of all, or of a shard alone.
 
-    `recommend` gives the columns of `COLUMNS` and those of `extra`, users in their order. `job` says in JSON what the answers depend on
-    (model version, k, which users); a file that `out.job.json` calls finished for the same job, and whose bytes are
-    still those, stays as it is, and the parts of an interrupted job under `out.parts/` are used again. Raises
-    InputError when these belong to another job, ValueError when a column is missing.
+    `recommend` gives the columns of `COLUMNS` and of `extra`, users in their order. `out` is one file, its parts under
+    `out.parts/` until it is whole; or, where `is_folder`, a folder that keeps them. Either holds a `manifest.json`: job, parts
+    with rows, bytes and xxh3, `finished`, and `file` where there is one. `job` says in JSON what the answers depend on
+    (model version, k, which users). Of `shards` processes each makes every `shards`-th part, from `shard` on; who
+    makes the last one finishes. Raises InputError when the parts that are there belong to another job, another
+    process makes the same ones, or there is no room; ValueError when a column is missing.
     """
-    out, columns = Path(out), {**COLUMNS, **(extra or {})}
-    if out.is_dir():
-        raise InputError(f"{out}: is a folder; name the Parquet file to write")
-    folder, record = out.with_name(f"{out.name}.parts"), out.with_name(f"{out.name}.{JOB}")
-    wanted = json.loads(json.dumps({"chunk": chunk, **job}))
-    finished = _read(record)
-    if finished is not None and finished.get("job") == _read(folder / JOB):
-        remove(folder)  # what a kill between joining and tidying left
-    if finished is not None and finished.get("job") == wanted and out.is_file() and file_digest(out) == finished.get("xxh3"):  # fmt: skip
+    if not 0 <= shard < shards:
+        raise InputError(f"shard={shard} of shards={shards}: shards are counted from 0 to {shards - 1}")
+    if chunk < 1:
+        raise InputError(f"chunk={chunk}: must be above 0")
+    place, columns = Path(out), {**COLUMNS, **(extra or {})}
+    folder, file = (place, None) if is_folder(out) else (place.with_name(f"{place.name}.parts"), place)
+    parts = Parts(folder, json.loads(json.dumps({"chunk": chunk, **job})), file, shard, shards)
+    if (lines := parts.finished()) is not None:
         note(f"{out}: finished before, for the same job")
-        return finished["lines"]
-    _claim(folder, wanted)
-    parts: list[Path] = []
-    done = min(chunk * len(list(folder.glob("part-*.parquet"))), chunk * 10**9 if total is None else total)
-    with stage("generate", total, "users", done=done) as bar:
-        for number, some in enumerate(_chunks(users, chunk)):
-            parts.append(folder / f"part-{number:06}.parquet")
-            if not parts[-1].is_file():
-                table = _checked(recommend(some), columns)
-                with atomic_path(parts[-1]) as path:
-                    table.write_parquet(path)
-                bar.advance(len(some))
-    lines = int(pl.scan_parquet(parts).select(pl.len()).collect().item()) if parts else 0
-    _join(parts, out, columns)
-    write_json(record, {"job": wanted, "lines": lines, "bytes": out.stat().st_size, "xxh3": file_digest(out)})
-    for part in parts:
-        remove(part)
-    remove(folder)  # its job file last, so that a kill in between leaves no parts without their job
+        return lines
+    parts.check()
+    with parts.alone(f"shard-{shard}-of-{shards}"):
+        parts.open()
+        own = (
+            None if total is None else sum(min(chunk, total - at) for at in range(shard * chunk, total, shards * chunk))
+        )
+        done = chunk * len(parts.made)
+        if total is not None and parts.name((total - 1) // chunk) in parts.made:
+            done -= -total % chunk  # the last part is a short one
+        count = 0
+        with stage("generate", own, "users", done=done) as bar:
+            for count, some in enumerate(_chunks(users, chunk), 1):
+                if parts.mine(count - 1) and parts.name(count - 1) not in parts.made:
+                    parts.write(count - 1, _checked(recommend(some), columns))
+                    bar.advance(len(some))
+        lines = parts.finish(count, lambda made, file: _join(made, file, columns))
+    if lines is None:
+        return sum(facts["rows"] for facts in parts.made.values())
+    note(f"wrote {out}: {lines:,} lines")
     return lines
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """A JSON object; None when the file is missing or holds something else."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _claim(folder: Path, wanted: dict[str, Any]) -> None:
-    """Make the folder of this job's parts; InputError when it holds those of another."""
-    file = folder / JOB
-    if file.is_file():
-        found = _read(file) or {}
-        for key in sorted({*wanted, *found}):
-            if wanted.get(key) != found.get(key):
-                raise InputError(
-                    f"{folder}: parts of another job ({key} was {found.get(key)}, is {wanted.get(key)}); "
-                    "delete the folder, or write to another file"
-                )
-    else:
-        write_json(file, wanted)
 
 
 def _chunks(users: Iterable[User], size: int) -> Iterator[list[User]]:
@@ -116,6 +102,5 @@ def _checked(table: pl.DataFrame, columns: Mapping[str, Any]) -> pl.DataFrame:
 
 def _join(parts: Sequence[Path], out: Path, columns: Mapping[str, Any]) -> None:
     """All parts, in order, in one file, streamed; row groups of one size, so that bytes do not depend on timing."""
-    whole = pl.scan_parquet(parts) if parts else pl.LazyFrame(schema=columns)
-    with atomic_path(out) as path:
-        whole.sink_parquet(path, row_group_size=ROW_GROUP, maintain_order=True)
+    whole = pl.scan_parquet(parts, glob=False) if parts else pl.LazyFrame(schema=columns)
+    whole.sink_parquet(out, row_group_size=ROW_GROUP, maintain_order=True)

@@ -18,6 +18,7 @@ from flax import nnx
 
 from m6rec_jax.decoding import given, programs
 from m6rec_jax.decoding.beam import Normalise, check_normalise, lanes_of
+from m6rec_jax.decoding.devices import Devices
 from m6rec_jax.decoding.gather import Gatherer
 from m6rec_jax.decoding.lists import Lists
 from m6rec_jax.decoding.programs import Settings
@@ -25,7 +26,7 @@ from m6rec_jax.decoding.prompts import Parts, Prompts, Queries
 from m6rec_jax.decoding.requests import Requests
 from m6rec_jax.decoding.reuse import PrefixCache
 from m6rec_jax.decoding.sampling import Sampling
-from m6rec_jax.decoding.shapes import batches, bucket, full_batch, pad, prefix_width
+from m6rec_jax.decoding.shapes import batches, bucket, full_batch, pad, prefix_width, rows_of
 from m6rec_jax.decoding.steps import Steps
 from m6rec_jax.decoding.trie import allowed_under, build_trie
 from m6rec_jax.decoding.wave import Wave
@@ -46,23 +47,27 @@ class Engine:
 
     `codes [C, L]`, `content [C, Dc]`, `seen [C]` are the dataset's; `timed` and `n_kinds` say how its histories are
     spelled; `length` is the longest prefix read, <s> included; `cache_tokens` of known users are kept on the device, from
-    the first request that names one. Raises InputError when codes and model disagree.
+    the first request that names one. `devices` of this process share each batch of users, with the parameters on all
+    of them (None: one device); the prefixes of known users stay on the first. Raises InputError when codes and model
+    disagree.
     """
 
     def __init__(self, model: Transformer, codes: np.ndarray, content: np.ndarray, seen: np.ndarray, *,
-                 timed: bool = False, n_kinds: int = 0, length: int = 256, cache_tokens: int = CACHE_TOKENS) -> None:  # fmt: skip
+                 timed: bool = False, n_kinds: int = 0, length: int = 256, cache_tokens: int = CACHE_TOKENS,
+                 devices: Sequence[jax.Device] | None = None) -> None:  # fmt: skip
         self.vocab: Vocab = model.vocab
         self.codes = np.asarray(codes)
         _check_codes(self.codes, self.vocab)
         self.prompts = Prompts(self.vocab, self.codes, timed, n_kinds, length)
+        self.devices = Devices(devices)
         self._define, self.params = nnx.split(model)
         self._width = model.config.width
         self._trie_host = build_trie(self.codes)
-        self.trie = jax.device_put(self._trie_host)
-        self._all_under = jax.device_put(allowed_under(self._trie_host))
+        self.trie = self.devices.everywhere(self._trie_host)
+        self._all_under = self.devices.everywhere(allowed_under(self._trie_host))
         self.cache = PrefixCache(model.config, cache_tokens)
         self.queue: Gatherer[tuple, dict[str, Any], Lists] = Gatherer(self._answer)
-        self.items: ItemTable = jax.device_put(item_table(content, seen))
+        self.items: ItemTable = self.devices.everywhere(item_table(content, seen))
 
     @property
     def catalogue(self) -> int:
@@ -75,7 +80,7 @@ class Engine:
 
     @params.setter
     def params(self, params: nnx.State) -> None:
-        self._current = next(_VERSIONS), jax.device_put(params)
+        self._current = next(_VERSIONS), self.devices.everywhere(params)
 
     def recommend(
         self,
@@ -195,7 +200,7 @@ class Engine:
         wave = self._wave(k, beams, normalise, None)
         widths = sorted({prefix_width(n) for n in (range(1, self.prompts.length + 1) if lengths is None else lengths)})
         shapes = sorted(
-            {(min(1 << (B - 1).bit_length(), full_batch(T, wave.most)), T) for B in batches for T in widths}
+            {(rows_of(B, full_batch(T, wave.most), self.devices.count), T) for B in batches for T in widths}
         )
         for (B, T), excluded, supported in product(shapes, excludes, supports):
             wave.warm_up(B, T, excluded, supported, users)
@@ -203,13 +208,14 @@ class Engine:
 
     def _wave(self, k: int, beams: int | None, normalise: Normalise, allowed: np.ndarray | None) -> Wave:
         check_normalise(normalise)  # before a program is given what is kept of users
-        under = self._all_under if allowed is None else jax.device_put(allowed_under(self._trie_host, allowed))
+        under = self._all_under if allowed is None else self.devices.everywhere(allowed_under(self._trie_host, allowed))
         k = min(k, self.catalogue)
         settings = Settings(k, lanes_of(self.trie, beams or BEAMS, k), normalise)
         version, params = self._current
         return Wave(
-            self._define, params, version, self.items, self.trie, under, settings, self.cache, self.prompts.event
-        )
+            self._define, params, version, self.items, self.trie, under, settings, self.cache, self.prompts.event,
+            self.devices,
+        )  # fmt: skip
 
     def rank(
         self,
@@ -306,10 +312,10 @@ class Engine:
         heats = np.array([1.0] if temperatures is None else temperatures, np.float32)
         result = np.zeros((len(histories), len(heats)), np.float32)
         params = self.params  # one checkpoint for the whole call
-        for chosen, T, B in batches([len(tokens) for tokens, _ in prompts]):
-            tokens, item_rows, lengths = pad([prompts[u] for u in chosen], B, T)
+        for chosen, T, B in batches([len(tokens) for tokens, _ in prompts], devices=self.devices.count):
             codes = np.pad(self.codes[targets[chosen]], ((0, B - len(chosen)), (0, 0)))
-            logp = programs.score(self._define, params, self.items, tokens, item_rows, lengths, codes, heats)
+            own = self.devices.spread((*pad([prompts[u] for u in chosen], B, T), codes))
+            logp = programs.score(self._define, params, self.items, *own, heats)
             result[chosen] = np.asarray(logp)[: len(chosen)]
         return result[:, 0] if temperatures is None else result
 
@@ -325,8 +331,8 @@ class Engine:
         prompts = self.prompts(histories, times, kinds, queries)
         result = np.zeros((len(histories), self._width), np.float32)
         params = self.params  # one checkpoint for the whole call
-        for chosen, T, B in batches([len(tokens) for tokens, _ in prompts]):
-            inputs = pad([prompts[u] for u in chosen], B, T)
+        for chosen, T, B in batches([len(tokens) for tokens, _ in prompts], devices=self.devices.count):
+            inputs = self.devices.spread(pad([prompts[u] for u in chosen], B, T))
             result[chosen] = np.asarray(programs.states(self._define, params, self.items, *inputs))[: len(chosen)]
         return result
 

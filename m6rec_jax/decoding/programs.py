@@ -20,6 +20,7 @@ from m6rec_jax.decoding.reuse import read_pages, write_pages, write_tail
 from m6rec_jax.decoding.sampling import write as write_text
 from m6rec_jax.decoding.scoring import mixed, spelled_logp, spelling_states
 from m6rec_jax.decoding.steps import walked
+from m6rec_jax.model.sharding import spec
 
 
 class Settings(NamedTuple):
@@ -57,6 +58,17 @@ def recommend(define, settings, params, items, trie, under, asked):
     model = nnx.merge(define, params)
     prefix = prefill(model, items, asked.tokens, asked.item_rows, asked.lengths)
     return _find(model, settings, items, trie, under, prefix, asked)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def recommend_spread(define, settings, mesh, params, items, trie, under, asked):
+    """`recommend`, each device of the mesh (static) for its own users: left to itself, XLA exchanges arrays here."""
+    everywhere, own = spec(), spec("batch")
+    specs = (everywhere, everywhere, everywhere, everywhere, own)
+    alone = jax.shard_map(
+        partial(recommend, define, settings), mesh=mesh, in_specs=specs, out_specs=own, check_vma=False
+    )
+    return alone(params, items, trie, under, asked)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnames="pages")

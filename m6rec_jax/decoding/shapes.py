@@ -34,20 +34,28 @@ def prefix_width(tokens: int) -> int:
 
 
 def full_batch(T: int, most: int = 1 << 30) -> int:
-    """Rows of the largest program over prefixes of T padded tokens: a power of two, at most `most`."""
+    """Rows that one device takes of the largest program over prefixes of T padded tokens: a power of two, at most `most`."""
     return 1 << (max(1, min(BATCH_TOKENS // T, most)).bit_length() - 1)
 
 
-def batches(lengths: Sequence[int], most: int = 1 << 30) -> Iterator[tuple[np.ndarray, int, int]]:
-    """(who, padded tokens T, padded rows B) of batches of similar length, longest first; each shape one of few."""
+def rows_of(users: int, full: int, devices: int = 1) -> int:
+    """B of the program for so many users: on each device a power of two, at most `full`."""
+    return devices * min(full, 1 << (-(-users // devices) - 1).bit_length())
+
+
+def batches(lengths: Sequence[int], most: int = 1 << 30, devices: int = 1) -> Iterator[tuple[np.ndarray, int, int]]:
+    """(who, padded tokens T, padded rows B) of batches of similar length, longest first; each shape one of few.
+
+    `most` rows are for each of the `devices` that share a batch.
+    """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     start = 0
     while start < len(order):
         T = prefix_width(lengths[order[start]])
         full = full_batch(T, most)
-        chosen = order[start : start + full]
-        yield chosen, T, min(full, 1 << (len(chosen) - 1).bit_length())
-        start += full
+        chosen = order[start : start + devices * full]
+        yield chosen, T, rows_of(len(chosen), full, devices)
+        start += devices * full
 
 
 def pad(prompts: Sequence[Prompt], B: int, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from m6rec_jax.decoding import programs
 from m6rec_jax.decoding.beam import Found
+from m6rec_jax.decoding.devices import Devices
 from m6rec_jax.decoding.programs import Asked, Settings
 from m6rec_jax.decoding.requests import Requests
 from m6rec_jax.decoding.reuse import PrefixCache
@@ -40,12 +41,18 @@ class Wave:
     settings: Settings
     cache: PrefixCache
     event: int
+    devices: Devices
 
     @property
     def most(self) -> int:
-        """Most users of one program."""
+        """Most users of one program on one device."""
         width = self.trie.width
         return BATCH_CHILDREN // max(width[0], *(self.settings.lanes * some for some in width[1:]), 1)
+
+    @property
+    def _first(self) -> tuple[Any, ItemTable, Trie, jax.Array]:
+        """What all users share, on the device where prefixes are kept."""
+        return self.devices.first((self.params, self.items, self.trie, self.under))
 
     def search(self, requests: Requests, who: np.ndarray, users: Sequence[Hashable] | None) -> list[Lot]:
         """Lists of the requests in `who`, batch by batch; `users` name those whose prefixes are kept (None: nobody)."""
@@ -62,7 +69,7 @@ class Wave:
                     self.cache.arrays = None  # some are held whose pages were never written: all are read again
                     raise
             who = np.setdiff1d(who, named)
-        for chosen, T, B in batches(requests.lengths[who], self.most):
+        for chosen, T, B in batches(requests.lengths[who], self.most, self.devices.count):
             found.append((who[chosen], self.read(requests.asked(who[chosen], B, T))))
         return found
 
@@ -91,20 +98,23 @@ class Wave:
 
     def read(self, asked: Asked) -> Found:
         """Whole prefixes, of which nothing is kept."""
-        return programs.recommend(self.define, self.settings, self.params, self.items, self.trie, self.under, asked)
+        shared = self.params, self.items, self.trie, self.under
+        if self.devices.mesh is None:
+            return programs.recommend(self.define, self.settings, *shared, asked)
+        spread = self.devices.spread(asked)
+        return programs.recommend_spread(self.define, self.settings, self.devices.mesh, *shared, spread)
 
     def keep(self, asked: Asked, table: np.ndarray) -> Found:
         """Whole prefixes, kept in the pages of `table`."""
         found, self.cache.arrays = programs.recommend_and_keep(
-            self.define, self.settings, self.params, self.items, self.trie, self.under, asked, self.cache.give(), table
+            self.define, self.settings, *self._first, asked, self.cache.give(), table
         )
         return found
 
     def append(self, asked: Asked, most: int, table: np.ndarray, kept: np.ndarray, known: np.ndarray) -> Found:
         """Prefixes whose first `known` tokens lie in the pages of `table`; the others, at most `most`, go to `kept`."""
         found, self.cache.arrays = programs.recommend_from(
-            self.define, self.settings, most, self.params, self.items, self.trie, self.under, asked, self.cache.give(),
-            table, kept, known,
+            self.define, self.settings, most, *self._first, asked, self.cache.give(), table, kept, known,
         )  # fmt: skip
         return found
 

@@ -46,14 +46,24 @@ def has_mesh() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
+def _places() -> bool:
+    """Whether arrays have a place on a mesh. Within a program that each device runs alone (`shard_map`) they have none."""
+    return has_mesh() and not jax.sharding.get_abstract_mesh().are_all_axes_manual
+
+
+def _has(axes: str | tuple[str, ...]) -> bool:
+    """Whether the mesh in force has these axes."""
+    return ({axes} if isinstance(axes, str) else set(axes)) <= set(jax.sharding.get_abstract_mesh().axis_names)
+
+
 def out(*logical: str | None) -> P | None:
     """`out_sharding=` of a contraction, or None without a mesh."""
-    return spec(*logical) if has_mesh() else None
+    return spec(*logical) if _places() else None
 
 
 def place(x: jax.Array, *logical: str | None) -> jax.Array:
     """Bring `x` to the sharding of these logical axes (a no-op where it is there already)."""
-    return jax.sharding.reshard(x, spec(*logical)) if has_mesh() else x
+    return jax.sharding.reshard(x, spec(*logical)) if _places() else x
 
 
 def gather_weight(w: jax.Array, *logical: str | None) -> jax.Array:
@@ -66,7 +76,7 @@ def per_shard(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: 
 
     What explicit sharding refuses (scatter, sort, gathers over a sharded axis) runs in here.
     """
-    if not has_mesh():
+    if not _places():
         return function
     is_axes = lambda x: isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)  # noqa: E731
     to_specs = lambda tree: jax.tree.map(lambda axes: spec(*axes), tree, is_leaf=is_axes)  # noqa: E731
@@ -80,20 +90,20 @@ def per_shard(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: 
 
 
 def psum(x: Any, axes: str | tuple[str, ...]) -> Any:
-    """Sum over mesh axes, inside `per_shard`; the value itself without a mesh."""
-    return jax.lax.psum(x, axes) if has_mesh() else x
+    """Sum over mesh axes, inside `per_shard`; the value itself where no mesh has them."""
+    return jax.lax.psum(x, axes) if _has(axes) else x
 
 
 def pmean(x: Any, axes: str | tuple[str, ...]) -> Any:
     """Mean over mesh axes, inside `per_shard`: one value where every shard has computed the same."""
-    return jax.lax.pmean(x, axes) if has_mesh() else x
+    return jax.lax.pmean(x, axes) if _has(axes) else x
 
 
 def pmax(x: Any, axes: str | tuple[str, ...]) -> Any:
     """Maximum over mesh axes, inside `per_shard`; carries no gradient."""
-    return jax.lax.pmax(jax.lax.stop_gradient(x), axes) if has_mesh() else jax.lax.stop_gradient(x)
+    return jax.lax.pmax(jax.lax.stop_gradient(x), axes) if _has(axes) else jax.lax.stop_gradient(x)
 
 
 def tensor_index() -> jax.Array | int:
     """Which shard along the tensor axis this device holds, inside `per_shard`."""
-    return jax.lax.axis_index(TENSOR) if has_mesh() else 0
+    return jax.lax.axis_index(TENSOR) if _has(TENSOR) else 0

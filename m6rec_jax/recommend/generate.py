@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import polars as pl
 import xxhash
 
 from m6rec_jax.artifacts.checkpoints import manifest
 from m6rec_jax.data.dataset import Dataset
+from m6rec_jax.decoding.batch import CHUNK
 from m6rec_jax.decoding.batch import generate as write_lists
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
@@ -24,21 +26,23 @@ from m6rec_jax.recommend.histories import Histories, everything
 from m6rec_jax.recommend.opening import dataset_of
 from m6rec_jax.recommend.recommender import Recommender
 from m6rec_jax.recommend.reranking import check_rules
-from m6rec_jax.recommend.visitors import Visitor, hidden, sessions_of, visitor_table, visitors
+from m6rec_jax.recommend.visitors import Everybody, Users, Visitor, Visitors, hidden, sessions_of
 
 
-def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users: Sequence[str] | pl.DataFrame | None = None,
+def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users: Sequence[str] | pl.DataFrame | Users | None = None,
              limit: int | None = None, k: int = 10, out: Path | str = "recs.parquet", *,
              step: int | str = "best", engine: str = "auto", key: Path | str | None = None, filter: str | None = None,
              candidates: Sequence[str] | pl.DataFrame | None = None, per: str | None = None, cap: int | None = None,
-             diversity: float = 0.0, new_items: float = 0.0, explain: bool = False, show_steps: bool = False) -> int:  # fmt: skip
+             diversity: float = 0.0, new_items: float = 0.0, explain: bool = False, show_steps: bool = False,
+             chunk: int = CHUNK, shard: int | None = None, shards: int | None = None) -> int:  # fmt: skip
     """Write the k best next items of each user, after all of the user's events, to `out`; returns how many lines.
 
-    `users`: ids, or a table of them (see `visitors.visitor_table`), None = every user of the dataset; who the dataset
+    `users`: ids, or a table of them (see `visitors.Users`), None = every user of the dataset; who the dataset
     does not know gets a list by the session or the attributes in the table, else by popularity (`coldstart.TABLE`).
-    Columns: user_id, item_id, rank (from 1), score, source, route, reason, model_version. Interrupted, it goes on where
-    it stopped (see `decoding.batch`). `key`: the file that hid the ids of a dataset with `privacy: hmac`; with it
-    `users` may be raw ids, and what is written holds their hashes. `filter` (see `filters`) and `candidates` (item ids,
+    Columns: user_id, item_id, rank (from 1), score, source, route, reason, model_version. `out` is a file, or a folder
+    of parts of `chunk` users; interrupted, it goes on where it stopped, and `shards` processes share the work (see
+    `decoding.batch`; None: those that jax knows of). `key`: the file that hid the ids of a dataset with `privacy: hmac`;
+    with it `users` may be raw ids, and what is written holds their hashes. `filter` (see `filters`) and `candidates` (item ids,
     or a table with a column item_id and, where each user has their own, user_id) say what may be listed; `per`, `cap`,
     `diversity` and `new_items` are those of `Recommender.recommend_rows`. `explain` and `show_steps` add the columns of
     `explain.explained`. All of it belongs to the job. Raises InputError when nothing is known of `users` or `candidates`,
@@ -52,19 +56,15 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
     known = everything(data)
     ids = data.users["user_id"].gather(known.users).to_list()
     at = {user: place for place, user in enumerate(ids)}
-    if users is None:
-        wanted = [Visitor(user, place) for place, user in enumerate(ids)][:limit]
-    else:
-        table = visitor_table(users if isinstance(users, pl.DataFrame) else {"user_id": pl.Series(map(str, users), dtype=pl.String)})  # fmt: skip
-        wanted = visitors(table, at, data, key)[:limit]
+    wanted = Everybody(ids, limit) if users is None else Visitors(Users.of(users), at, data, key, limit)
     given = None if candidates is None else _candidates(candidates, data, at, key)
     allowed = recommender.allowed(filter)
-    own = None if given is None or given.users is None else [given.of(visitor.user_id) for visitor in wanted]
+    own = None if given is None or given.users is None else given  # each user's own candidates
     if given is not None and own is None:
         listed = given.mask(data.catalogue)
         allowed = listed if allowed is None else allowed & listed
     recommender.tell_short(allowed, k)
-    if own is not None and (none := sum(not len(rows) for rows in own)):
+    if own is not None and (none := sum(not len(own.of(user)) for user in wanted.ids)):
         note(f"candidates: {none:,} of {len(wanted):,} users have none, and their lists are empty")
     kind = (
         int(np.argmax(data.manifest["kind_weights"])) if data.kinds else 0
@@ -92,9 +92,13 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
         "filter": filter, "candidates": None if given is None else given.digest, "per": per, "cap": cap,
         "diversity": diversity or None, "new_items": new_items or None, "explain": explain or None, "show_steps": show_steps or None,
     }  # fmt: skip
-    job = {"k": k, "engine": engine, "users": _digest(wanted), "dataset": data.digest, **_state(recommender, run)}
+    job = {"k": k, "engine": engine, "users": wanted.digest, "dataset": data.digest, **_state(recommender, run)}
     job |= {name: value for name, value in rules.items() if value is not None}  # without rules, the job it always was
-    return write_lists(recommend, wanted, out, job=job, total=len(wanted), extra=extra)
+    of_jax = shard is None or shards is None
+    return write_lists(
+        recommend, wanted, out, job=job, total=len(wanted), chunk=chunk, extra=extra,
+        shard=jax.process_index() if of_jax else shard, shards=jax.process_count() if of_jax else shards,
+    )  # fmt: skip
 
 
 def _candidates(given: Sequence[str] | pl.DataFrame, data: Dataset, at: Mapping[str, int], key: Path | str | None) -> Candidates:  # fmt: skip

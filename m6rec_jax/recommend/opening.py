@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import polars as pl
 
@@ -94,6 +95,7 @@ def open_engine(record: Run, step: int | str, data: Dataset | None, facts: Mappi
     made = Engine(
         blueprint.bind(params), codes, content, seen,
         timed=bool(facts["timed"]), n_kinds=len(facts["kinds"]), length=record.config.data.length,
+        devices=jax.local_devices(),
     )  # fmt: skip
     return made, at
 

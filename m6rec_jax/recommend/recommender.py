@@ -114,7 +114,7 @@ class Recommender:
             repeat=bool(facts["repeat"]),
             step=at,
             name=record.path.resolve().name,
-            batch=batch,
+            batch=batch if made is None else batch * made.devices.count,
             content=(lambda: read_arrays(folder / "codes.npz", "content")["content"]) if data is None else lambda: data.content,
         )  # fmt: skip
 

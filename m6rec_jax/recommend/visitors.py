@@ -1,14 +1,18 @@
-"""Who a batch is for: ids alone, or with what they just did and what is known of them."""
+"""Who a batch is for: ids alone, or with what they just did and what is known of them.
+
+Ids are held, once each; what a file says of its users (sessions, attributes) is read block by block, as often as asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import xxhash
 
 from m6rec_jax.data import values
 from m6rec_jax.data.clean import PHRASE_LIMIT
@@ -20,6 +24,8 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 
 KINDS_OF_FILE = "a text file with one user id a line, or Parquet, CSV or JSON Lines with a column user_id"
+
+BLOCK = 1 << 15  # rows of a table that are read at once
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,95 @@ class Visitor:
     attributes: tuple[str, ...] = ()
 
 
-def read_users(path: Path | str) -> pl.DataFrame:
-    """A file of users as `visitor_table`: .parquet, .csv, .jsonl or .ndjson; anything else has one user id a line.
+class Users:
+    """A table of users, each counted once: what its first row says. `ids` are those users, in order.
 
-    Raises InputError when it is missing, unreadable or empty, or names no user in some row.
+    Says how many rows name a user again. Raises InputError without a column user_id, without a row, with a row without
+    an id, or when a column holds what it cannot mean.
     """
-    return visitor_table(read_table(Path(path), "--users", "user_id", KINDS_OF_FILE, "or `all`"), f"--users {path}")
+
+    def __init__(self, rows: pl.LazyFrame, origin: str = "users") -> None:
+        self._rows, self._origin = rows, origin
+        schema = self._read(rows.collect_schema)
+        if "user_id" not in schema:
+            raise InputError(f"{origin}: no column user_id (there are {', '.join(schema)}); name the users' column user_id, or give {KINDS_OF_FILE}")  # fmt: skip
+        _check_type(origin, "user_id", schema["user_id"], _is_id, "ids are texts or whole numbers")
+        if "history" in schema:
+            _check_type(origin, "history", schema["history"], _is_history, "a history is a list of item ids, or text with spaces between them")  # fmt: skip
+        ids = self._ids(self._read(lambda: rows.select("user_id").collect())["user_id"])
+        if not len(ids):
+            raise InputError(f"{origin}: names no user; write one user id a line, or say `all`")
+        if ids.null_count():
+            raise InputError(f"{origin}: no user_id in row {int(ids.is_null().arg_true()[0]) + 1}; give every row one")
+        self._first = ids.is_first_distinct()
+        self.ids = ids.filter(self._first)
+        if again := len(ids) - len(self.ids):
+            note(f"{origin}: {again:,} rows name a user again; the first of each counts")
+
+    @classmethod
+    def of(cls, users: Any) -> Users:
+        """Ids, a table of users (polars, pandas or Arrow), or what `read_users` read."""
+        if isinstance(users, cls):
+            return users
+        if isinstance(users, Sequence) and not isinstance(users, str):
+            users = pl.DataFrame({"user_id": pl.Series(list(map(str, users)), dtype=pl.String)})
+        return cls(values.as_polars(users).lazy())
+
+    def blocks(self) -> Iterator[pl.DataFrame]:
+        """`user_id`, `history` (item ids, oldest first) and `attributes` ("name: value") of the users, in order.
+
+        A history is a list, or text with spaces between ids; `attributes` a list as in users.parquet; every other column
+        is an attribute of that name.
+        """
+        for start in range(0, len(self._first), BLOCK):
+            frame = self._read(lambda start=start: self._rows.slice(start, BLOCK).collect())
+            frame = frame.filter(self._first.slice(start, BLOCK))
+            nothing = pl.repeat(None, frame.height, dtype=pl.List(pl.String), eager=True)
+            history = values.sequences(frame["history"], " ") if "history" in frame.columns else nothing
+            about = [values.said(frame[name]) for name in frame.columns if name not in ("user_id", "history")]
+            made = {
+                "user_id": self._ids(frame["user_id"]),
+                "history": history.fill_null(pl.Series([[]], dtype=pl.List(pl.String))),
+                "attributes": clean_lists(values.merged(about, frame.height).alias("attributes"), PHRASE_LIMIT, {}),
+            }
+            yield pl.DataFrame(made)
+
+    @staticmethod
+    def _ids(series: pl.Series) -> pl.Series:
+        return values.ids(series.cast(pl.String) if isinstance(series.dtype, pl.Categorical | pl.Enum) else series)
+
+    def _read(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (pl.exceptions.PolarsError, OSError) as error:  # a file that is damaged further on, or gone
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{self._origin}: not readable as parquet ({reason}); name {KINDS_OF_FILE}") from None
+
+
+def _check_type(origin: str, name: str, kind: pl.DataType, fits: Callable[[pl.DataType], bool], says: str) -> None:
+    if not fits(kind):
+        raise InputError(f"{origin}: column {name} is of type {kind}; {says}, so write it as these")
+
+
+def _is_id(kind: pl.DataType) -> bool:
+    """Floats are none: a number beyond 2^53 has lost its last digits, and nothing shows it."""
+    return kind.is_integer() or isinstance(kind, pl.String | pl.Categorical | pl.Enum | pl.Null)
+
+
+def _is_history(kind: pl.DataType) -> bool:
+    inner = kind.inner if isinstance(kind, pl.List | pl.Array) else kind
+    return _is_id(inner)
+
+
+def read_users(path: Path | str) -> Users:
+    """The users of a file: .parquet, .csv, .jsonl or .ndjson; anything else has one user id a line.
+
+    Raises InputError when it is missing or unreadable, and as `Users` does.
+    """
+    path, origin = Path(path), f"--users {path}"
+    if path.suffix.lower() == ".parquet" and path.is_file():
+        return Users(pl.scan_parquet(path, glob=False), origin)
+    return Users(read_table(path, "--users", "user_id", KINDS_OF_FILE, "or `all`").lazy(), origin)
 
 
 def read_table(path: Path, option: str, column: str, kinds: str, otherwise: str = "") -> pl.DataFrame:
@@ -59,67 +148,90 @@ def read_table(path: Path, option: str, column: str, kinds: str, otherwise: str 
         raise InputError(f"{option} {path}: not readable as {path.suffix[1:] or 'text'} ({reason}); name {kinds}") from None  # fmt: skip
 
 
-def visitor_table(frame: Any, origin: str = "users") -> pl.DataFrame:
-    """`user_id`, `history` (item ids, oldest first) and `attributes` ("name: value") of a table of users, each user once.
-
-    A history is a list, or text with spaces between ids; `attributes` a list as in users.parquet; every other column is
-    an attribute of that name. Raises InputError without a column user_id, without a row, or with a row without an id.
-    """
-    frame = values.as_polars(frame)
-    if "user_id" not in frame.columns:
-        raise InputError(f"{origin}: no column user_id (there are {', '.join(frame.columns)}); name the users' column user_id, or give {KINDS_OF_FILE}")  # fmt: skip
-    if not frame.height:
-        raise InputError(f"{origin}: names no user; write one user id a line, or say `all`")
-    ids = values.ids(frame["user_id"])
-    if ids.null_count():
-        raise InputError(f"{origin}: no user_id in row {int(ids.is_null().arg_true()[0]) + 1}; give every row one")
-    nothing = pl.repeat(None, frame.height, dtype=pl.List(pl.String), eager=True)
-    history = values.sequences(frame["history"], " ") if "history" in frame.columns else nothing
-    about = [values.said(frame[name]) for name in frame.columns if name not in ("user_id", "history")]
-    made = {
-        "user_id": ids,
-        "history": history.fill_null(pl.Series([[]], dtype=pl.List(pl.String))),
-        "attributes": clean_lists(values.merged(about, frame.height).alias("attributes"), PHRASE_LIMIT, {}),
-    }
-    return pl.DataFrame(made).unique("user_id", keep="first", maintain_order=True)
-
-
-def visitors(
-    table: pl.DataFrame, at: Mapping[str, int], dataset: Dataset, key: Path | str | None = None
-) -> list[Visitor]:
-    """The users of a `visitor_table` as the dataset knows them, `at` the places of those with events.
+class Visitors:
+    """The users of a table as the dataset knows them, `at` the places of those with events; the first `limit` of them.
 
     With the key of a dataset with `privacy: hmac` ids may be raw ones and become hashes. Says how many are unknown and
     what is left out; raises InputError when nothing is known of any of them, or when a raw id would be written where
-    the dataset hides them.
+    the dataset hides them. `digest` is that of all that is asked.
     """
-    asked, names = hidden(table["user_id"].to_list(), at, dataset, key), dataset.users["user_id"]
-    # Users that the dataset knows from its users table alone.
-    silent = dict(dataset.users.filter(names.is_in([v for v in asked if v not in at])).select("user_id", "attributes").rows())  # fmt: skip
-    made: dict[str, Visitor] = {}
-    strange_items, passed_over = 0, 0
-    for user, history, about in zip(asked, table["history"].to_list(), table["attributes"].to_list(), strict=True):
-        if user in made:
-            continue
-        if user in at:
-            passed_over += bool(history)
-            made[user] = Visitor(user, at[user])
-            continue
-        rows = [row for row in map(dataset.row_of, history) if row is not None]
-        strange_items += len(history) - len(rows)
-        made[user] = Visitor(user, -1, tuple(rows), tuple(about or silent.get(user, ())))
-    unknown = [v for v in made.values() if v.place < 0 and v.user_id not in silent]
-    if made and len(unknown) == len(made) and not any(v.session or v.attributes for v in unknown):
-        raise InputError(f"users: none of the {len(made):,} ids is in {dataset.path}; name ids of its users.parquet, or give a table with their history or attributes")  # fmt: skip
-    if unknown:
-        sessions = sum(bool(v.session) for v in unknown)
-        about = sum(bool(v.attributes) and not v.session for v in unknown)
-        note(f"{len(unknown):,} of {len(made):,} ids are not in {dataset.path}: {sessions:,} get lists by their session, {about:,} by their attributes, {len(unknown) - sessions - about:,} by popularity")  # fmt: skip
-    if strange_items:
-        note(f"{strange_items:,} items of their histories are not in the catalogue of {dataset.path}; left out")
-    if passed_over:
-        note(f"{passed_over:,} users with a history are in {dataset.path}: its events count, theirs in the file do not")
-    return list(made.values())
+
+    def __init__(self, users: Users, at: Mapping[str, int], dataset: Dataset, key: Path | str | None = None, limit: int | None = None) -> None:  # fmt: skip
+        self._users, self._at, self._dataset = users, at, dataset
+        names = pl.Series(hidden(users.ids.to_list(), at, dataset, key), dtype=pl.String)
+        self._first = names.is_first_distinct()  # a raw id and its hash are one user
+        if limit is not None:
+            self._first &= self._first.cum_sum() <= limit
+        self._names = names
+        self.ids = names.filter(self._first)
+        # Users that the dataset knows from its users table alone.
+        strange = self.ids.filter(~self.ids.is_in(pl.Series(list(at), dtype=pl.String).implode()))
+        about = dataset.users.filter(pl.col("user_id").is_in(strange.implode()))
+        self._silent = dict(about.select("user_id", "attributes").rows())
+        self.digest = self._look_through()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Visitor]:
+        for visitor, _, _ in self._all():
+            yield visitor
+
+    def _all(self) -> Iterator[tuple[Visitor, int, bool]]:
+        """Each, with the number of items of the session that no catalogue has, and whether the file's words are passed over."""
+        start = 0
+        for block in self._users.blocks():
+            first, names = self._first.slice(start, block.height), self._names.slice(start, block.height)
+            start += block.height
+            if not first.any():
+                continue
+            block = block.with_columns(user_id=names).filter(first)
+            for user, history, about in zip(*(block[name].to_list() for name in block.columns), strict=True):
+                if (place := self._at.get(user)) is not None:
+                    yield Visitor(user, place), 0, bool(history)
+                    continue
+                rows = [row for row in map(self._dataset.row_of, history) if row is not None]
+                yield Visitor(user, -1, tuple(rows), tuple(about or self._silent.get(user, ()))), len(history) - len(rows), False  # fmt: skip
+
+    def _look_through(self) -> str:
+        """Count and say who is there, once, before any work."""
+        sessions = about = unknown = strange_items = passed_over = 0
+        whole = xxhash.xxh3_128()
+        for visitor, strange, passed in self._all():
+            whole.update(repr(visitor).encode())
+            strange_items += strange
+            passed_over += passed
+            if visitor.place < 0 and visitor.user_id not in self._silent:
+                unknown += 1
+                sessions += bool(visitor.session)
+                about += bool(visitor.attributes) and not visitor.session
+        data = self._dataset.path
+        if unknown == len(self) and not sessions + about:
+            raise InputError(f"users: none of the {len(self):,} ids is in {data}; name ids of its users.parquet, or give a table with their history or attributes")  # fmt: skip
+        if unknown:
+            note(f"{unknown:,} of {len(self):,} ids are not in {data}: {sessions:,} get lists by their session, {about:,} by their attributes, {unknown - sessions - about:,} by popularity")  # fmt: skip
+        if strange_items:
+            note(f"{strange_items:,} items of their histories are not in the catalogue of {data}; left out")
+        if passed_over:
+            note(f"{passed_over:,} users with a history are in {data}: its events count, theirs in the file do not")
+        return whole.hexdigest()
+
+
+class Everybody:
+    """Every user of the dataset who has events, `ids` in their order; the first `limit` of them."""
+
+    def __init__(self, ids: Sequence[str], limit: int | None = None) -> None:
+        self.ids = ids[:limit]
+        whole = xxhash.xxh3_128()
+        for user in self.ids:
+            whole.update(repr(user).encode())
+        self.digest = whole.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Visitor]:
+        return (Visitor(user, place) for place, user in enumerate(self.ids))
 
 
 def hidden(asked: Sequence[str], at: Mapping[str, int], dataset: Dataset, key: Path | str | None) -> list[str]:

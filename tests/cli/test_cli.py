@@ -160,7 +160,8 @@ def test_a_place_that_cannot_be_written_is_said_before_any_work(argv, tmp_path, 
     (tmp_path / "file").write_text("")
     assert main([*argv, str(tmp_path / "file" / "under" / "it")]) == WRONG_INPUT
     assert f"{tmp_path / 'file'} is a file, not a folder" in one_line(capsys)
-    wrong = tmp_path / "file" if argv[0] in ("prepare", "train", "demo") or argv[1] == "fetch" else tmp_path
+    folder = argv[0] in ("prepare", "train", "demo") or argv[1] == "fetch"
+    wrong = f"{tmp_path}/file/" if argv[0] == "generate" else tmp_path / "file" if folder else tmp_path
     assert main([*argv, str(wrong)]) == WRONG_INPUT
     assert f"{argv[-1]} {wrong}: a f" in one_line(capsys)  # a folder is there; a file is in the way
     monkeypatch.setattr("m6rec_jax.cli.outputs.os.access", lambda path, mode: path != tmp_path)

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from m6rec_jax.cli import INTERRUPTED, REQUEUE, SUCCESS, WRONG_INPUT, main
-from m6rec_jax.cli.train import BY_HAND
+from m6rec_jax.cli.processes import BY_HAND
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.privacy import hide_id
 from tests.domains import films  # noqa: F401

@@ -16,7 +16,7 @@ from m6rec_jax.recommend.generate import generate
 from m6rec_jax.recommend.memory import Memory
 from m6rec_jax.recommend.recommender import Recommender
 from m6rec_jax.recommend.segments import Segments, freshness
-from m6rec_jax.recommend.visitors import read_users, visitor_table
+from m6rec_jax.recommend.visitors import Users, read_users
 from tests.recommend.conftest import saved_run
 
 STRANGERS = [
@@ -72,7 +72,7 @@ def test_another_session_is_another_job(world, tmp_path):
     out = tmp_path / "recs.parquet"
     lists = []
     for item in ("item-3", "item-30"):
-        generate(run, data, users=visitor_table(pl.DataFrame({"user_id": ["s"], "history": [item]})), out=out, k=3)
+        generate(run, data, users=pl.DataFrame({"user_id": ["s"], "history": [item]}), out=out, k=3)
         lists.append(pl.read_parquet(out)["item_id"].to_list())
     assert lists[0] != lists[1]
 
@@ -108,10 +108,10 @@ def test_bad_files_of_users_are_one_line(tmp_path, name, content, says):
 
 def test_users_are_read_alike_from_every_kind_of_cell(tmp_path):
     frame = pl.DataFrame({"user_id": [1, 2, 1], "history": [[10, 11], None, [12]], "attributes": [["age: 5"], [], None], "town": ["Ｕlm ", None, "x"]})  # fmt: skip
-    table = visitor_table(frame)
+    table = pl.concat(Users.of(frame).blocks())
     assert table.rows() == [("1", ["10", "11"], ["age: 5", "town: Ulm"]), ("2", [], [])]
     (tmp_path / "u.csv").write_text('user_id,history,attributes,town\n1,10 11,"[""age: 5""]",Ulm\n2,,,\n')
-    assert read_users(tmp_path / "u.csv").rows() == table.rows()
+    assert pl.concat(read_users(tmp_path / "u.csv").blocks()).rows() == table.rows()
 
 
 # -- lists that are hard to make -----------------------------------------------------------------------------------
