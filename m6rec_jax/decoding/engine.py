@@ -33,7 +33,7 @@ from m6rec_jax.decoding.writer import SLOTS, Checkpoint, Writer
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.transformer import Transformer
-from m6rec_jax.vocab import Vocab
+from m6rec_jax.vocab import BOS, Vocab
 
 BEAMS = 20
 CACHE_TOKENS = 1 << 16
@@ -194,12 +194,14 @@ class Engine:
         supports: Sequence[int] = (0,),
         normalise: Normalise = "level",
         users: bool = False,
+        texts: bool = False,
     ) -> list[tuple[int, int]]:
         """Compile what `recommend` runs with these settings, so that no request waits for it; the shapes (B, T) made.
 
         `batches`: users at once; `lengths`: tokens of their prefixes (None: every length up to `prompts.length`);
         `excludes`, `supports`: rows excluded and rows in the memory's support of a user. Each number stands for the
         smallest shape that holds it. `users`: also the programs that keep prefixes and append an event to them.
+        `texts`: also those that read prompts of these lengths and write.
         Where jax has a persistent compilation cache (JAX_COMPILATION_CACHE_DIR), the next process finds them there.
         """
         wave = self._wave(k, beams, normalise, None)
@@ -209,6 +211,8 @@ class Engine:
         )
         for (B, T), excluded, supported in product(shapes, excludes, supports):
             wave.warm_up(B, T, excluded, supported, users)
+        if texts:
+            self.write([[BOS] * min(T, self.prompts.length) for T in widths], most=1)
         return shapes
 
     def _wave(self, k: int, beams: int | None, normalise: Normalise, allowed: np.ndarray | None) -> Wave:

@@ -119,7 +119,7 @@ class Desk:
     def _tokens(self, prompt: Asked, name: str) -> np.ndarray:
         if isinstance(prompt, str):
             prompt = [BOS, *self.tokenizer.encode(prompt)]
-        tokens = np.array(prompt)
+        tokens = np.asarray(prompt)
         if not tokens.size:
             raise InputError(f"{name} is empty: begin with <s> (id {BOS}), or give a str")
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
@@ -128,7 +128,7 @@ class Desk:
             raise InputError(f"{name}: its ids go from {tokens.min()} to {tokens.max()}, the model's from 0 to {self.vocab.size - 1}")  # fmt: skip
         if len(tokens) > self.length:
             raise InputError(f"{name} has {len(tokens)} tokens and the model reads {self.length}: shorten it")
-        return tokens.astype(np.int32)
+        return np.array(tokens, np.int32)
 
 
 class Spool:

@@ -217,5 +217,5 @@ class Writer:
             return
         if isinstance(outcome, Text):
             job.future.set_result(outcome)
-        else:
-            job.future.set_exception(outcome or RuntimeError("the text was given up"))
+        elif outcome is not None:
+            job.future.set_exception(outcome)

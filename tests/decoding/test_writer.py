@@ -166,13 +166,16 @@ def test_reserved_ids_are_never_written_and_texts_end_where_they_should(engine):
 
 
 def test_a_heavy_penalty_writes_nothing_twice_while_there_is_anything_else(engine):
-    prompts = ["red shoes", "你好 世界"]
+    prompts = ["good coffee", "你好 世界"]
     free = engine.write(prompts, most=16, temperature=0.0)
     assert any(len(set(text.tokens)) < len(text.tokens) for text in free)  # greedy text repeats itself
     one, other = engine.write(prompts, most=16, temperature=0.0, repetition=[1e6, 1.0])
     assert other == free[1]  # a setting of one request is no other's
-    read = tokenizer().encode(prompts[0])
-    assert len({*one.tokens, *read}) == len(one.tokens) + len(set(read))  # the prompt counts too
+    assert len(set(one.tokens)) == len(one.tokens)
+    # What the prompt holds counts too: one that has said already what comes next.
+    said = [BOS, *tokenizer().encode(prompts[0]), *free[0].tokens[:10]]
+    again, other = engine.write([said, said], most=16, temperature=0.0, repetition=[1.0, 1e6])
+    assert {*again.tokens} & {*said} and not {*other.tokens} & {*said}
 
 
 def test_prompts_may_speak_of_items(engine):
@@ -309,6 +312,7 @@ def test_a_program_that_fails_fails_what_it_wrote_and_nothing_after(engine, monk
 
     def broken(*args):
         monkeypatch.setattr(programs, "advance_texts", original)
+        original(*args)  # it has the slots, and does not give them back
         raise MemoryError("no room on the device")
 
     monkeypatch.setattr(programs, "advance_texts", broken)
@@ -347,6 +351,14 @@ def test_too_many_are_refused_and_closing_writes_what_was_asked_for():
 # -- threads, checkpoints, lifetimes -------------------------------------------------------------------------------
 
 
+def test_what_was_compiled_ahead_serves_every_text():
+    engine = text_engine(3)
+    engine.compile(batches=(), texts=True)
+    made = programs.advance_texts._cache_size(), programs.begin_text._cache_size()
+    write(engine, ALL, stop="x")
+    assert (programs.advance_texts._cache_size(), programs.begin_text._cache_size()) == made
+
+
 def test_several_threads_write_at_once(engine):
     prompts, settings = asked()
     asks = [
@@ -380,7 +392,7 @@ def test_a_text_is_written_by_the_checkpoint_it_was_asked_of():
 
 
 def test_what_was_submitted_is_what_was_there_then(engine):
-    prompt, rows = np.array(asked()[0][0]), np.full(1, -1)
+    prompt, rows = np.array(asked()[0][0], np.int32), np.full(1, -1, np.int32)
     with held(engine):
         future = engine.submit_text(prompt, item_rows=rows, **asked()[1][0])
         prompt[:], rows[:] = 300, 5
