@@ -6,6 +6,7 @@ SentencePiece's is off, so that decoding gives back exactly the normalised text.
 
 from __future__ import annotations
 
+import codecs
 import heapq
 import io
 import unicodedata
@@ -95,6 +96,21 @@ class Tokenizer:
         size = self.size
         kept = [int(i) for i in ids if len(SPECIALS) <= int(i) < size]
         return self._processor.decode(kept)
+
+    def unfinished(self, ids: Sequence[int]) -> int:
+        """How many ids at the end, at most 3, spell the first bytes of a character that more bytes may complete."""
+        last = b""
+        for i in reversed(ids[-3:]):
+            if not self._processor.is_byte(int(i)):
+                break
+            last = bytes([int(self._processor.id_to_piece(int(i))[1:-1], 16)]) + last
+        for n in range(len(last), 0, -1):
+            try:
+                if codecs.utf_8_decode(last[-n:], "strict", False)[1] == 0:
+                    return n
+            except UnicodeDecodeError:
+                continue
+        return 0
 
 
 def train_tokenizer(texts: Iterable[str], path: Path | str, size: int) -> Tokenizer:

@@ -1,18 +1,15 @@
 """A prefix: what was read of a user, with the keys and values that later tokens attend to.
 
 A causal prefix grows by appending; nothing in it changes when an event arrives. `prefill` and `append` are pure, for
-use inside a jitted program; `extend` is the call from outside, where lengths can be checked.
+use inside a jitted program.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from m6rec_jax.model.items import ItemTable
@@ -74,7 +71,7 @@ def append(
 ) -> Prefix:
     """The prefix with `counts [B]` of the T new tokens of each row at its end (0 leaves a row as it was).
 
-    Tokens that do not fit the room are lost, so callers check it; `extend` does.
+    It equals a prefill of the longer history. Tokens that do not fit the room are lost, so callers keep to it.
     """
     B, T = tokens.shape
     place = prefix.lengths[:, None] + jnp.arange(T)
@@ -101,34 +98,3 @@ def check_causal(prefix: Prefix) -> None:
     """Raise ValueError unless what is read later leaves the prefix as it is."""
     if not prefix.causal:
         raise ValueError("this prefix is not causal: its tokens see later ones, so a new event means a new prefill")
-
-
-def check_extension(prefix: Prefix, counts: np.ndarray) -> None:
-    """Raise ValueError unless `counts [B]` more tokens may be appended to the prefix."""
-    check_causal(prefix)
-    needed = int((np.asarray(prefix.lengths) + np.asarray(counts)).max(initial=0))
-    if needed > prefix.room:
-        raise ValueError(
-            f"the prefix has room for {prefix.room} tokens and {needed} are needed: "
-            "prefill again from the newest events, for dropping the oldest in place is not a recompute"
-        )
-
-
-def extend(
-    model: Transformer,
-    items: ItemTable,
-    prefix: Prefix,
-    tokens: np.ndarray,
-    item_rows: np.ndarray,
-    counts: np.ndarray | None = None,
-) -> Prefix:
-    """`append` after `check_extension`; equals a prefill of the longer history. `counts` None: all T tokens."""
-    tokens = np.asarray(tokens)
-    counts = np.full(len(tokens), tokens.shape[1], np.int32) if counts is None else np.asarray(counts, np.int32)
-    check_extension(prefix, counts)
-    return _append(*nnx.split(model), items, prefix, tokens, np.asarray(item_rows), counts)
-
-
-@partial(jax.jit, static_argnums=0)
-def _append(define, params, items, prefix, tokens, item_rows, counts):
-    return append(nnx.merge(define, params), items, prefix, tokens, item_rows, counts)

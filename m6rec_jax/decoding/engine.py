@@ -5,17 +5,18 @@ Parameters are arguments of every program, so a new checkpoint (`engine.params =
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import count, product
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
 import xxhash
 from flax import nnx
 
+from m6rec_jax.data.tokenizer import Tokenizer
 from m6rec_jax.decoding import given, programs
 from m6rec_jax.decoding.beam import Normalise, check_normalise, lanes_of
 from m6rec_jax.decoding.devices import Devices
@@ -25,15 +26,16 @@ from m6rec_jax.decoding.programs import Settings
 from m6rec_jax.decoding.prompts import Parts, Prompts, Queries
 from m6rec_jax.decoding.requests import Requests
 from m6rec_jax.decoding.reuse import PrefixCache
-from m6rec_jax.decoding.sampling import Sampling
 from m6rec_jax.decoding.shapes import batches, bucket, full_batch, pad, prefix_width, rows_of
 from m6rec_jax.decoding.steps import Steps
+from m6rec_jax.decoding.texts import MOST, Asked, Desk, Setting, Text
 from m6rec_jax.decoding.trie import allowed_under, build_trie
 from m6rec_jax.decoding.wave import Wave
+from m6rec_jax.decoding.writer import SLOTS, Checkpoint, Writer
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.transformer import Transformer
-from m6rec_jax.vocab import Vocab
+from m6rec_jax.vocab import BOS, Vocab
 
 BEAMS = 20
 CACHE_TOKENS = 1 << 16
@@ -47,13 +49,15 @@ class Engine:
 
     `codes [C, L]`, `content [C, Dc]`, `seen [C]` are the dataset's; `timed` and `n_kinds` say how its histories are
     spelled; `length` is the longest prefix read, <s> included; `cache_tokens` of known users are kept on the device, from
-    the first request that names one. `devices` of this process share each batch of users, with the parameters on all
-    of them (None: one device); the prefixes of known users stay on the first. Raises InputError when codes and model
-    disagree.
+    the first request that names one. `tokenizer`: of the model's texts, without which none are written; `slots` of them
+    are written at a time. `devices` of this process share each batch of users, with the parameters on all of them (None:
+    one device); the prefixes of known users and texts stay on the first. Raises InputError when codes, tokenizer and
+    model disagree.
     """
 
     def __init__(self, model: Transformer, codes: np.ndarray, content: np.ndarray, seen: np.ndarray, *,
                  timed: bool = False, n_kinds: int = 0, length: int = 256, cache_tokens: int = CACHE_TOKENS,
+                 tokenizer: Tokenizer | None = None, slots: int = SLOTS,
                  devices: Sequence[jax.Device] | None = None) -> None:  # fmt: skip
         self.vocab: Vocab = model.vocab
         self.codes = np.asarray(codes)
@@ -68,6 +72,11 @@ class Engine:
         self.cache = PrefixCache(model.config, cache_tokens)
         self.queue: Gatherer[tuple, dict[str, Any], Lists] = Gatherer(self._answer)
         self.items: ItemTable = self.devices.everywhere(item_table(content, seen))
+        self.texts: Writer | None = None
+        if tokenizer is not None:
+            _check_tokenizer(tokenizer, self.vocab)
+            desk = Desk(self.vocab, tokenizer, self.catalogue, length)
+            self.texts = Writer(self._define, model.config, desk, slots=slots)
 
     @property
     def catalogue(self) -> int:
@@ -164,8 +173,10 @@ class Engine:
         return self.queue.submit(shared, own | {"allowed": allowed})
 
     def close(self) -> None:
-        """Answer what was submitted and take no more; `recommend` goes on."""
+        """Answer what was submitted and take no more, write no more texts either; `recommend` goes on."""
         self.queue.close()
+        if self.texts is not None:
+            self.texts.close()
 
     def _answer(self, shared: tuple, asked: list[dict[str, Any]]) -> list[Lists]:
         """Requests that differ in their own parts only, as one call."""
@@ -189,12 +200,14 @@ class Engine:
         supports: Sequence[int] = (0,),
         normalise: Normalise = "level",
         users: bool = False,
+        texts: bool = False,
     ) -> list[tuple[int, int]]:
         """Compile what `recommend` runs with these settings, so that no request waits for it; the shapes (B, T) made.
 
         `batches`: users at once; `lengths`: tokens of their prefixes (None: every length up to `prompts.length`);
         `excludes`, `supports`: rows excluded and rows in the memory's support of a user. Each number stands for the
         smallest shape that holds it. `users`: also the programs that keep prefixes and append an event to them.
+        `texts`: also those that read prompts of these lengths and write.
         Where jax has a persistent compilation cache (JAX_COMPILATION_CACHE_DIR), the next process finds them there.
         """
         wave = self._wave(k, beams, normalise, None)
@@ -204,6 +217,8 @@ class Engine:
         )
         for (B, T), excluded, supported in product(shapes, excludes, supports):
             wave.warm_up(B, T, excluded, supported, users)
+        if texts:
+            self.write([[BOS] * min(T, self.prompts.length) for T in widths], most=1)
         return shapes
 
     def _wave(self, k: int, beams: int | None, normalise: Normalise, allowed: np.ndarray | None) -> Wave:
@@ -348,42 +363,65 @@ class Engine:
 
     def write(
         self,
-        prompts: Sequence[Sequence[int] | np.ndarray],
+        prompts: Sequence[Asked],
         *,
         item_rows: Sequence[np.ndarray] | None = None,
-        most: int = 64,
+        most: int | Sequence[int] = MOST,
         temperature: float | Sequence[float] = 1.0,
         top_k: int | Sequence[int] = 0,
         top_p: float | Sequence[float] = 1.0,
         repetition: float | Sequence[float] = 1.0,
         seeds: int | Sequence[int] = 0,
-    ) -> list[list[int]]:
-        """Continue each prompt of token ids by text: at most `most` ids, ending before </s>.
+        stop: str | Sequence[str] | Sequence[Sequence[str]] = (),
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Text]:
+        """Continue each prompt (text, or token ids from <s> on) by at most `most` tokens, or up to what the model reads.
 
-        Settings are one for all or one a prompt (see `Sampling`). `item_rows`: where a prompt completes a spelling
-        whose features shall be read. Raises ValueError on an empty prompt or a setting out of range.
+        Settings are one for all or one a prompt (see `Sampling`); `stop`: strings that end a text, before them, for all
+        or a list a prompt. `item_rows`: where a prompt completes a spelling whose features shall be read. `on_text(i,
+        piece)` is called with what is final of text i as it comes, by the thread that writes. A prompt gets the same
+        tokens in any company. Raises InputError for what cannot be asked, and what `on_text` raises.
         """
-        count = len(prompts)
-        each = lambda value, kind: np.broadcast_to(np.asarray(value, kind), (count,))  # noqa: E731
-        heat, kept, mass = each(temperature, np.float32), each(top_k, np.int32), each(top_p, np.float32)
-        again, seed = each(repetition, np.float32), each(seeds, np.uint32)
-        if (heat < 0).any() or (kept < 0).any() or (mass <= 0).any() or (again <= 0).any() or most < 1:
-            raise ValueError("temperature and top_k must not be negative, top_p, repetition and most must be above 0")
-        if any(len(p) == 0 for p in prompts):
-            raise ValueError("an empty prompt: begin with <s>")
-        rows = [np.full(len(p), -1) for p in prompts] if item_rows is None else item_rows
-        pairs = [(np.asarray(p, np.int32), np.asarray(r, np.int32)) for p, r in zip(prompts, rows, strict=True)]
-        result: list[list[int]] = [[] for _ in range(count)]
-        params = self.params  # one checkpoint for the whole call
-        for chosen, T, B in batches([len(p) for p in prompts]):
-            fill = lambda x, chosen=chosen, B=B: np.pad(x[chosen], (0, B - len(chosen)))  # noqa: E731
-            limit = np.full(count, most, np.int32)
-            sampling = Sampling(*map(fill, (heat, kept, mass, seed, limit, again)))
-            inputs = pad([pairs[i] for i in chosen], B, T)
-            out, written = programs.write(self._define, bucket(most, 16), params, self.items, *inputs, sampling)
-            for i, ids, n in zip(chosen, np.asarray(out), np.asarray(written), strict=False):
-                result[i] = ids[:n].tolist()
-        return result
+        requests = self._writer.desk.requests(
+            prompts, most=most, temperature=temperature, top_k=top_k, top_p=top_p, repetition=repetition, seed=seeds,
+            stop=stop, item_rows=item_rows,
+        )  # fmt: skip
+        return self._writer.write(requests, self._checkpoint(), on_text)
+
+    def stream(self, prompt: Asked, **setting: Unpack[Setting]) -> Iterator[str]:
+        """`write` for one prompt, piece by piece: never half a character, nor what a stop string may still take back.
+
+        The pieces together are the text. Closing the iterator ends the text. Raises as `submit_text`.
+        """
+        return self._writer.stream(self._writer.desk.request(prompt, **setting), self._checkpoint())
+
+    def submit_text(
+        self, prompt: Asked, *, on_text: Callable[[str], None] | None = None, **setting: Unpack[Setting]
+    ) -> Future[Text]:
+        """`write` for one prompt, at once: it joins the texts that are being written. Cancel the future to end it.
+
+        Raises InputError for what cannot be asked, `gather.Busy` when too many wait and RuntimeError after `close`; what
+        `on_text` raises comes through the future.
+        """
+        request = self._writer.desk.request(prompt, **setting)
+        return self._writer.submit([request], self._checkpoint(), [on_text])[0]
+
+    @property
+    def _writer(self) -> Writer:
+        if self.texts is None:
+            raise InputError("this engine writes no text: give it the model's tokenizer (Engine(..., tokenizer=...))")
+        return self.texts
+
+    def _checkpoint(self) -> Checkpoint:
+        version, params = self._current
+        return Checkpoint(version, *self.devices.first((params, self.items)))
+
+
+def _check_tokenizer(tokenizer: Tokenizer, vocab: Vocab) -> None:
+    if tokenizer.size != vocab.text.size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.size} pieces and the model {vocab.text.size}: take the one it was trained with"
+        )
 
 
 def _check_codes(codes: np.ndarray, vocab: Vocab) -> None:

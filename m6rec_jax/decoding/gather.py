@@ -6,7 +6,6 @@ full queue would be answered too late anyway, so more are refused.
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
 from collections import deque
@@ -32,8 +31,8 @@ class _Waiting(NamedTuple):
 class Gatherer(Generic[Kind, Request, Answer]):
     """`submit(kind, request)` gives a future of what `answer(kind, requests)` returns for it.
 
-    `wait` seconds at most for company, `most` requests in a batch, `room` requests waiting. The thread starts with the
-    first request; `close` answers those that wait and ends it.
+    `wait` seconds at most for company, `most` requests in a batch, `room` requests waiting. The thread lives while anybody
+    waits, so that an idle queue holds nothing alive, and the interpreter ends after the last answer.
     """
 
     def __init__(self, answer: Callable[[Kind, list[Request]], Sequence[Answer]], *, wait: float = 0.003,
@@ -58,20 +57,19 @@ class Gatherer(Generic[Kind, Request, Answer]):
                 raise Busy(f"{self.room} requests wait already: ask again later, or give the queue more room")
             self._kinds.setdefault(kind, deque()).append(_Waiting(request, future, time.monotonic()))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="gatherer", daemon=True)
+                # No daemon: a thread inside a program must not outlive the interpreter.
+                self._thread = threading.Thread(target=self._run, name="gatherer", daemon=False)
                 self._thread.start()
-                atexit.register(self.close)  # a thread inside a program must not outlive the interpreter
             self._changed.notify()
         return future
 
     def close(self) -> None:
         """Take no more requests, answer those that wait, and return when the thread has ended."""
         with self._changed:
-            self._closed = True
+            self._closed, thread = True, self._thread
             self._changed.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():  # not from a future's callback
-            self._thread.join()
-            atexit.unregister(self.close)
+        if thread is not None and thread is not threading.current_thread():  # not from a future's callback
+            thread.join()
 
     def _run(self) -> None:
         while batch := self._next():
@@ -79,11 +77,10 @@ class Gatherer(Generic[Kind, Request, Answer]):
             self._attempt(kind, [one for one in waiting if one.future.set_running_or_notify_cancel()])
 
     def _next(self) -> tuple[Kind, list[_Waiting]] | None:
-        """The batch of whoever waits longest, when it is time; None when closed and nobody waits."""
+        """The batch of whoever waits longest, when it is time; None when nobody waits, and the thread is over."""
         with self._changed:
-            while not self._kinds and not self._closed:
-                self._changed.wait()
             if not self._kinds:
+                self._thread = None
                 return None
             kind = min(self._kinds, key=lambda kind: self._kinds[kind][0].since)
             queue = self._kinds[kind]

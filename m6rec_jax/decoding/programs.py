@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 from m6rec_jax.decoding.beam import Found, Normalise, search, show
 from m6rec_jax.decoding.cache import Prefix, append, prefill
 from m6rec_jax.decoding.reuse import read_pages, write_pages, write_tail
-from m6rec_jax.decoding.sampling import write as write_text
 from m6rec_jax.decoding.scoring import mixed, spelled_logp, spelling_states
+from m6rec_jax.decoding.slots import advance, begin
 from m6rec_jax.decoding.steps import walked
 from m6rec_jax.model.sharding import spec
 
@@ -141,7 +141,13 @@ def item_vectors(define, params, items, codes, rows):
     return read.astype(jnp.dtype(model.config.dtype)).astype(jnp.float32).mean(1)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def write(define, room, params, items, tokens, item_rows, lengths, sampling):
-    model = nnx.merge(define, params)
-    return write_text(model, items, prefill(model, items, tokens, item_rows, lengths, room=room), sampling, room)
+@partial(jax.jit, static_argnums=0, donate_argnames="slots")
+def begin_text(define, params, items, slots, slot, tokens, item_rows, lengths, sampling):
+    """Read one prompt `[1, T]` into a slot."""
+    return begin(nnx.merge(define, params), items, slots, slot, tokens, item_rows, lengths, sampling)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnames="slots")
+def advance_texts(define, steps, params, items, slots, alive):
+    """Write on in the slots that are `alive`, at most `steps` tokens each."""
+    return advance(nnx.merge(define, params), items, slots, alive, steps)

@@ -11,10 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from m6rec_jax.decoding.cache import Prefix, append
-from m6rec_jax.model.items import ItemTable
-from m6rec_jax.model.transformer import Transformer
-from m6rec_jax.vocab import EOS, SPECIALS
+from m6rec_jax.vocab import EOS, SPECIALS, Slice
 
 
 @dataclass(frozen=True)
@@ -39,21 +36,32 @@ jax.tree_util.register_dataclass(Sampling)
 
 
 def draw(logits: Float[Array, "B V"], sampling: Sampling, place: Int[Array, " B"]) -> Int[Array, " B"]:
-    """One token a request; `place [B]` is its number in the text, which with the seed decides the randomness."""
+    """One token a request; `place [B]` is its number in the text, which with the seed decides the randomness.
+
+    Logits are sorted only when somebody asks for top-k or top-p; what others draw is the same either way.
+    """
     greedy = sampling.temperature <= 0
-    ranked, token = jax.lax.top_k(logits, logits.shape[-1])
-    ranked = ranked / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
-    p = jax.nn.softmax(ranked, axis=-1)
-    before = jnp.cumsum(p, axis=-1) - p  # mass of all more likely tokens
-    rank = jnp.arange(logits.shape[-1])
-    kept = (before < sampling.top_p[:, None]) & ((sampling.top_k[:, None] == 0) | (rank < sampling.top_k[:, None]))
-    kept = (kept & ~greedy[:, None]) | (rank == 0)
+    scaled = logits / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
+    cuts = ~greedy & ((sampling.top_k > 0) | (sampling.top_p < 1))
+    kept = jax.lax.cond(cuts.any(), _kept, lambda scaled, _: jnp.ones_like(scaled, bool), scaled, sampling)
 
     def noise(seed: Array, place: Array) -> Array:
         return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), place), (logits.shape[-1],))
 
-    drawn = jnp.where(kept, ranked + jax.vmap(noise)(sampling.seed, place), -jnp.inf)
-    return jnp.take_along_axis(token, jnp.argmax(drawn, axis=-1)[:, None], axis=1)[:, 0]
+    drawn = jnp.where(kept, scaled + jax.vmap(noise)(sampling.seed, place), -jnp.inf)
+    return jnp.argmax(jnp.where(greedy[:, None], logits, drawn), axis=-1)
+
+
+def _kept(scaled: Float[Array, "B V"], sampling: Sampling) -> Bool[Array, "B V"]:
+    """Which tokens top-k and top-p leave; of equals, those with lower ids come first."""
+    ranked, token = jax.lax.top_k(scaled, scaled.shape[-1])
+    p = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(p, axis=-1) - p  # mass of all more likely tokens
+    rank = jnp.arange(scaled.shape[-1])
+    by_mass = (sampling.top_p[:, None] >= 1) | (before < sampling.top_p[:, None])  # a sum of all may round above 1
+    by_rank = (sampling.top_k[:, None] == 0) | (rank < sampling.top_k[:, None])
+    rows = jnp.arange(len(scaled))[:, None]
+    return jnp.zeros_like(scaled, bool).at[rows, token].set((by_mass & by_rank) | (rank == 0))
 
 
 def penalise(
@@ -64,41 +72,7 @@ def penalise(
     return jnp.where(logits > 0, logits / by, logits * by)
 
 
-def write(
-    model: Transformer, items: ItemTable, prefix: Prefix, sampling: Sampling, room: int
-) -> tuple[Int[Array, "B R"], Int[Array, " B"]]:
-    """Continue each prefix by text: tokens `[B, room]` and how many of them were written before </s> or the limit.
-
-    The prefix must have `room` free places. Reserved ids other than </s> are never written.
-    """
-    B = prefix.lengths.shape[0]
-    may = _writable(model.vocab.text.padded)
-    limit = jnp.minimum(sampling.limit, room)
-    rows = jnp.arange(B)
-    V = model.vocab.text.padded  # a code is past it, and dropped below
-    read = jnp.where(jnp.arange(prefix.room) < prefix.lengths[:, None], prefix.tokens, V)
-    held = jnp.zeros((B, V), bool).at[rows[:, None], read].set(True, mode="drop")
-
-    def going(state: tuple) -> Array:
-        return ~state[3].all()
-
-    def one(state: tuple) -> tuple:
-        prefix, out, count, done, held = state
-        logits = penalise(model.logits(prefix.hidden, 0, items), held, sampling.repetition)
-        token = draw(jnp.where(may, logits, -jnp.inf), sampling, count)
-        done = done | (token == EOS)
-        out = out.at[rows, jnp.where(done, room, count)].set(token, mode="drop")
-        held = held.at[rows, token].set(True)
-        count = count + ~done
-        done = done | (count >= limit)
-        step = (~done).astype(jnp.int32)
-        return append(model, items, prefix, token[:, None], jnp.full((B, 1), -1), step), out, count, done, held
-
-    start = (prefix, jnp.zeros((B, room), jnp.int32), jnp.zeros(B, jnp.int32), limit <= 0, held)
-    _, out, count, *_ = jax.lax.while_loop(going, one, start)
-    return out, count
-
-
-def _writable(size: int) -> Bool[Array, " V"]:
-    token = jnp.arange(size)
-    return (token == EOS) | (token >= len(SPECIALS))
+def writable(text: Slice) -> Bool[Array, " V"]:
+    """Which ids of the padded text slice a text may hold: pieces, and </s>, which ends it; never another reserved id."""
+    token = jnp.arange(text.padded)
+    return (token == EOS) | ((token >= len(SPECIALS)) & (token < text.size))

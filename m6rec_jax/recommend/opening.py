@@ -18,6 +18,7 @@ from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.data.codes import Codebooks
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.neighbours import Neighbours
+from m6rec_jax.data.tokenizer import Tokenizer
 from m6rec_jax.data.transitions import load_transitions
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
@@ -95,6 +96,7 @@ def open_engine(record: Run, step: int | str, data: Dataset | None, facts: Mappi
     made = Engine(
         blueprint.bind(params), codes, content, seen,
         timed=bool(facts["timed"]), n_kinds=len(facts["kinds"]), length=record.config.data.length,
+        tokenizer=Tokenizer.load(record.folder(domain) / "tokenizer.model"),
         devices=jax.local_devices(),
     )  # fmt: skip
     return made, at

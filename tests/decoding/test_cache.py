@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from m6rec_jax.decoding import cache
-from m6rec_jax.decoding.cache import check_extension, extend
+from m6rec_jax.decoding.cache import check_causal
 from m6rec_jax.vocab import BOS
 
 
@@ -22,6 +22,15 @@ def _prefill(define, params, *args, room):
 
 def prefill(model, *args, room=0):
     return _prefill(*nnx.split(model), *args, room=room)
+
+
+@partial(jax.jit, static_argnames="define")
+def _append(define, params, *args):
+    return cache.append(nnx.merge(define, params), *args)
+
+
+def append(model, *args):
+    return _append(*nnx.split(model), *args)
 
 
 def prompts(w, lengths, T):
@@ -36,7 +45,7 @@ def prompts(w, lengths, T):
     return tokens, rows, np.array(lengths, np.int32)
 
 
-def test_extend_equals_recompute(any_world):
+def test_appending_equals_recompute(any_world):
     w, items = any_world, any_world.engine.items
     start, end = [1, 10, 4, 20], [9, 10, 12, 25]
     tokens, rows, _ = prompts(w, end, 40)
@@ -46,7 +55,7 @@ def test_extend_equals_recompute(any_world):
     for i, (a, b) in enumerate(zip(start, end, strict=True)):
         new[i, : b - a], new_rows[i, : b - a] = tokens[i, a:b], rows[i, a:b]
     short = prefill(w.model, items, tokens[:, :20], rows[:, :20], np.array(start), room=10)
-    longer = extend(w.model, items, short, new, new_rows, grown)
+    longer = append(w.model, items, short, new, new_rows, grown)
     whole = prefill(w.model, items, tokens, rows, np.array(end))
     assert longer.lengths.tolist() == end
     np.testing.assert_allclose(longer.hidden, whole.hidden, atol=1e-4)
@@ -62,7 +71,7 @@ def test_token_by_token_equals_all_at_once(deep):
     tokens, rows, lengths = prompts(deep, [12, 9], 12)
     prefix = prefill(deep.model, items, tokens[:, :1], rows[:, :1], np.ones(2, np.int32), room=11)
     for t in range(1, 12):
-        prefix = extend(deep.model, items, prefix, tokens[:, [t]], rows[:, [t]], (t < lengths).astype(np.int32))
+        prefix = append(deep.model, items, prefix, tokens[:, [t]], rows[:, [t]], (t < lengths).astype(np.int32))
     whole = prefill(deep.model, items, tokens, rows, lengths)
     np.testing.assert_allclose(prefix.hidden, whole.hidden, atol=1e-4)
     assert prefix.lengths.tolist() == lengths.tolist()
@@ -76,12 +85,9 @@ def test_padding_changes_nothing(any_world):
     np.testing.assert_allclose(a.hidden, b.hidden, atol=1e-5)
 
 
-def test_what_cannot_be_extended_says_why(deep):
-    items = deep.engine.items
-    tokens, rows, lengths = prompts(deep, [5], 5)
-    prefix = prefill(deep.model, items, tokens, rows, lengths, room=2)
+def test_a_prefix_that_sees_later_tokens_says_that_it_cannot_grow(deep):
+    tokens, rows, lengths = prompts(deep, [5], 11)
+    prefix = prefill(deep.model, deep.engine.items, tokens, rows, lengths)
+    check_causal(prefix)
     with pytest.raises(ValueError, match="not causal"):
-        extend(deep.model, items, replace(prefix, causal=False), tokens[:, :1], rows[:, :1])
-    with pytest.raises(ValueError, match="room for 7 tokens and 8 are needed: prefill again"):
-        extend(deep.model, items, prefix, tokens[:, :3], rows[:, :3])
-    check_extension(prefix, np.array([2]))
+        check_causal(replace(prefix, causal=False))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
-from concurrent.futures import CancelledError
+import weakref
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 
@@ -94,13 +99,51 @@ def test_a_full_queue_refuses_and_goes_on(desk):
 def test_closing_answers_who_waits_and_ends_the_thread(desk):
     queue = Gatherer(desk, wait=LONG, most=100)
     futures = [queue.submit("a", i) for i in range(3)] + [queue.submit("b", 7)]
+    thread = queue._thread
     queue.close()
     assert all(f.done() for f in futures) and desk.batches == [("a", [0, 1, 2]), ("b", [7])]
-    assert queue._thread is not None and not queue._thread.is_alive()
+    assert thread is not None and not thread.is_alive()
     with pytest.raises(RuntimeError, match="closed"):
         queue.submit("a", 1)
     queue.close()
     Gatherer(desk).close()  # nothing was ever asked
+
+
+def test_an_idle_queue_has_no_thread_and_holds_nothing_alive(desk):
+    queue = Gatherer(desk, wait=0.0, most=1)
+    assert queue.submit("a", 1).result(LONG) == ("a", 1)
+    if (thread := queue._thread) is not None:
+        thread.join(LONG)
+    assert queue._thread is None
+    assert queue.submit("a", 2).result(LONG) == ("a", 2)  # another one
+    gone = weakref.ref(queue)
+    queue.close()
+    del queue, thread
+    gc.collect()
+    assert gone() is None
+
+
+def test_who_was_submitted_is_answered_before_the_interpreter_ends():
+    code = (
+        "import time\n"
+        "from m6rec_jax.decoding.gather import Gatherer\n"
+        "def answer(kind, asked):\n"
+        "    time.sleep(0.2)\n"
+        "    return asked\n"
+        "Gatherer(answer).submit('a', 'answered').add_done_callback(lambda f: print(f.result()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG, check=True)
+    assert (done.stdout, done.stderr) == ("answered\n", "")
+
+
+def test_several_threads_submit_at_once(desk):
+    queue = Gatherer(desk, wait=0.001, most=7)
+    asked = [(kind, i) for i in range(25) for kind in "ab"]
+    with ThreadPoolExecutor(8) as pool:
+        futures = list(pool.map(lambda one: queue.submit(*one), asked))
+    assert [f.result(LONG) for f in futures] == asked
+    assert sorted((kind, i) for kind, batch in desk.batches for i in batch) == sorted(asked)  # each once, with its like
+    queue.close()
 
 
 def test_a_bad_request_spoils_no_other(desk):
@@ -175,4 +218,51 @@ def test_other_settings_ride_in_another_batch_and_errors_come_through():
     assert (filtered.result(LONG).rows % 2 == 0).all() and not (plain.result().rows % 2 == 0).all()
     with pytest.raises(ValueError, match="outside the catalogue"):
         bad.result(LONG)
+    engine.close()
+
+
+def test_what_was_submitted_is_what_was_there_then():
+    w = world(3)
+    engine, asked = opened(w), requests(w)
+    rows, mass = asked["memory"]
+    given = [
+        {"history": h.copy(), "times": np.arange(len(h)) * 90_000, "memory": (rows[u].copy(), mass[u].copy()),
+         "exclude": asked["exclude"][u].copy(), "gate": float(asked["gate"][u])}
+        for u, h in enumerate(w.histories)
+    ]  # fmt: skip
+    futures = [engine.submit(k=5, **own) for own in given[:-1]]  # the batch waits for one more
+    for own in given[:-1]:
+        for part in (own["history"], own["times"], own["exclude"], *own["memory"]):
+            part[:] = 0
+    futures.append(engine.submit(k=5, **given[-1]))
+    expected = w.engine.recommend(
+        w.histories, times=[np.arange(len(h)) * 90_000 for h in w.histories], memory=asked["memory"],
+        gate=asked["gate"], exclude=asked["exclude"], k=5,
+    )  # fmt: skip
+    for u, future in enumerate(futures):
+        np.testing.assert_allclose(future.result(LONG).scores[0], expected.scores[u], atol=1e-4)
+        assert future.result().rows.tolist() == [expected.rows[u].tolist()]
+    engine.close()
+
+
+def test_a_call_is_answered_by_one_checkpoint(monkeypatch):
+    w, original = world(3), programs.recommend
+    engine = opened(w)
+    old, new = engine.params, jax.tree.map(lambda x: x * 0.5, engine.params)
+    by_old = engine.recommend(w.histories, k=5, beams=2, widen=8)
+    engine.params = new
+    by_new = engine.recommend(w.histories, k=5, beams=2, widen=8)
+    assert np.abs(by_old.scores - by_new.scores).max() > 0.1
+    engine.params, ran = old, []
+
+    def swapping(*args):
+        ran.append(engine.params is new)
+        engine.params = new
+        return original(*args)
+
+    monkeypatch.setattr(programs, "recommend", swapping)
+    futures = [engine.submit(h, k=5, beams=2, widen=8) for h in w.histories]
+    for u, future in enumerate(futures):
+        np.testing.assert_allclose(future.result(LONG).scores[0], by_old.scores[u], atol=1e-4)
+    assert len(ran) > 1  # the swap came before the last program of the call
     engine.close()

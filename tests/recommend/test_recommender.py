@@ -52,6 +52,14 @@ def test_a_run_serves_alone_as_with_its_dataset(world):
     assert np.array_equal(alone.rows, beside.rows) and np.allclose(alone.scores, beside.scores, atol=1e-5)
 
 
+def test_a_run_writes_texts_of_its_own_tokenizer(world):
+    data, run, recommender = world
+    for engine in (Recommender.load(run).engine, recommender.engine):
+        [text] = engine.write(["red shoes"], most=4, temperature=0.0)
+        assert text.text == data.tokenizer.decode(text.tokens) and len(text.tokens) <= 4
+        assert "".join(engine.stream("red shoes", most=4, temperature=0.0)) == text.text
+
+
 def test_lists_are_the_mixture_of_model_and_memory(world):
     """Equal to enumerating the catalogue: (1-g) p_model + g p_memory for every item, sorted."""
     data, _, recommender = world
