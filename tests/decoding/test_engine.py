@@ -267,7 +267,6 @@ def test_what_was_compiled_ahead_is_not_compiled_again(deep):
 def test_nobody_asked(any_world):
     assert any_world.engine.recommend([], k=K).rows.shape == (0, K)
     assert any_world.engine.score([], np.zeros(0, int)).shape == (0,)
-    assert any_world.engine.write([]) == []
 
 
 def test_bad_arguments_are_named(deep):
