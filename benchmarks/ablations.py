@@ -291,7 +291,8 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    parts = ("with_memory",) if row["seconds"] is None and row["row"] != BASE else ("with_memory", "alone")
+    same_model = row["row"] in (*MEMORIES, LIKELY, SURE, BEST)
+    parts = ("with_memory",) if same_model else ("with_memory", "alone")
     if row["row"] == BASE:
         said = " / ".join(f"{row['metrics'][part]:.4f}" for part in parts)
     else:
@@ -300,7 +301,7 @@ def _cell(row: dict[str, Any]) -> str:
             f"{one['relative']:+.1%}".replace("%", " %") + ("*" if one["p"] < 0.05 else "") for one in over
         )
     cost = [f"{row['seconds']:,.0f} s"] if row["seconds"] else []
-    if row["row"] == BASE or row["seconds"]:
+    if not same_model:
         cost += [f"{row['parameters'] / 1e6:.2f} M", f"{row['users_per_s']:,.0f}/s"]
     return said + (f" ({', '.join(cost)})" if cost else "")
 
