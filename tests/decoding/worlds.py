@@ -73,10 +73,13 @@ def tokenizer() -> Tokenizer:
         return train_tokenizer(texts, Path(folder) / "tokenizer.model", 520)
 
 
-def text_engine(slots: int, seed: int = 5) -> Engine:
-    """An engine that writes texts, from a random model of `seed`."""
+def text_engine(slots: int, seed: int = 5, devices: int = 1) -> Engine:
+    """An engine that writes texts, from a random model of `seed`, on so many devices."""
     rng = np.random.default_rng(seed)
     model = random_model(rng, Vocab(tokenizer().size, (6, 6, 6)))
     content = rng.normal(size=(CATALOGUE, 5)).astype(np.float32)
     codes = random_codes(rng, 3, 6)
-    return Engine(model, codes, content, np.ones(CATALOGUE, bool), length=48, tokenizer=tokenizer(), slots=slots)
+    return Engine(
+        model, codes, content, np.ones(CATALOGUE, bool), length=48, tokenizer=tokenizer(), slots=slots,
+        devices=jax.local_devices()[:devices],
+    )  # fmt: skip

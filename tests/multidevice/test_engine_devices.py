@@ -10,7 +10,8 @@ from m6rec_jax.decoding import programs
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.decoding.shapes import batches, rows_of
 from m6rec_jax.recommend.recommender import Recommender
-from tests.decoding.worlds import CATALOGUE, World, world
+from m6rec_jax.vocab import BOS
+from tests.decoding.worlds import CATALOGUE, World, text_engine, world
 from tests.fixtures import tiny_dataset, tiny_root  # noqa: F401
 from tests.recommend.conftest import saved_run
 
@@ -77,6 +78,24 @@ def test_known_users_and_a_new_checkpoint_work_on_several_devices():
         np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5, atol=1e-5)
     engine.params = jax.tree.map(lambda x: x * 0.5, w.engine.params)
     assert not np.allclose(engine.recommend(histories, k=4, beams=8).scores, expected.scores, atol=1e-3)
+
+
+def test_items_that_are_given_are_scored_and_explained_as_on_one_device():
+    w = world(3)
+    engine, histories = over(w, 4), w.histories[1:5]
+    rows = np.arange(20).reshape(4, 5)
+    one, four = (e.rank(histories, list(rows)) for e in (w.engine, engine))
+    assert np.array_equal(one.rows, four.rows)
+    np.testing.assert_allclose(four.scores, one.scores, rtol=1e-5, atol=1e-5)
+    one, four = (e.steps(histories, rows) for e in (w.engine, engine))
+    assert np.array_equal(one.place, four.place)
+    np.testing.assert_allclose(four.logp, one.logp, rtol=1e-5, atol=1e-5)
+
+
+def test_texts_are_those_of_one_device():
+    prompts = [[BOS], [BOS, 160, 161]]
+    one, four = (text_engine(2, devices=n).write(prompts, most=8, seeds=[1, 2]) for n in (1, 4))
+    assert one == four
 
 
 def test_rows_are_a_multiple_of_the_devices_and_few_shapes():
