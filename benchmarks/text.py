@@ -1,6 +1,6 @@
 """Texts of mixed lengths: slots that are filled again as texts end, against batches that all run to their longest text.
 
-    taskset -c 0,1 python -m benchmarks.text [--turns 5] [--out FILE]
+    taskset -c 0,1 python -m benchmarks.text [--turns 3] [--out FILE]
 
 A random model (2 layers of width 128, 8,192 text pieces at most), 64 requests of 5 to 100 tokens of prompt whose texts
 have 4 to 128 tokens, most of them few. Both run the same two programs over 8 slots and take turns in one process; they
@@ -31,7 +31,7 @@ SYSTEMS = ("batches", "slots")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5, help="of each system, after one that compiles")
+    parser.add_argument("--turns", type=int, default=3, help="of each system, after one that compiles")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = measured(options.turns)
