@@ -32,7 +32,7 @@ def bytes_of(out: Path) -> dict[str, bytes]:
     files = [path for top in tops for path in (top.rglob("*") if top.is_dir() else [top]) if path.is_file()]
     found = {path.relative_to(out.parent).as_posix().replace(out.name, "X"): path.read_bytes() for path in files}
     name = f'"name": "{out.name}"'.encode()  # which the manifest of a file holds
-    return {path: held.replace(name, b"") if path.endswith("json") else held for path, held in found.items()}
+    return {path: held.replace(name, b'"name": "X"') if path.endswith("json") else held for path, held in found.items()}
 
 
 def manifest_of(folder: Path) -> dict:
