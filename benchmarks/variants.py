@@ -58,12 +58,20 @@ class WithHead(Transformer):
         self.head_in = weight(rngs, (D, 2 * D), ("embed", "ffn"), D**-0.5)
         self.head_out = weight(rngs, (2 * D, D), ("ffn", "embed"), (2 * D) ** -0.5 / 4)
 
-    def _run(self, *args: Any, **options: Any) -> tuple[jax.Array, Any]:
-        x, kv = super()._run(*args, **options)
+    def hidden(self, *args: Any, **options: Any) -> jax.Array:
+        return self._head(super().hidden(*args, **options), "bt")
+
+    def prefill(self, *args: Any, **options: Any) -> tuple[jax.Array, Any]:
+        x, kv = super().prefill(*args, **options)
+        return self._head(x, "b"), kv
+
+    def _head(self, x: jax.Array, batch: str) -> jax.Array:
+        """`batch`: einsum letters of the leading axes."""
+        lead = ("batch", *(None,) * (len(batch) - 1))
         into = sharding.gather_weight(self.head_in[...], "embed", "ffn")
         back = sharding.gather_weight(self.head_out[...], "ffn", "embed")
-        inner = jax.nn.silu(jnp.einsum("btd,df->btf", x, into, out_sharding=sharding.out("batch", None, "ffn")))
-        return x + jnp.einsum("btf,fd->btd", inner, back, out_sharding=sharding.out("batch", None, None)), kv
+        inner = jax.nn.silu(jnp.einsum(f"{batch}d,df->{batch}f", x, into, out_sharding=sharding.out(*lead, "ffn")))
+        return x + jnp.einsum(f"{batch}f,fd->{batch}d", inner, back, out_sharding=sharding.out(*lead, None))
 
 
 VARIANTS: dict[str, type[Transformer]] = {"short causal convolution": WithConvolution, "MLP head": WithHead}

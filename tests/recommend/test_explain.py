@@ -142,7 +142,7 @@ def test_memory_and_model_are_told_of_apart(world):
             item = histories.items[u][e["event"]]
             assert e["item_id"] == (data.item_ids[item] if item >= 0 else None)
         shares.append(one["memory_share"])
-    assert min(shares) < 0.3 and max(shares) > 0.3
+    assert min(shares) < 0.5 < max(shares)
     full = explained(recommender, asked_of(recommender, histories), lists)
     left = leave_out(recommender.engine, asked_of(recommender, histories), lists.rows, GATE.heat(gate))
     best = left.drops.max(2)[lists.rows >= 0]
@@ -231,7 +231,8 @@ def test_generate_adds_the_columns_that_were_asked_for(world, tmp_path):
     table = pl.read_parquet(out)
     assert table.columns == [*plain.columns, "memory_share", "evidence", "attribution"]
     assert table.select(plain.columns).drop("score").equals(plain.drop("score"))
-    assert json.loads((tmp_path / "why.parquet.job.json").read_text(encoding="utf-8"))["job"]["explain"] is True
+    manifest = json.loads((tmp_path / "why.parquet.parts" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["job"]["explain"] is True
     lengths = table.group_by("user_id", maintain_order=True).agg(pl.col("attribution").list.len().max())
     assert lengths["attribution"].to_list() == [len(histories.items[few]), MOST, 0]
     generate(run, data, users, k=K, out=out, explain=True, show_steps=True)

@@ -353,7 +353,7 @@ RULES = (
 
 def test_every_rule_belongs_to_the_job(tiny_dataset, tiny_run, tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr("m6rec_jax.recommend.generate.write_lists", lambda recommend, users, out, job, total, extra: jobs.append(json.dumps(job, sort_keys=True)))  # fmt: skip
+    monkeypatch.setattr("m6rec_jax.recommend.generate.write_lists", lambda *_, job, **__: jobs.append(json.dumps(job, sort_keys=True)))  # fmt: skip
     every = [*RULES, {"explain": True}, {"show_steps": True}]
     for rules in ({}, *every):
         generate(tiny_run, tiny_dataset, ["u7"], out=tmp_path / "x.parquet", engine="popularity", **rules)
