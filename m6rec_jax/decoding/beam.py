@@ -165,10 +165,10 @@ def step(
     score = (jnp.log1p(-shown.gate)[:, None] + child_logp).at[rows, support_slot].set(mixed, mode="drop")
     score = jnp.where(alive.reshape(B, M * K), score, -jnp.inf)
     spare = max(0, width + 1 - M * K)
-    # Read through a barrier: XLA knows a top-k by its one slice of a sort, and slices of that slice would hide it.
-    best, slot = jax.lax.optimization_barrier(
-        jax.lax.top_k(jnp.pad(score, ((0, 0), (0, spare)), constant_values=-jnp.inf), width + 1)
-    )
+    # Read through barriers: XLA knows a top-k by its one slice of a sort, and slices of that slice would hide it. One
+    # for each result, for a barrier around the pair is what the XLA of jax 0.10 breaks off at on several devices.
+    found = jax.lax.top_k(jnp.pad(score, ((0, 0), (0, spare)), constant_values=-jnp.inf), width + 1)
+    best, slot = (jax.lax.optimization_barrier(x) for x in found)
     best, pruned, chosen = best[:, :width], best[:, width], slot[:, :width]
     slot = jnp.minimum(chosen, M * K - 1)
 
