@@ -107,10 +107,10 @@ class Parts:
             if missing := sorted({self.name(number) for number in range(count)} - whole.keys()):
                 note(f"{self.folder}: {len(missing):,} of {count:,} parts are still missing, the first of them {missing[0]}; whoever makes the last one finishes")  # fmt: skip
                 return None
-            body = self._said({name: whole[name] for name in sorted(whole)})
+            body = self._said({name: whole[name] for name in sorted(whole, key=_number)})
             if self.out is not None:
                 with self._room_for(self.out), atomic_path(self.out) as partial:
-                    join([self.folder / name for name in sorted(whole)], partial)
+                    join([self.folder / name for name in sorted(whole, key=_number)], partial)
                     body["file"] = {"name": self.out.name, **_facts(partial, body["rows"])}
             self._enter(self.folder / MANIFEST, {"finished": True, **body})
             self._tidy(whole)
