@@ -58,9 +58,8 @@ def parts(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
                 yield step, read_manifest(step, *CHECKPOINT)["files"]
             else:
                 note(f"{step}: a save that was never finished; nothing reads it")
-    elif folder.name.isdigit() and (folder / MANIFEST).is_file():
-        yield folder, read_manifest(folder, *CHECKPOINT)["files"]
     elif (folder / MANIFEST).is_file():
-        yield listed_files(folder) or (folder, read_manifest(folder, *DATASET)["files"])
+        other = CHECKPOINT if folder.name.isdigit() else DATASET  # lists may lie in a folder named by a date
+        yield listed_files(folder) or (folder, read_manifest(folder, *other)["files"])
     else:
         raise InputError(f"{folder}: neither a dataset ({MANIFEST}) nor a run ({RUN_FILE}); name the folder of one")

@@ -7,6 +7,7 @@ fills the slots of texts that ended with those that wait, first come, first serv
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
@@ -112,7 +113,11 @@ class Writer:
             finally:
                 future.cancel()
 
-        return pieces()
+        made = pieces()
+        weakref.finalize(
+            made, future.cancel
+        ).atexit = False  # closed before its first piece, it never comes to `finally`
+        return made
 
     def close(self) -> None:
         """Write what was asked for, take no more, and return when the thread has ended."""
@@ -138,13 +143,12 @@ class Writer:
                     return
             try:
                 new, ended = self._round(fresh)
+                for slot in self._busy():
+                    self._read(slot, new[slot], bool(ended[slot]))
             except BaseException as error:  # whatever it is, who waits must hear of it, and the next ones be answered
                 self._slots = None  # it was given to the program that failed
                 for slot in self._busy():
                     self._leave(slot, error)
-                continue
-            for slot in self._busy():
-                self._read(slot, new[slot], bool(ended[slot]))
 
     def _busy(self) -> list[int]:
         return [slot for slot, job in enumerate(self._jobs) if job is not None]

@@ -341,6 +341,11 @@ def test_a_finished_file_is_no_obstacle_and_a_finished_folder_is_not_mixed(tmp_p
         generate(recommend, USERS[:4], folder, job=four, chunk=10)
 
 
+def test_lists_in_a_folder_named_by_a_date_are_verified(tmp_path):
+    generate(recommend, USERS, f"{tmp_path}/20261125/", job=JOB, chunk=10)
+    assert main(["verify", str(tmp_path / "20261125")]) == SUCCESS
+
+
 def test_other_folders_and_older_parts_are_refused_in_one_line(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")

@@ -411,3 +411,20 @@ def test_an_idle_engine_can_be_collected():
     del engine
     gc.collect()
     assert gone() is None
+
+
+def test_a_stream_that_nobody_began_to_read_is_given_up(engine, monkeypatch):
+    futures, submit = [], engine.texts.submit
+    monkeypatch.setattr(engine.texts, "submit", lambda *asked: futures.extend(made := submit(*asked)) or made)
+    engine.stream([BOS], most=30).close()
+    with pytest.raises(CancelledError):
+        futures[0].result(timeout=LONG)
+
+
+def test_a_fault_after_the_program_is_heard_of_and_the_next_text_is_written(engine, monkeypatch):
+    expected = engine.write([[BOS]], most=4, seeds=1)
+    with monkeypatch.context() as broken:
+        broken.setattr(engine.texts, "_read", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.write([[BOS]], most=4, seeds=1)
+    assert engine.write([[BOS]], most=4, seeds=1) == expected
