@@ -114,9 +114,7 @@ class Writer:
                 future.cancel()
 
         made = pieces()
-        weakref.finalize(
-            made, future.cancel
-        ).atexit = False  # closed before its first piece, it never comes to `finally`
+        weakref.finalize(made, future.cancel)  # closed before its first piece, it never comes to `finally`
         return made
 
     def close(self) -> None:
