@@ -246,8 +246,7 @@ def search(
     check_normalise(normalise)
     L, B = trie.levels, prefix.lengths.shape[0]
     lanes = lanes_of(trie, beams, k)
-    k_, v_ = prefix.kv
-    suffix = tuple(jnp.zeros((x.shape[0], B, max(L - 1, 1), lanes, *x.shape[3:]), x.dtype) for x in (k_, v_))
+    suffix = prefix.lanes(max(L - 1, 1), lanes)
     ancestors = jnp.zeros((B, lanes, max(L - 1, 1)), jnp.int32)
     own = jnp.arange(lanes)
     now, hidden = root(shown), prefix.hidden[:, None]

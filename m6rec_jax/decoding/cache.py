@@ -36,6 +36,12 @@ class Prefix:
         """Tokens that fit (P)."""
         return self.tokens.shape[1]
 
+    def lanes(self, slots: int, lanes: int) -> tuple[Float[Array, "N B S M K h"], Float[Array, "N B S M K h"]]:
+        """Empty keys and values of beams behind these prefixes, as `Transformer.extend` writes them."""
+        N, B, K, _, h = self.kv[0].shape
+        empty = jnp.zeros((N, B, slots, lanes, K, h), self.kv[0].dtype)
+        return empty, empty
+
 
 jax.tree_util.register_dataclass(Prefix)
 
@@ -56,7 +62,7 @@ def prefill(
         tokens=jnp.pad(tokens, spare),
         item_rows=jnp.pad(item_rows, spare, constant_values=-1),
         lengths=lengths,
-        kv=tuple(jnp.pad(x, ((0, 0), *spare, (0, 0), (0, 0))) for x in kv),
+        kv=tuple(jnp.pad(x, ((0, 0), (0, 0), *spare, (0, 0))) for x in kv),
         hidden=hidden,
     )
 
@@ -76,20 +82,20 @@ def append(
     B, T = tokens.shape
     place = prefix.lengths[:, None] + jnp.arange(T)
     k, v = prefix.kv
-    lanes = jnp.zeros((k.shape[0], B, T, 1, *k.shape[3:]), k.dtype)
     hidden, (new_k, new_v) = model.extend(
         tokens[:, None], item_rows[:, None], place[:, None], items, prefix.kv, prefix.lengths,
-        (lanes, lanes), jnp.zeros((B, 1, T), jnp.int32), 0,
+        prefix.lanes(T, 1), jnp.zeros((B, 1, T), jnp.int32), 0,
     )  # fmt: skip
     rows = jnp.arange(B)[:, None]
     place = jnp.where(jnp.arange(T) < counts[:, None], place, prefix.room)  # past the end: dropped
+    put = lambda old, new: old.at[:, rows, :, place].set(jnp.moveaxis(new[:, :, :, 0], 0, 2), mode="drop")  # noqa: E731
     last = jnp.take_along_axis(hidden[:, 0], jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
     return replace(
         prefix,
         tokens=prefix.tokens.at[rows, place].set(tokens, mode="drop"),
         item_rows=prefix.item_rows.at[rows, place].set(item_rows, mode="drop"),
         lengths=prefix.lengths + counts,
-        kv=(k.at[:, rows, place].set(new_k[:, :, :, 0], mode="drop"), v.at[:, rows, place].set(new_v[:, :, :, 0], mode="drop")),
+        kv=(put(k, new_k), put(v, new_v)),
         hidden=jnp.where((counts > 0)[:, None], last, prefix.hidden),
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ from m6rec_jax.decoding.cache import Prefix, check_causal
 from m6rec_jax.decoding.shapes import PAGE, Prompt
 from m6rec_jax.model.transformer import KeyValues
 
-Pages = tuple[Float[Array, "N pages page K h"], Float[Array, "N pages page K h"]]
+Pages = tuple[Float[Array, "N pages K page h"], Float[Array, "N pages K page h"]]
 
 
 @dataclass
@@ -72,7 +72,7 @@ class PrefixCache:
         if self.arrays is None:
             self.clear()
             c = self.config
-            shape = (c.layers, self.size, PAGE, c.n_kv, c.head_dim)
+            shape = (c.layers, self.size, c.n_kv, PAGE, c.head_dim)
             self.arrays = jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype)
 
     def give(self) -> Pages:
@@ -164,16 +164,17 @@ def _digest(version: int, prompt: Prompt, length: int) -> bytes:
 
 
 def read_pages(pages: Pages, table: Int[Array, "B n"], known: Int[Array, " B"]) -> KeyValues:
-    """Keys and values `[N, B, n * PAGE, K, h]` of the first `known` tokens of each row, zeros behind them.
+    """Keys and values `[N, B, K, n * PAGE, h]` of the first `known` tokens of each row, zeros behind them.
 
     What lies behind may be another user's, or the NaN of a broken checkpoint, which no mask of the attention stops.
     """
-    N, _, _, K, h = pages[0].shape
+    N, _, K, _, h = pages[0].shape
     B, n = table.shape
-    there = (jnp.arange(n * PAGE) < known[:, None])[..., None, None]
+    there = (jnp.arange(n * PAGE) < known[:, None])[:, None, :, None]
 
     def read(x: Array) -> Array:
-        return jnp.where(there, x.at[:, table].get(mode="clip").reshape(N, B, n * PAGE, K, h), 0)
+        found = jnp.swapaxes(x.at[:, table].get(mode="clip"), 2, 3)  # [N, B, K, n, PAGE, h]
+        return jnp.where(there, found.reshape(N, B, K, n * PAGE, h), 0)
 
     return read(pages[0]), read(pages[1])
 
@@ -181,8 +182,8 @@ def read_pages(pages: Pages, table: Int[Array, "B n"], known: Int[Array, " B"]) 
 def write_pages(pages: Pages, table: Int[Array, "B n"], prefix: Prefix) -> Pages:
     """The pages with whole prefixes written to the places of `table`; rows without pages are dropped."""
     check_causal(prefix)
-    N, B, _, K, h = prefix.kv[0].shape
-    cut = lambda x: x.reshape(N, B, -1, PAGE, K, h)  # noqa: E731
+    N, B, K, _, h = prefix.kv[0].shape
+    cut = lambda x: jnp.swapaxes(x.reshape(N, B, K, -1, PAGE, h), 2, 3)  # noqa: E731
     first, second = (old.at[:, table].set(cut(new), mode="drop") for old, new in zip(pages, prefix.kv, strict=True))
     return first, second
 
@@ -197,7 +198,7 @@ def write_tail(pages: Pages, table: Int[Array, "B n"], prefix: Prefix, known: In
     page = jnp.where(inside, jnp.take_along_axis(table, place // PAGE, axis=1), size)
     rows = jnp.arange(len(table))[:, None]
     first, second = (
-        old.at[:, page, place % PAGE].set(new[:, rows, place], mode="drop")
+        old.at[:, page, :, place % PAGE].set(new[:, rows, :, place], mode="drop")
         for old, new in zip(pages, prefix.kv, strict=True)
     )
     return first, second

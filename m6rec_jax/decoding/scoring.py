@@ -22,16 +22,15 @@ def spelling_states(
     What is known of a spelling is known at once, so all its codes but the last are read in one step, each candidate in
     a lane of its own beside the shared prefix (arXiv 2403.08845).
     """
-    B, J, L = codes.shape
+    _, J, L = codes.shape
     first = prefix.hidden[:, None]
     if L == 1:
         return [first]
     tokens = codes[..., :-1] + jnp.array([s.offset for s in model.vocab.levels[:-1]])
     positions = jnp.broadcast_to(prefix.lengths[:, None, None] + jnp.arange(L - 1), tokens.shape)
-    lanes = tuple(jnp.zeros((x.shape[0], B, L - 1, J, *x.shape[3:]), x.dtype) for x in prefix.kv)
     own = jnp.broadcast_to(jnp.arange(J)[:, None], tokens.shape)
     read, _ = model.extend(
-        tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, lanes, own, 0
+        tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, prefix.lanes(L - 1, J), own, 0
     )
     return [first, *(read[:, :, level] for level in range(L - 1))]
 

@@ -40,7 +40,7 @@ jax.tree_util.register_dataclass(Slots)
 def empty(config: ModelConfig, vocab: Vocab, slots: int, room: int) -> Slots:
     """Slots in which nothing was written yet; `room`: tokens of a prompt and its text."""
     each = lambda kind: jnp.zeros(slots, kind)  # noqa: E731
-    kv = (config.layers, slots, room, config.n_kv, config.head_dim)
+    kv = (config.layers, slots, config.n_kv, room, config.head_dim)
     dtype = jnp.dtype(config.dtype)
     prefix = Prefix(
         tokens=jnp.zeros((slots, room), jnp.int32), item_rows=jnp.full((slots, room), -1, jnp.int32),

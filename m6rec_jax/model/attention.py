@@ -33,7 +33,7 @@ def attend(
 
 def attend_prefix(
     q: Float[Array, "B M T K G h"],
-    prefix: tuple[Float[Array, "B P K h"], Float[Array, "B P K h"]],
+    prefix: tuple[Float[Array, "B K P h"], Float[Array, "B K P h"]],
     prefix_lengths: Int[Array, " B"],
     suffix: tuple[Float[Array, "B S M K h"], Float[Array, "B S M K h"]],
     ancestors: Int[Array, "B M S"],
@@ -42,18 +42,48 @@ def attend_prefix(
     """Beams attend to one prefix a user and to their own short suffix (bifurcated attention, arXiv 2403.08845).
 
     Beams are folded into the query axis, so the prefix is read once a user. `ancestors[b, m, s]` is the lane
-    that wrote slot s of beam m; query t sits in slot `slot + t` and sees slots up to its own.
+    that wrote slot s of beam m; query t sits in slot `slot + t` and sees slots up to its own. The two parts meet by
+    their maxima and sums of exponentials, in float32.
     """
+    B, M, T, K, G, h = q.shape
     prefix_k, prefix_v = prefix
-    rows = jnp.arange(q.shape[0])[:, None, None], jnp.arange(ancestors.shape[2])[None, None, :]
-    suffix_k, suffix_v = (x[rows[0], rows[1], ancestors] for x in suffix)  # [B, M, S, K, h]
-    head_scale = q.shape[-1] ** -0.5
-    far = jnp.einsum("bmtkgh,bpkh->bmtkgp", q, prefix_k, preferred_element_type=jnp.float32) * head_scale
-    near = jnp.einsum("bmtkgh,bmskh->bmtkgs", q, suffix_k, preferred_element_type=jnp.float32) * head_scale
-    in_prefix = jnp.arange(prefix_k.shape[1]) < prefix_lengths[:, None]
-    written = jnp.arange(ancestors.shape[2]) <= slot + jnp.arange(q.shape[2])[:, None]
-    far = jnp.where(in_prefix[:, None, None, None, None], far, NEVER)
-    near = jnp.where(written[None, None, :, None, None], near, NEVER)
-    weights = jax.nn.softmax(jnp.concatenate([far, near], axis=-1), axis=-1).astype(q.dtype)
-    far, near = jnp.split(weights, [prefix_k.shape[1]], axis=-1)
-    return jnp.einsum("bmtkgp,bpkh->bmtkgh", far, prefix_v) + jnp.einsum("bmtkgs,bmskh->bmtkgh", near, suffix_v)
+    rows = jnp.arange(B)[:, None, None], jnp.arange(ancestors.shape[2])
+    suffix_k, suffix_v = (x[*rows, ancestors] for x in suffix)  # [B, M, S, K, h]
+    q = q * h**-0.5
+    folded = jnp.moveaxis(q, 3, 1).reshape(B, K, M * T * G, h)
+    far = jnp.einsum("bkqh,bkph->bkqp", folded, prefix_k, preferred_element_type=jnp.float32)
+    far = jnp.where((jnp.arange(prefix_k.shape[2]) < prefix_lengths[:, None])[:, None, None], far, NEVER)
+    near = _own("bmtkgh,bmskh->bkmtgs", q, suffix_k)
+    written = jnp.arange(ancestors.shape[2]) <= slot + jnp.arange(T)[:, None]
+    near = jnp.where(written[:, None], near, NEVER)
+    far = far.reshape(B, K, M, T, G, -1)
+    most = jnp.maximum(far.max(-1), near.max(-1))[..., None]
+    far, near = jnp.exp(far - most), jnp.exp(near - most)
+    total = far.sum(-1) + near.sum(-1)
+    folded = far.reshape(B, K, M * T * G, -1).astype(q.dtype)
+    mixed = jnp.einsum("bkqp,bkph->bkqh", folded, prefix_v, preferred_element_type=jnp.float32)
+    mixed = mixed.reshape(B, K, M, T, G, h) + _own("bkmtgs,bmskh->bkmtgh", near, suffix_v)
+    return jnp.moveaxis(mixed / total[..., None], 1, 3).astype(q.dtype)
+
+
+SHORT = 8  # slots of a suffix up to which its products are no matrix products worth the name
+
+
+def _own(spec: str, x: Array, suffix: Float[Array, "B M S K h"]) -> Array:
+    """`einsum(spec, x, suffix)` in float32, where every beam has a suffix of its own.
+
+    Of a few slots that is thousands of tiny products, which as one sum of products cost a fraction.
+    """
+    if suffix.shape[2] > SHORT:
+        return jnp.einsum(spec, x, suffix, preferred_element_type=jnp.float32)
+    (left, right), out = spec.split("->")[0].split(","), spec.split("->")[1]
+    summed = next(letter for letter in left if letter not in out)
+    every = out + summed
+    x, suffix = (_spread(part, letters, every) for part, letters in ((x, left), (suffix, right)))
+    return jnp.sum(x.astype(jnp.float32) * suffix.astype(jnp.float32), axis=-1)
+
+
+def _spread(x: Array, letters: str, every: str) -> Array:
+    """Axes named by `letters` brought into the order of `every`, with axes of one where it has none."""
+    x = x.transpose([letters.index(letter) for letter in every if letter in letters])
+    return jnp.expand_dims(x, [i for i, letter in enumerate(every) if letter not in letters])

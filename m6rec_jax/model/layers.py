@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -28,17 +30,34 @@ def rms_norm(x: Float[Array, "*n D"], gain: Float[Array, " D"], eps: float) -> F
     return (y * (1.0 + gain)).astype(x.dtype)
 
 
-def rope(x: Float[Array, "*n h"], angles: Float[Array, "*m h2"]) -> Float[Array, "*n h"]:
-    """Rotate pairs (i, i + h/2) of a head by `angles`, broadcast over the head axes (Su et al. 2021)."""
-    first, second = jnp.split(x, 2, axis=-1)
-    sin, cos = jnp.sin(angles).astype(x.dtype), jnp.cos(angles).astype(x.dtype)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+class Turns(NamedTuple):
+    """Sine and cosine of the angle of each pair of a head at each position, float32."""
+
+    sin: Float[Array, "*n h2"]
+    cos: Float[Array, "*n h2"]
+
+    def over(self, axes: int) -> Turns:
+        """The same for so many head axes, which stand before the pairs."""
+        return Turns(*(jnp.expand_dims(x, range(-1 - axes, -1)) for x in self))
 
 
-def rope_angles(positions: Int[Array, "*n"], head_dim: int, theta: float) -> Float[Array, "*n h2"]:
-    """Angle of each pair at each position, float32."""
+def rope(x: Float[Array, "*n h"], turns: Turns) -> Float[Array, "*n h"]:
+    """Rotate pairs (i, i + h/2) of a head (Su et al. 2021), in float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    sin, cos = turns
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def rope_turns(positions: Int[Array, "*n"], head_dim: int, theta: float) -> Turns:
+    """By how much each pair is turned at each position; the same for all layers."""
     inverse = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    return positions[..., None].astype(jnp.float32) * inverse
+    angles = positions[..., None].astype(jnp.float32) * inverse
+    return Turns(jnp.sin(angles), jnp.cos(angles))
+
+
+def swiglu(gate: Float[Array, "*n F"], up: Float[Array, "*n F"]) -> Float[Array, "*n F"]:
+    """silu(gate) * up (Shazeer 2020), in float32: rounded once, and not after each of its steps."""
+    return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 def dropout(x: Array, rate: float, key: jax.Array | None, *axes: str | None) -> Array:

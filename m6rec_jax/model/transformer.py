@@ -14,10 +14,11 @@ from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import sharding
 from m6rec_jax.model.attention import NEVER, attend, attend_prefix
 from m6rec_jax.model.items import Catalogues, Embeddings
-from m6rec_jax.model.layers import dropout, rms_norm, rope, rope_angles, scale, weight
+from m6rec_jax.model.layers import Turns, dropout, rms_norm, rope, rope_turns, scale, swiglu, weight
 from m6rec_jax.vocab import Vocab
 
-KeyValues = tuple[Float[Array, "N B S K h"], Float[Array, "N B S K h"]]
+# Of prefixes. Heads lie outside of positions, as products over positions read them: each is read by every token to come.
+KeyValues = tuple[Float[Array, "N B K S h"], Float[Array, "N B K S h"]]
 
 
 class View(NamedTuple):
@@ -72,14 +73,14 @@ class Block(nnx.Module):
         return {name: getattr(self, name)[...] for name in self.AXES}
 
 
-def _project(x: Array, w: dict[str, Array], angles: Array, config: ModelConfig, batch: str = "bt") -> tuple[Array, ...]:
+def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, batch: str = "bt") -> tuple[Array, ...]:
     """Normed input to rotated queries, rotated keys, and values. `batch`: einsum letters of the leading axes."""
     lead = ("batch", *(None,) * (len(batch) - 1))
     y = rms_norm(x, w["attention_norm"], config.norm_eps)
     q = jnp.einsum(f"{batch}d,dkgh->{batch}kgh", y, w["query"], out_sharding=sharding.out(*lead, "kv", None, None))
     k = jnp.einsum(f"{batch}d,dkh->{batch}kh", y, w["key"], out_sharding=sharding.out(*lead, "kv", None))
     v = jnp.einsum(f"{batch}d,dkh->{batch}kh", y, w["value"], out_sharding=sharding.out(*lead, "kv", None))
-    return rope(q, angles[..., None, None, :]), rope(k, angles[..., None, :]), v
+    return rope(q, turns.over(2)), rope(k, turns.over(1)), v
 
 
 def _close(x: Array, mixed: Array, w: dict[str, Array], config: ModelConfig, keys: Array | None, batch: str = "bt") -> Array:  # fmt: skip
@@ -91,8 +92,8 @@ def _close(x: Array, mixed: Array, w: dict[str, Array], config: ModelConfig, key
     x = x + dropout(attention, config.dropout, key_a, *lead, None)
     y = rms_norm(x, w["ffn_norm"], config.norm_eps)
     to_ffn = sharding.out(*lead, "ffn")
-    inner = jax.nn.silu(jnp.einsum(f"{batch}d,df->{batch}f", y, w["gate"], out_sharding=to_ffn))
-    inner = inner * jnp.einsum(f"{batch}d,df->{batch}f", y, w["up"], out_sharding=to_ffn)
+    gate, up = (jnp.einsum(f"{batch}d,df->{batch}f", y, w[name], out_sharding=to_ffn) for name in ("gate", "up"))
+    inner = swiglu(gate, up)
     forward = jnp.einsum(f"{batch}f,fd->{batch}d", inner, w["down"], out_sharding=to_stream)
     return x + dropout(forward, config.dropout, key_f, *lead, None)
 
@@ -127,13 +128,13 @@ class Transformer(nnx.Module):
         key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings.read(tokens, item_rows, items, key_id)
         x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", None, None))
-        angles = rope_angles(view.positions, config.head_dim, config.rope_theta)
+        turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
         layer_keys = None if key_layers is None else jax.random.split(key_layers, (config.layers, 2))
 
         def layer(x, inputs):
             w, keys = inputs
             w = self._ready(w)
-            q, k, v = _project(x, w, angles, config)
+            q, k, v = _project(x, w, turns, config)
             return _close(x, attend(q, k, v, view.k_start, view.k_end), w, config, keys), None
 
         x, _ = jax.lax.scan(_remat(layer, config.remat), x, (self.block.stacked(), layer_keys))
@@ -150,25 +151,31 @@ class Transformer(nnx.Module):
         config, weights = self.config, self.block.stacked()
         view = causal(tokens.shape, lengths)
         x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
-        angles = rope_angles(view.positions, config.head_dim, config.rope_theta)
+        turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
 
         def of(number: int | Array) -> dict[str, Array]:
             return self._ready({name: jax.lax.dynamic_index_in_dim(w, number, keepdims=False) for name, w in weights.items()})  # fmt: skip
 
-        def layer(x, number):
-            w = of(number)
-            q, k, v = _project(x, w, angles, config)
-            return _close(x, attend(q, k, v, view.k_start, view.k_end), w, config, None), (k, v)
+        def keep(kept: KeyValues, number: int | Array, k: Array, v: Array) -> KeyValues:
+            put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(new, 1, 2), number, 0)  # noqa: E731
+            return put(kept[0], k), put(kept[1], v)
 
-        x, (k_below, v_below) = jax.lax.scan(layer, x, jnp.arange(config.layers - 1))
+        def layer(number: Array, state: tuple[Array, KeyValues]) -> tuple[Array, KeyValues]:
+            x, kept = state
+            w = of(number)
+            q, k, v = _project(x, w, turns, config)
+            return _close(x, attend(q, k, v, view.k_start, view.k_end), w, config, None), keep(kept, number, k, v)
+
+        B, T = tokens.shape
+        empty = jnp.zeros((config.layers, B, config.n_kv, T, config.head_dim), x.dtype)
+        x, kept = jax.lax.fori_loop(0, config.layers - 1, layer, (x, (empty, empty)))
         w = of(config.layers - 1)
-        _, k, v = _project(x, w, angles, config)
+        _, k, v = _project(x, w, turns, config)
         end, k_end = (lengths - 1)[:, None, None], lengths[:, None]
         x = jnp.take_along_axis(x, end, axis=1)
-        q, *_ = _project(x, w, jnp.take_along_axis(angles, end, axis=1), config)
+        q, *_ = _project(x, w, Turns(*(jnp.take_along_axis(part, end, axis=1) for part in turns)), config)
         x = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end), w, config, None)
-        kv = jnp.concatenate([k_below, k[None]]), jnp.concatenate([v_below, v[None]])
-        return rms_norm(x[:, 0], self.final_norm[...], config.norm_eps), kv
+        return rms_norm(x[:, 0], self.final_norm[...], config.norm_eps), keep(kept, config.layers - 1, k, v)
 
     def extend(
         self,
@@ -188,12 +195,12 @@ class Transformer(nnx.Module):
         """
         config = self.config
         x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
-        angles = rope_angles(positions, config.head_dim, config.rope_theta)
+        turns = rope_turns(positions, config.head_dim, config.rope_theta)
 
         def layer(x, inputs):
             w, prefix_k, prefix_v, suffix_k, suffix_v = inputs
             w = self._ready(w)
-            q, k, v = _project(x, w, angles, config, "bmt")
+            q, k, v = _project(x, w, turns, config, "bmt")
             suffix_k, suffix_v = (
                 jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), slot, axis=1)
                 for old, new in ((suffix_k, k), (suffix_v, v))

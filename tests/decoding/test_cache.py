@@ -63,7 +63,7 @@ def test_appending_equals_recompute(any_world):
         assert longer.tokens[i, :n].tolist() == tokens[i, :n].tolist()
         assert longer.item_rows[i, :n].tolist() == rows[i, :n].tolist()
         for ours, theirs in zip(longer.kv, whole.kv, strict=True):
-            np.testing.assert_allclose(ours[:, i, :n], theirs[:, i, :n], atol=1e-4)
+            np.testing.assert_allclose(ours[:, i, :, :n], theirs[:, i, :, :n], atol=1e-4)
 
 
 def test_token_by_token_equals_all_at_once(deep):

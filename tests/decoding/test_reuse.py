@@ -214,10 +214,10 @@ def test_no_budget_is_the_cold_way(deep, read):
 
 
 def test_a_prefix_that_is_not_causal_cannot_be_kept():
-    kv = (jnp.zeros((1, 1, PAGE, 1, 2)),) * 2
+    kv = (jnp.zeros((1, 1, 1, PAGE, 2)),) * 2
     tokens = jnp.zeros((1, PAGE), jnp.int32)
     prefix = Prefix(tokens, tokens, jnp.ones(1, jnp.int32), kv, jnp.zeros((1, 2)))
-    pages, table = tuple(jnp.zeros((1, 3, PAGE, 1, 2)) for _ in "kv"), jnp.zeros((1, 1), jnp.int32)
+    pages, table = tuple(jnp.zeros((1, 3, 1, PAGE, 2)) for _ in "kv"), jnp.zeros((1, 1), jnp.int32)
     write_pages(pages, table, prefix)
     for write in (lambda p: write_pages(pages, table, p), lambda p: write_tail(pages, table, p, p.lengths - 1, 1)):
         with pytest.raises(ValueError, match="not causal"):
