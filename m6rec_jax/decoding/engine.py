@@ -434,6 +434,8 @@ def _spelled(
     """Codes of all spellings and the catalogue row of each, the canonical ones first."""
     if more is None:
         return codes, None
+    if any(s.atomic for s in vocab.levels):
+        raise InputError("spellings: with one code level a code is an item, its row and its features; take more levels")
     rows, others = (np.asarray(part) for part in more)
     _check_codes(others, vocab)
     if rows.shape != (len(others),) or (rows < 0).any() or (rows >= len(codes)).any():
