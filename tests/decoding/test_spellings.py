@@ -80,18 +80,18 @@ def test_lists_are_those_of_the_best_spelling_of_each_item(normalise):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.05, 0.3, 1.0]))
-def test_narrow_lists_are_full_without_repeats_and_certified_only_when_right(seed, share):
+@given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.05, 0.3, 1.0]), k=st.sampled_from([1, 3]))
+def test_narrow_lists_are_full_without_repeats_and_certified_only_when_right(seed, share, k):
     w, request = spelled(), asked(seed, share)
     expected = w.reference(**request)
-    found = w.engine.recommend(w.histories, k=3, beams=1, **request)
+    found = w.engine.recommend(w.histories, k=k, beams=1, **request)
     for u, rows in enumerate(found.rows):
         items = rows[rows >= 0]
-        assert len(set(items.tolist())) == len(items) == min(3, np.isfinite(expected[u]).sum())
+        assert len(set(items.tolist())) == len(items) == min(k, np.isfinite(expected[u]).sum())
         assert np.isfinite(expected[u, items]).all()
         assert (found.scores[u, : len(items)] <= expected[u, items] + 1e-4).all()
         if found.exact[u]:
-            np.testing.assert_allclose(found.scores[u], np.sort(expected[u])[::-1][:3], atol=1e-4)
+            np.testing.assert_allclose(found.scores[u], np.sort(expected[u])[::-1][:k], atol=1e-4)
             np.testing.assert_allclose(found.scores[u, : len(items)], expected[u, items], atol=1e-4)
 
 
