@@ -205,8 +205,8 @@ class Fuzzed:
 
 def draw(rng: np.random.Generator, number: int) -> Fuzzed:
     """A random engine."""
-    levels = 1 + number % 4
-    spellings, most = int(np.exp(rng.uniform(0, np.log(SPELLINGS), 2).max())), 1
+    levels, wider = 1 + number % 4, number % 3 == 2 and number % 5 != 1  # wider: much to prune
+    spellings, most = int(np.exp(rng.uniform(np.log(SPELLINGS / 4) if wider else 0, np.log(SPELLINGS), 2).max())), 1
     if levels == 1:
         codebook, codes = max(2, spellings), np.arange(max(2, spellings), dtype=np.int32)[:, None]
     else:
@@ -228,14 +228,10 @@ def draw(rng: np.random.Generator, number: int) -> Fuzzed:
     engine = Engine(model, codes[:catalogue], content, seen, length=32, spellings=more)
     flat = engine if most == 1 else Engine(model, codes, content[item], seen[item], length=32)
     asked = {
-        "k": int(rng.choice([1, 5, 10])), "beams": int(rng.choice([1, 10, 20])), "normalise": str(rng.choice(WAYS)),
+        "k": int(rng.choice([1, 2] if wider else [1, 5, 10])), "beams": 1 if wider else int(rng.choice([1, 10, 20])), "normalise": str(rng.choice(WAYS)),
         "known": number % 5 == 1,
     }  # fmt: skip
-    widen = (
-        2 * max(asked["beams"], enough(engine.trie, min(asked["k"], catalogue)))
-        if number % 3 == 2 and not asked["known"]
-        else 0
-    )
+    widen = 2 * max(asked["beams"], enough(engine.trie, min(asked["k"], catalogue))) if wider else 0
     made = {"levels": levels, "codebook": codebook, "catalogue": catalogue, "spellings": len(codes), "most": engine.trie.most}  # fmt: skip
     return Fuzzed(engine, flat, item, {**made, "layers": config.layers, **asked, "widen": widen})
 
