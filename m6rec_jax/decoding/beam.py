@@ -3,6 +3,12 @@
 A beam is a trie node with the model's log-probability of its spelling and the memory's mass below it (DESIGN section
 6). Both only fall along a spelling, so a beam's score bounds every item under it: once the k-th item scores no less
 than the best beam ever pruned, no other item can. Equal scores keep their order: earlier beam, then lower code.
+
+An item that is spelled in several ways (`Trie.others`) scores what its best spelling scores, memory being that of the
+canonical one; the search walks spellings and lists each item once. The proof stays the same: a spelling that was pruned
+scores no more than the bound, and the bound no more than the k-th item, so neither an item that is not listed nor a
+listed one by another spelling can score more than what is said. The best and not the sum, for a sum is known only when
+all spellings of all items near the k-th have been read, and could be bounded only by their number times the bound.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ GATE_MOST = 1 - 1e-6  # some of the model always stays, so that a list never end
 ROUNDING = 1e-6  # relative; a certificate must hold by more than float32 sums are off
 
 # What a code's probability is divided by: the codes of its level; all ids of the vocabulary, text too (as Hugging Face's
-# `generate` has it); or the beam's own children that have something to show, so that the items shown sum to 1.
+# `generate` has it); or the beam's own children that have something to show, so that the spellings shown sum to 1.
 Normalise = Literal["level", "vocab", "children"]
 
 
@@ -31,7 +37,8 @@ Normalise = Literal["level", "vocab", "children"]
 class Shown:
     """What may be recommended to B users, and what their memories say about it, all in ranks of the trie.
 
-    `under [S]` allowed items below each node; `excluded [B, H]` and `support [B, J]` ranks, N where there is none;
+    `under [S]` allowed spellings below each node; `excluded [B, H]` and `support [B, J]` ranks, N where there is none, the
+    one of all spellings, the other of canonical ones;
     `mass [B, J]` sums to 1 or is 0; `gate [B]` the share of the memory, 0 without mass.
     """
 
@@ -90,7 +97,7 @@ def show(
     over what is left (DESIGN section 6); a user without any has gate 0.
     """
     N = trie.row.shape[0]
-    ranks = jnp.sort(allowed_ranks(trie, under, exclude), axis=-1)
+    ranks = jnp.sort(every_rank(trie, under, exclude), axis=-1)
     again = jnp.pad(ranks[:, 1:] == ranks[:, :-1], ((0, 0), (1, 0)))
     excluded = jnp.sort(jnp.where(again, N, ranks), axis=-1)
     support = allowed_ranks(trie, under, support)
@@ -103,9 +110,19 @@ def show(
 
 
 def allowed_ranks(trie: Trie, under: Array, rows: Array) -> Array:
-    """Ranks of catalogue rows; N for a row of -1 and for one that the filter forbids."""
+    """Ranks of catalogue rows as they are spelled canonically; N for a row of -1 and for one that the filter forbids."""
     ranks = trie.rank[jnp.maximum(rows, 0)]
     return jnp.where((rows >= 0) & (under[trie.leaf0 + ranks] > 0), ranks, trie.row.shape[0])
+
+
+def every_rank(trie: Trie, under: Array, rows: Int[Array, "B H"]) -> Int[Array, "B HE"]:
+    """`allowed_ranks` of all spellings of catalogue rows, as many an item as the most there are."""
+    ranks = allowed_ranks(trie, under, rows)
+    if trie.most == 1:
+        return ranks
+    N = trie.row.shape[0]
+    more = jnp.where((ranks < N)[..., None], trie.others[jnp.maximum(rows, 0)], N)
+    return jnp.concatenate([ranks, more.reshape(len(rows), -1)], axis=1)
 
 
 def mix(logp: Array, logmass: Array, gate: Array) -> Array:
@@ -220,8 +237,24 @@ def check_normalise(normalise: str) -> None:
 
 
 def lanes_of(trie: Trie, beams: int, k: int) -> int:
-    """Beams kept between levels: at least k, and no more than a level has nodes."""
-    return min(max(beams, k), max(trie.size[1:-1], default=1))
+    """Beams kept between levels: enough for k items, and no more than a level has nodes."""
+    return min(max(beams, enough(trie, k)), max(trie.size[1:-1], default=1))
+
+
+def enough(trie: Trie, k: int) -> int:
+    """So many spellings are of at least k items: k - 1 items have fewer."""
+    return (k - 1) * trie.most + 1
+
+
+def distinct(rows: Int[Array, "B W"], k: int) -> tuple[Int[Array, "B k"], Bool[Array, "B k"]]:
+    """(places of the first k different rows of each list, in order; which of them there are); -1 = no row."""
+    users = jnp.arange(len(rows))[:, None]
+    order = jnp.argsort(rows, axis=1, stable=True)
+    like = jnp.take_along_axis(rows, order, axis=1)
+    again = jnp.pad(like[:, 1:] == like[:, :-1], ((0, 0), (1, 0)))
+    new = (rows >= 0) & ~jnp.zeros_like(again).at[users, order].set(again)
+    places = jnp.argsort(~new, axis=1, stable=True)[:, :k]
+    return places, jnp.take_along_axis(new, places, axis=1)
 
 
 def search(
@@ -240,8 +273,9 @@ def search(
 
     Codes are normalised over the slice of their level (`level`) or over all ids (`vocab`), so that a filter never
     changes the model's order, or over what may be shown (`children`), where it does: a code alone in its place is
-    certain. Logits are divided by a user's `temperature` first. At least k beams are kept, which fills a list whenever
-    k items may be shown.
+    certain. Logits are divided by a user's `temperature` first. So many beams are kept that a list is filled whenever
+    k items may be shown. Where items have several spellings, scores and their parts are those of the best one found:
+    of the best one there is, if the list is exact.
     """
     check_normalise(normalise)
     L, B = trie.levels, prefix.lengths.shape[0]
@@ -256,8 +290,8 @@ def search(
         logp = jax.nn.log_softmax(_logits(model, items, hidden, level + 1, heat), axis=-1)
         if normalise == "vocab":
             logp += _share(model, items, hidden, level + 1, heat)
-        bound = now.bound  # what the last step prunes is below its own k-th by construction
-        width = k if level == L - 1 else lanes
+        bound = now.bound  # what the last step prunes is below its k-th item by construction
+        width = enough(trie, k) if level == L - 1 else lanes
         now, parent = step(trie, shown, now, logp, level, width, among_children=normalise == "children")
         if level == L - 1:
             break
@@ -270,10 +304,21 @@ def search(
             tokens, jnp.full_like(tokens, -1), positions, items, prefix.kv, prefix.lengths, suffix, ancestors, level
         )
         hidden = hidden[:, :, 0]
-    rows = jnp.where(now.node >= 0, trie.row[jnp.maximum(now.node - trie.leaf0, 0)], -1)
+    return listed(trie, now, bound, k)
+
+
+def listed(trie: Trie, beams: Beams, bound: Float[Array, " B"], k: int) -> Found:
+    """The k best items of beams that are whole spellings, with the certificate; `bound`: the best score pruned before."""
+    rows = jnp.where(beams.node >= 0, trie.row[jnp.maximum(beams.node - trie.leaf0, 0)], -1)
+    score, model_logp, memory_logp = beams.score, beams.logp, beams.logmass
+    if trie.most > 1:
+        at, there = distinct(rows, k)
+        pick = lambda x, none: jnp.where(there, jnp.take_along_axis(x, at, axis=1), none)  # noqa: E731
+        rows = pick(rows, -1)
+        score, model_logp, memory_logp = (pick(x, -jnp.inf) for x in (score, model_logp, memory_logp))
     slack = ROUNDING * jnp.maximum(1.0, jnp.abs(bound))
-    exact = (bound == -jnp.inf) | (now.score[:, -1] >= bound + slack)
-    return Found(rows, now.score, now.logp, now.logmass, exact)
+    exact = (bound == -jnp.inf) | (score[:, -1] >= bound + slack)
+    return Found(rows, score, model_logp, memory_logp, exact)
 
 
 def _logits(model: Transformer, items: ItemTable, hidden: Array, slice_index: int, heat: Array | None) -> Array:

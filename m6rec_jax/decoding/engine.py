@@ -29,7 +29,7 @@ from m6rec_jax.decoding.reuse import PrefixCache
 from m6rec_jax.decoding.shapes import batches, bucket, full_batch, pad, prefix_width, rows_of
 from m6rec_jax.decoding.steps import Steps
 from m6rec_jax.decoding.texts import MOST, Asked, Desk, Setting, Text
-from m6rec_jax.decoding.trie import allowed_under, build_trie
+from m6rec_jax.decoding.trie import allowed_under, build_trie, codes_of, spelled_ranks
 from m6rec_jax.decoding.wave import Wave
 from m6rec_jax.decoding.writer import SLOTS, Checkpoint, Writer
 from m6rec_jax.errors import InputError
@@ -47,7 +47,8 @@ _VERSIONS = count()  # one for every parameters that an engine of this process w
 class Engine:
     """A model with its catalogue, ready to decode.
 
-    `codes [C, L]`, `content [C, Dc]`, `seen [C]` are the dataset's; `timed` and `n_kinds` say how its histories are
+    `codes [C, L]`, `content [C, Dc]`, `seen [C]` are the dataset's; `spellings`: more ways to spell an item, (catalogue
+    rows `[E]`, codes `[E, L]`), those of `codes` being canonical: histories and memory speak them; `timed` and `n_kinds` say how its histories are
     spelled; `length` is the longest prefix read, <s> included; `cache_tokens` of known users are kept on the device, from
     the first request that names one. `tokenizer`: of the model's texts, without which none are written; `slots` of them
     are written at a time. `devices` of this process share each batch of users, with the parameters on all of them (None:
@@ -58,6 +59,7 @@ class Engine:
     def __init__(self, model: Transformer, codes: np.ndarray, content: np.ndarray, seen: np.ndarray, *,
                  timed: bool = False, n_kinds: int = 0, length: int = 256, cache_tokens: int = CACHE_TOKENS,
                  tokenizer: Tokenizer | None = None, slots: int = SLOTS,
+                 spellings: tuple[np.ndarray, np.ndarray] | None = None,
                  devices: Sequence[jax.Device] | None = None) -> None:  # fmt: skip
         self.vocab: Vocab = model.vocab
         self.codes = np.asarray(codes)
@@ -66,7 +68,7 @@ class Engine:
         self.devices = Devices(devices)
         self._define, self.params = nnx.split(model)
         self._width = model.config.width
-        self._trie_host = build_trie(self.codes)
+        self._trie_host = build_trie(*_spelled(self.codes, spellings, self.vocab))
         self.trie = self.devices.everywhere(self._trie_host)
         self._all_under = self.devices.everywhere(allowed_under(self._trie_host))
         self.cache = PrefixCache(model.config, cache_tokens)
@@ -117,7 +119,7 @@ class Engine:
         all. Histories are cut to the newest whole events that fit.
 
         `users`: who is asking, so that what was read of a user is kept and only new events are read (None: nobody
-        known). `beams` below k count as k. `widen`: lists that are not proven exact are searched again with twice the
+        known). `beams` too few for k items count as enough. `widen`: lists that are not proven exact are searched again with twice the
         beams, and again, up to so many (0: never). `normalise`: see `beam.Normalise`.
         Raises ValueError when arrays disagree in shape or a row is outside the catalogue.
         """
@@ -255,7 +257,7 @@ class Engine:
         requests = Requests.of(prompts, self.catalogue, None, memory, gate, temperature)
         made = Lists.empty(len(histories), max(map(len, candidates), default=0))
         rank = self._trie_host.rank
-        found = given.score(self._wave(1, None, "level", None), self.prompts, requests, candidates)
+        found = given.score(self._wave(1, None, "level", None), self._trie_host, self.vocab, requests, candidates)
         for u, (rows, (score, logp, logmass)) in enumerate(zip(candidates, found, strict=True)):
             order = np.lexsort((rank[rows], -score))
             n = len(order)
@@ -281,7 +283,8 @@ class Engine:
         given.check_rows(rows, len(histories), self.catalogue)
         prompts = self.prompts(histories, times, kinds, queries)
         requests = Requests.of(prompts, self.catalogue, None, None, None, temperature)
-        return [logp for _, logp, _ in given.score(self._wave(1, None, "level", None), self.prompts, requests, rows)]
+        found = given.score(self._wave(1, None, "level", None), self._trie_host, self.vocab, requests, rows)
+        return [logp for _, logp, _ in found]
 
     def steps(
         self,
@@ -316,7 +319,7 @@ class Engine:
         queries: Sequence[Queries] | None = None,
         temperatures: Sequence[float] | None = None,
     ) -> np.ndarray:
-        """The model's log-probability of one target row a user after its history: float32 `[U]`.
+        """The model's log-probability of one target row a user after its history, by its likeliest spelling: float32 `[U]`.
 
         With `temperatures`, n numbers that the logits are divided by in turn: `[U, n]`.
         """
@@ -325,13 +328,14 @@ class Engine:
             raise ValueError(f"targets {list(targets.shape)}: one row of 0..{self.catalogue - 1} a history is needed")
         prompts = self.prompts(histories, times, kinds, queries)
         heats = np.array([1.0] if temperatures is None else temperatures, np.float32)
-        result = np.zeros((len(histories), len(heats)), np.float32)
+        result = np.full((len(histories), len(heats)), -np.inf, np.float32)
         params = self.params  # one checkpoint for the whole call
-        for chosen, T, B in batches([len(tokens) for tokens, _ in prompts], devices=self.devices.count):
-            codes = np.pad(self.codes[targets[chosen]], ((0, B - len(chosen)), (0, 0)))
-            own = self.devices.spread((*pad([prompts[u] for u in chosen], B, T), codes))
+        ranks, user = spelled_ranks(self._trie_host, targets)
+        for chosen, T, B in batches([len(prompts[u][0]) for u in user], devices=self.devices.count):
+            codes = np.pad(codes_of(self._trie_host, ranks[chosen]), ((0, B - len(chosen)), (0, 0)))
+            own = self.devices.spread((*pad([prompts[u] for u in user[chosen]], B, T), codes))
             logp = programs.score(self._define, params, self.items, *own, heats)
-            result[chosen] = np.asarray(logp)[: len(chosen)]
+            np.maximum.at(result, user[chosen], np.asarray(logp)[: len(chosen)])
         return result[:, 0] if temperatures is None else result
 
     def states(
@@ -422,6 +426,23 @@ def _check_tokenizer(tokenizer: Tokenizer, vocab: Vocab) -> None:
         raise InputError(
             f"the tokenizer has {tokenizer.size} pieces and the model {vocab.text.size}: take the one it was trained with"
         )
+
+
+def _spelled(
+    codes: np.ndarray, more: tuple[np.ndarray, np.ndarray] | None, vocab: Vocab
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Codes of all spellings and the catalogue row of each, the canonical ones first."""
+    if more is None:
+        return codes, None
+    if any(s.atomic for s in vocab.levels):
+        raise InputError("spellings: with one code level a code is an item, its row and its features; take more levels")
+    rows, others = (np.asarray(part) for part in more)
+    _check_codes(others, vocab)
+    if rows.shape != (len(others),) or (rows < 0).any() or (rows >= len(codes)).any():
+        raise InputError(
+            f"spellings: rows {list(rows.shape)} for codes {list(others.shape)}; each needs one row of 0..{len(codes) - 1}"
+        )
+    return np.concatenate([codes, others]), np.concatenate([np.arange(len(codes)), rows])
 
 
 def _check_codes(codes: np.ndarray, vocab: Vocab) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from m6rec_jax.decoding import programs
-from m6rec_jax.decoding.prompts import Prompts
 from m6rec_jax.decoding.requests import Requests, mass_of
 from m6rec_jax.decoding.shapes import batches, bucket, pad, rectangle
 from m6rec_jax.decoding.steps import Steps
+from m6rec_jax.decoding.trie import Trie, codes_of, spelled_ranks
 from m6rec_jax.decoding.wave import BATCH_CHILDREN, Wave
+from m6rec_jax.vocab import Vocab
 
 Rows = Sequence[np.ndarray]  # catalogue rows of each user
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -27,32 +28,44 @@ def check_rows(given: Rows, users: int, catalogue: int) -> None:
             raise ValueError(f"candidates of user {u}: a row outside the catalogue of {catalogue} items")
 
 
-def score(wave: Wave, spelling: Prompts, requests: Requests, given: Rows) -> list[Parts]:
-    """(scores, log-probability by the model, log of the memory's share) of each user's rows, in the order given.
+def score(wave: Wave, trie: Trie, vocab: Vocab, requests: Requests, given: Rows) -> list[Parts]:
+    """(scores, log-probability by the model, log of the memory's share) of each user's rows, in the order given: those
+    of the best spelling of each. `trie` is that of the wave, on the host.
 
-    Users with like numbers of rows and like prefixes share a program.
+    Users with like numbers of spellings and like prefixes share a program.
     """
     nothing = np.zeros(0, np.float32)
     made: list[Parts] = [(nothing, nothing, nothing)] * len(given)
-    lengths, codebook = requests.lengths, max(s.size for s in spelling.vocab.levels)
-    widths = np.array([_width(len(rows)) if len(rows) else 0 for rows in given], np.int64)
+    lengths, codebook = requests.lengths, max(s.size for s in vocab.levels)
+    spelled = [spelled_ranks(trie, rows) for rows in given]
+    widths = np.array([_width(len(ranks)) if len(ranks) else 0 for ranks, _ in spelled], np.int64)
     for J in sorted({int(n) for n in widths} - {0}):
         same = np.flatnonzero(widths == J)
-        scored = J if spelling.codes.shape[1] > 1 else 1  # rows of logits a user
+        scored = J if trie.levels > 1 else 1  # rows of logits a user
         for at, T, B in batches(lengths[same], BATCH_CHILDREN // (scored * codebook)):
             chosen = same[at]
             carried = [mass_of(given[u], requests.support[u], requests.mass[u]) for u in chosen]
             prefixes, gate, heat = _asked(requests, chosen, B, T)
             parts = programs.rank(
                 wave.define, wave.params, wave.items, *prefixes,
-                spelling.codes[rectangle([given[u] for u in chosen], B, J, 0, np.int32)],
+                codes_of(trie, rectangle([spelled[u][0] for u in chosen], B, J, 0, np.int32)),
                 rectangle(carried, B, J, 0, np.float32), gate, heat,
             )  # fmt: skip
             parts = [np.asarray(part) for part in parts]
             for i, u in enumerate(chosen):
-                scores, logp, logmass = (part[i, : len(given[u])] for part in parts)
+                ranks, owner = spelled[u]
+                scores, logp, logmass = (part[i, : len(ranks)] for part in parts)
+                if len(ranks) > len(given[u]):
+                    best = _best(scores, owner)
+                    scores, logp, logmass = scores[best], logp[best], logmass[best]
                 made[u] = scores, logp, logmass
     return made
+
+
+def _best(scores: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Place of the highest of the scores of each owner 0..n-1; of equal ones the first."""
+    order = np.lexsort((-scores, owner))
+    return order[np.unique(owner[order], return_index=True)[1]]
 
 
 def walk(wave: Wave, requests: Requests, rows: np.ndarray, only: Rows | None, others: int) -> Steps:
@@ -67,7 +80,7 @@ def walk(wave: Wave, requests: Requests, rows: np.ndarray, only: Rows | None, ot
     sign, lengths = np.int32(-1 if only is None else 1), requests.lengths
     wanted = np.pad(np.maximum(rows, 0), ((0, 0), (0, J - rows.shape[1])))
     asked = np.flatnonzero(there.any(1))
-    for at, T, B in batches(lengths[asked], BATCH_CHILDREN // (J * max(trie.width))):
+    for at, T, B in batches(lengths[asked], BATCH_CHILDREN // (J * trie.most * max(trie.width))):
         chosen = asked[at]
         some = [told[u] for u in chosen]
         prefixes, _, heat = _asked(requests, chosen, B, T)

@@ -15,7 +15,8 @@ class Lists:
     """Ranked lists of U users: `rows` int32 `[U, k]`, -1 where nothing is left to show.
 
     `scores` are log-probabilities, falling along a list; `model_logp` and `memory_logp` their two parts before the
-    gate. `exact [U]`: nothing that was pruned could have been in the list.
+    gate. `exact [U]`: nothing that was pruned could have been in the list. An item with several spellings is there once,
+    with the score of the best one: of the best found, where a list is not exact.
     """
 
     rows: np.ndarray

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from m6rec_jax.decoding.beam import allowed_ranks
+from m6rec_jax.decoding.beam import every_rank
 from m6rec_jax.decoding.cache import Prefix
-from m6rec_jax.decoding.scoring import level_logps
+from m6rec_jax.decoding.scoring import level_logps, spelled_logp
 from m6rec_jax.decoding.trie import Trie
 from m6rec_jax.model.items import ItemTable
 from m6rec_jax.model.transformer import Transformer
@@ -70,10 +70,13 @@ def walked(
     `given` alone where it is 1 (distinct catalogue rows, -1 = none).
 
     Probabilities are over all codes of a level, as `beam.search` has them by default. Equal ones keep the order of codes.
+    An item with several spellings is walked to by the one that the model finds likeliest; its others are other codes.
     """
     J, A = rows.shape[1], others
-    rank, given = trie.rank[rows], allowed_ranks(trie, under, given)
-    codes = jnp.moveaxis(trie.tok[trie.ancestor[1:, rank]], 0, -1)
+    rank, given = trie.rank[rows], every_rank(trie, under, given)
+    if trie.most > 1:
+        rank = _likeliest(model, items, trie, prefix, rows, temperature)
+    codes = _codes(trie, rank)
     found = []
     for level, (every, said) in enumerate(level_logps(model, items, prefix, codes, temperature)):
         K = trie.width[level]
@@ -98,8 +101,25 @@ def walked(
     return Steps(codes, logp, place, choices, other_codes, other_logp, other_rows)
 
 
+def _likeliest(
+    model: Transformer, items: ItemTable, trie: Trie, prefix: Prefix, rows: Int[Array, "B J"],
+    temperature: Float[Array, " B"],
+) -> Int[Array, "B J"]:  # fmt: skip
+    """Rank of the spelling of each item that the model finds likeliest; of equal ones the canonical."""
+    N = trie.row.shape[0]
+    ranks = jnp.concatenate([trie.rank[rows][..., None], trie.others[rows]], axis=-1)
+    codes = _codes(trie, jnp.minimum(ranks, N - 1))
+    said = spelled_logp(model, items, prefix, codes.reshape(len(rows), -1, trie.levels), temperature)
+    best = jnp.argmax(jnp.where(ranks < N, said.reshape(ranks.shape), -jnp.inf), axis=-1)
+    return jnp.take_along_axis(ranks, best[..., None], axis=-1)[..., 0]
+
+
+def _codes(trie: Trie, rank: Array) -> Array:
+    return jnp.moveaxis(trie.tok[trie.ancestor[1:, rank]], 0, -1)
+
+
 def _counted(trie: Trie, given: Int[Array, "B H"], node: Int[Array, "B M"], level: int) -> Int[Array, "B M K"]:
-    """How many of the `given` ranks lie under each child of each node of a level."""
+    """How many of the `given` ranks (distinct) lie under each child of each node of a level."""
     K, N = trie.width[level], trie.row.shape[0]
     known = jnp.minimum(given, N - 1)
     parent = trie.ancestor[level][known]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from m6rec_jax.decoding.trie import Trie, allowed_under, build_trie
+from m6rec_jax.decoding.trie import Trie, allowed_under, build_trie, codes_of, spelled_ranks
 
 
 @st.composite
@@ -38,6 +38,29 @@ def test_accepts_exactly_the_catalogue(codes):
     assert trie.size[-1] == trie.items == len(codes)
     assert sum(trie.size) == len(trie.tok) == len(trie.base) - 1
     assert (trie.row[trie.rank] == np.arange(len(codes))).all()
+
+
+@given(catalogues(), st.data())
+def test_several_spellings_of_an_item(codes, data):
+    """The trie is that of the spellings; rows lead to all of an item's, the first one in front."""
+    items = data.draw(st.integers(1, len(codes)))
+    rows = np.append(np.arange(items), data.draw(hnp.arrays(np.int64, len(codes) - items, elements=st.integers(0, items - 1))))  # fmt: skip
+    rows = rows[np.array(data.draw(st.permutations(range(len(codes)))))]
+    trie, alone = build_trie(codes, rows), build_trie(codes)
+    assert spellings(trie) == {tuple(code): row for row, code in zip(rows, codes.tolist(), strict=True)}
+    assert (trie.items, trie.spellings, trie.most) == (items, len(codes), np.bincount(rows).max())
+    assert all(np.array_equal(getattr(trie, name), getattr(alone, name)) for name in ("tok", "base", "lo", "hi", "ancestor"))  # fmt: skip
+    for row in range(items):
+        own = alone.rank[rows == row].tolist()  # in the order given
+        others = trie.others[row]
+        assert [int(trie.rank[row]), *others[others < len(codes)].tolist()] == own
+    some = np.array(data.draw(st.lists(st.integers(0, items - 1), max_size=4)), int)
+    ranks, owner = spelled_ranks(trie, some)
+    assert sorted(zip(owner.tolist(), codes_of(trie, ranks).tolist(), strict=True)) == sorted(
+        (i, code) for i, row in enumerate(some) for code in codes[rows == row].tolist()
+    )
+    allowed = np.array(data.draw(st.lists(st.booleans(), min_size=items, max_size=items)))
+    assert (allowed_under(trie, allowed) == allowed_under(alone, allowed[rows])).all()
 
 
 @given(catalogues())
@@ -92,6 +115,18 @@ def test_codes_too_wide_to_pack_sort_the_same(seed):
 def test_bad_codes_are_named():
     with pytest.raises(ValueError, match=r"rows 0 and 2 are both spelled \[1, 2\]"):
         build_trie(np.array([[1, 2], [0, 1], [1, 2]]))
+    with pytest.raises(ValueError, match=r"row 1 is spelled \[1, 2\] twice"):
+        build_trie(np.array([[1, 2], [0, 1], [1, 2]]), np.array([1, 0, 1]))
+    with pytest.raises(ValueError, match="row 1 has no spelling"):
+        build_trie(np.array([[0], [1], [2]]), np.array([0, 2, 0]))
+    for rows, says in (
+        ([0, -1], "not row -1"),
+        ([0, 2], "not row 2"),
+        ([0], "each of 2 spellings"),
+        ([0.0, 1.0], "float"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            build_trie(np.array([[0], [1]]), np.array(rows))
     with pytest.raises(ValueError, match="row 1 holds -3"):
         build_trie(np.array([[1], [-3]]))
     for codes in (np.zeros((0, 2), int), np.zeros((2, 0), int), np.zeros(3, int), np.zeros((2, 2))):
