@@ -15,6 +15,7 @@ from m6rec_jax.model import sharding
 from m6rec_jax.model.attention import NEVER, attend, attend_prefix
 from m6rec_jax.model.items import Catalogues, Embeddings
 from m6rec_jax.model.layers import dropout, rms_norm, rope, rope_angles, scale, weight
+from m6rec_jax.model.quantised import dense
 from m6rec_jax.vocab import Vocab
 
 KeyValues = tuple[Float[Array, "N B S K h"], Float[Array, "N B S K h"]]
@@ -153,7 +154,7 @@ class Transformer(nnx.Module):
         angles = rope_angles(view.positions, config.head_dim, config.rope_theta)
 
         def of(number: int | Array) -> dict[str, Array]:
-            return self._ready({name: jax.lax.dynamic_index_in_dim(w, number, keepdims=False) for name, w in weights.items()})  # fmt: skip
+            return self._ready(jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights))
 
         def layer(x, number):
             w = of(number)
@@ -218,7 +219,7 @@ class Transformer(nnx.Module):
         }
 
     def _cast(self, x: Array) -> Array:
-        return x.astype(jnp.dtype(self.config.dtype))
+        return dense(x).astype(jnp.dtype(self.config.dtype))
 
 
 def _remat(layer, policy: str):
