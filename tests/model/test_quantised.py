@@ -15,10 +15,15 @@ from m6rec_jax.decoding import programs
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.model.quantised import SUMMED, check_weights, dense, kept_as, parameter_bytes
+from m6rec_jax.model.quantised import check_weights, dense, kept_as, parameter_bytes
 from m6rec_jax.vocab import Vocab
 
 BLUEPRINT = Blueprint(ModelConfig(layers=3, width=16, heads=4, kv_heads=2), Vocab(52, (90, 6)), 5)
+# Axes of each weight, and which of them the Transformer's products (and the logits) sum over.
+AXES = {
+    "query": ("ndkgh", "d"), "key": ("ndkh", "d"), "value": ("ndkh", "d"), "output": ("nkghd", "kgh"),
+    "gate": ("ndf", "d"), "up": ("ndf", "d"), "down": ("nfd", "f"), "tables": ("vd", "d"),
+}  # fmt: skip
 LEFT_ALONE = {"attention_norm", "ffn_norm", "final_norm", "content"}
 
 
@@ -51,7 +56,8 @@ def both() -> tuple[dict, dict]:
 
 
 def summed(name: str) -> tuple[int, ...] | None:
-    return next((axes for key, axes in SUMMED.items() if key in name.split("/")), None)
+    found = next((axes for key, axes in AXES.items() if key in name.split("/")), None)
+    return None if found is None else tuple(map(found[0].index, found[1]))
 
 
 def test_no_number_moves_by_more_than_half_a_scale_of_its_own_channel(both):
