@@ -141,8 +141,9 @@ def test_full_weights_do_not_need_the_extra(without_qwix, tiny_run, tiny_dataset
     one = Recommender.load(tiny_run, dataset=tiny_dataset)
     assert one.engine is not None and "int8" not in one.model_version
     for wrong, says in (("int8", r"m6rec-jax\[quant\]"), ("int4", "one of full, int8")):
-        with pytest.raises(InputError, match=says):
-            Recommender.load(tiny_run, dataset=tiny_dataset, weights=wrong)
+        for engine in ("auto", "memory"):  # also where no parameters are loaded
+            with pytest.raises(InputError, match=says):
+                Recommender.load(tiny_run, dataset=tiny_dataset, weights=wrong, engine=engine)
 
 
 def test_without_parameters_there_is_nothing_to_keep_as_int8(tiny_run, tiny_dataset, tmp_path):
