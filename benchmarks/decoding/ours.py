@@ -1,7 +1,7 @@
 """Our own systems, each in a process of its own: python -m benchmarks.decoding.ours JOB ANSWER
 
 `cold` is the public engine, from histories to lists. `warm` is the same for users whose prefixes it has kept. `int8` is
-`cold` with weights kept as int8. `prefill` is no system: it says how close to the matrix peak of this machine prefixes
+`cold` with `weights="int8"`. `prefill` is no system: it says how close to the matrix peak of this machine prefixes
 are read.
 """
 
@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +22,18 @@ from flax import nnx
 
 from benchmarks.decoding.setting import BLUEPRINT, load_params
 from benchmarks.decoding.work import System, Work, answer
-from m6rec_jax.decoding.beam import Shown, search, show
 from m6rec_jax.decoding.cache import prefill
 from m6rec_jax.decoding.engine import Engine
-from m6rec_jax.decoding.trie import Trie, allowed_under, build_trie
 from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.transformer import Transformer
 
 ROOM = 256  # tokens of the bucket that the engine reads these prefixes in
-INT8_OUTPUTS = {"output": (-1,), "tables": (0,)}  # axes with a scale each, beside the layers'; else all but the input's
 
 
-def cold(work: Work, job: dict[str, Any]) -> System:
+def cold(work: Work, job: dict[str, Any], weights: str = "full") -> System:
     """`Engine.recommend`."""
     model, items = _model(work, job)
-    engine, beams = Engine(model, work.codes, items.content, items.seen, length=ROOM), job["beams"]
+    engine, beams = Engine(model, work.codes, items.content, items.seen, length=ROOM, weights=weights), job["beams"]
 
     def ask(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         lists = engine.recommend(list(work.histories[users]), k=beams, beams=beams)
@@ -60,34 +56,8 @@ def warm(work: Work, job: dict[str, Any]) -> System:
 
 
 def int8(work: Work, job: dict[str, Any]) -> System:
-    """The cold program with int8 weights (qwix) as its arguments, multiplied out inside it."""
-    import qwix
-
-    def kept(path: tuple, x: jax.Array) -> Any:
-        names = {key.key for key in path}
-        if not names.isdisjoint({"attention_norm", "ffn_norm", "final_norm"}):
-            return x
-        own = next((axes for name, axes in INT8_OUTPUTS.items() if name in names), tuple(range(2, x.ndim)))
-        axes = {axis % x.ndim for axis in (*own, *([0] if "block" in names else []))}
-        return qwix.quantize(x, jnp.int8, channelwise_axes=axes)
-
-    whole = lambda x: qwix.dequantize(x) if isinstance(x, qwix.QArray) else x  # noqa: E731
-
-    @partial(jax.jit, static_argnums=0)
-    def run(beams, params, items, trie, under, tokens, item_rows, lengths):
-        params = jax.tree.map(whole, params, is_leaf=lambda x: isinstance(x, qwix.QArray))
-        model = _blueprint(job).bind(params)
-        prefix = prefill(model, items, tokens, item_rows, lengths)
-        return search(model, items, trie, prefix, _show(trie, under, len(tokens)), beams=beams, k=beams)
-
-    params = jax.tree_util.tree_map_with_path(kept, jax.tree.map(jnp.asarray, load_params(work.folder)))
-    items, (trie, under) = _items(work), _trie(work)
-
-    def ask(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = run(job["beams"], params, items, trie, under, *_padded(work, users))
-        return np.asarray(found.rows), np.asarray(found.scores)
-
-    return System(ask)
+    """`cold` with weights kept as int8."""
+    return cold(work, job, weights="int8")
 
 
 def closeness(work: Work, job: dict[str, Any]) -> dict[str, float]:
@@ -117,29 +87,15 @@ def _best(run: Callable[..., Any], *inputs: Any, calls: int = 10) -> float:
     return min(taken)
 
 
-def _blueprint(job: dict[str, Any]) -> Any:
-    return replace(BLUEPRINT, config=replace(BLUEPRINT.config, dtype=job["dtype"]))
-
-
 def _model(work: Work, job: dict[str, Any]) -> tuple[Transformer, ItemTable]:
     params = jax.tree.map(jnp.asarray, load_params(work.folder))
-    return _blueprint(job).bind(params), _items(work)
+    blueprint = replace(BLUEPRINT, config=replace(BLUEPRINT.config, dtype=job["dtype"]))
+    return blueprint.bind(params), _items(work)
 
 
 def _items(work: Work) -> ItemTable:
     C = len(work.codes)
     return jax.device_put(item_table(np.zeros((C, 1)), np.ones(C, bool)))
-
-
-def _trie(work: Work) -> tuple[Trie, jax.Array]:
-    trie = build_trie(work.codes)
-    return jax.device_put(trie), jnp.asarray(allowed_under(trie))
-
-
-def _show(trie: Trie, under: jax.Array, users: int) -> Shown:
-    """Nothing excluded, nothing remembered, in the shapes that the engine gives to that."""
-    none = lambda width: jnp.full((users, width), -1)  # noqa: E731
-    return show(trie, under, none(32), none(64), jnp.zeros((users, 64)), jnp.zeros(users))
 
 
 def _padded(work: Work, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

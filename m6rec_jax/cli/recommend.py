@@ -20,7 +20,7 @@ def evaluate(argv: list[str]) -> None:
     """Write the report of a run on a split and print it as a table."""
     parser = Parser(
         prog="m6rec evaluate",
-        usage="m6rec evaluate --run RUN [--dataset DATASET] [--split test|valid] --out report.json",
+        usage="m6rec evaluate --run RUN [--dataset DATASET] [--split test|valid] [--weights full|int8] --out report.json",
         description="Rank the whole catalogue for every user of a split and compare with popularity, item-kNN and\n"
         "the counting floor.\n\nexample:\n  m6rec evaluate --run runs/shop --split test --out report.json",
     )
@@ -28,6 +28,13 @@ def evaluate(argv: list[str]) -> None:
     add("--run", required=True, metavar="RUN", help="folder that `m6rec train` wrote; its best checkpoint is measured")
     add("--dataset", metavar="DATASET", help=DATASET)
     add("--split", choices=["test", "valid"], default="test", help="whose targets to predict")
+    add(
+        "--weights",
+        choices=["full", "int8"],
+        default="full",
+        metavar="WEIGHTS",
+        help="int8: measure int8 weights beside the full ones and print what they cost and save (docs/decoding.md; extra `quant`)",
+    )
     add(
         "--out",
         required=True,
@@ -40,7 +47,7 @@ def evaluate(argv: list[str]) -> None:
     from m6rec_jax.recommend.evaluate import evaluate as measure
 
     dataset = Path(options.dataset) if options.dataset else None
-    report = measure(Path(options.run), dataset=dataset, split=options.split, out=out)
+    report = measure(Path(options.run), dataset=dataset, split=options.split, out=out, weights=options.weights)
     from m6rec_jax.recommend.charts import write_charts
 
     charts = out.with_name(f"{out.stem}.charts")
@@ -54,7 +61,8 @@ def generate(argv: list[str]) -> None:
     parser = Parser(
         prog="m6rec generate",
         usage="m6rec generate --run RUN [--dataset DATASET] --users all|FILE [--limit N] [--k 10]\n"
-        "                      [--engine auto|model|memory|popularity] [--key FILE] [--filter CONDITION]\n"
+        "                      [--engine auto|model|memory|popularity] [--weights full|int8] [--key FILE]\n"
+        "                      [--filter CONDITION]\n"
         "                      [--candidates FILE] [--per COLUMN --cap N] [--diversity D] [--new-items S]\n"
         "                      [--explain] [--show-steps] [--chunk N] [--shards N --shard I]\n"
         "                      --out recs.parquet|FOLDER/",
@@ -91,6 +99,13 @@ def generate(argv: list[str]) -> None:
         default="auto",
         metavar="ENGINE",
         help="auto, the best way there is for each user (docs/routing.md); model, memory or popularity narrow the choice",
+    )
+    add(
+        "--weights",
+        choices=["full", "int8"],
+        default="full",
+        metavar="WEIGHTS",
+        help="int8: keep the model's weights as int8, a quarter of the memory (docs/decoding.md; extra `quant`)",
     )
     add(
         "--key",
@@ -173,6 +188,7 @@ def generate(argv: list[str]) -> None:
         chunk=options.chunk or CHUNK,
         shard=shard,
         shards=shards,
+        weights=options.weights,
     )
 
 

@@ -22,6 +22,33 @@ def print_report(report: Mapping[str, Any]) -> None:
     for one in systems(report):
         table.add_row(one["name"], *(_cell(one["metrics"].get(m), one["ci95"].get(m)) for m in MEASURES))
     _print(table, *(_plain(report[part]) for part in ("verdict", "protocol", "ties") if report.get(part)))
+    if "weights" in report:
+        _print_weights(report)
+
+
+def _print_weights(report: Mapping[str, Any]) -> None:
+    """What weights kept otherwise cost: a row a system and measure, and bytes before and after."""
+    from rich.table import Table
+
+    from m6rec_jax.recommend.wording import NAMES
+
+    cost = report["weights"]
+    name = cost["kept_as"]
+    table = Table(title=f"{name} weights beside full ones, the same users", title_justify="left")
+    for column in ("", "measure", "full", name, f"{name} - full (95 %)", "p", "same items"):
+        table.add_column(column, justify="left" if column in ("", "measure") else "right")
+    for system, measures in cost["difference"].items():
+        full = report["metrics"] if system == "model" else report[system]
+        for measure, found in measures.items():
+            low, high = found["ci95"]
+            table.add_row(
+                NAMES[system], measure, f"{full[measure]:.4f}", f"{cost['metrics'][system][measure]:.4f}",
+                f"{found['difference']:+.4f} ({low:+.4f} to {high:+.4f})", f"{found['p']:.3f}", f"{cost['same_items'][system]:.1%}",
+            )  # fmt: skip
+    before, after = cost["parameter_bytes"]["full"], cost["parameter_bytes"][name]
+    _print(
+        table, _plain(f"Parameters on a device: {before:,} bytes in full, {after:,} as {name} ({after / before:.1%}).")
+    )
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ from m6rec_jax.decoding.wave import Wave
 from m6rec_jax.decoding.writer import SLOTS, Checkpoint, Writer
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable, item_table
+from m6rec_jax.model.quantised import check_weights, kept_as
 from m6rec_jax.model.transformer import Transformer
 from m6rec_jax.vocab import BOS, Vocab
 
@@ -52,20 +53,24 @@ class Engine:
     spelled; `length` is the longest prefix read, <s> included; `cache_tokens` of known users are kept on the device, from
     the first request that names one. `tokenizer`: of the model's texts, without which none are written; `slots` of them
     are written at a time. `devices` of this process share each batch of users, with the parameters on all of them (None:
-    one device); the prefixes of known users and texts stay on the first. Raises InputError when codes, tokenizer and
-    model disagree.
+    one device); the prefixes of known users and texts stay on the first. `weights`: as what parameters are kept on the
+    device, full or int8 (`model.quantised`). Raises InputError when codes, tokenizer and model disagree, or weights
+    cannot be kept so.
     """
 
     def __init__(self, model: Transformer, codes: np.ndarray, content: np.ndarray, seen: np.ndarray, *,
                  timed: bool = False, n_kinds: int = 0, length: int = 256, cache_tokens: int = CACHE_TOKENS,
                  tokenizer: Tokenizer | None = None, slots: int = SLOTS,
                  spellings: tuple[np.ndarray, np.ndarray] | None = None,
-                 devices: Sequence[jax.Device] | None = None) -> None:  # fmt: skip
+                 devices: Sequence[jax.Device] | None = None, weights: str = "full") -> None:  # fmt: skip
+        check_weights(weights)
+        self.weights = weights
         self.vocab: Vocab = model.vocab
         self.codes = np.asarray(codes)
         _check_codes(self.codes, self.vocab)
         self.prompts = Prompts(self.vocab, self.codes, timed, n_kinds, length)
         self.devices = Devices(devices)
+        self._dtype = model.config.dtype
         self._define, self.params = nnx.split(model)
         self._width = model.config.width
         self._trie_host = build_trie(*_spelled(self.codes, spellings, self.vocab))
@@ -86,12 +91,13 @@ class Engine:
 
     @property
     def params(self) -> nnx.State:
-        """The model's parameters, on the device; assign those of another checkpoint to swap it."""
+        """The model's parameters, on the device, kept as `weights` says; assign those of another checkpoint, in full, to
+        swap it."""
         return self._current[1]
 
     @params.setter
     def params(self, params: nnx.State) -> None:
-        self._current = next(_VERSIONS), self.devices.everywhere(params)
+        self._current = next(_VERSIONS), self.devices.everywhere(kept_as(params, self.weights, self._dtype))
 
     def recommend(
         self,

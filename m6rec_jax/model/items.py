@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import sharding
 from m6rec_jax.model.layers import keep_mask, weight
+from m6rec_jax.model.quantised import dense
 from m6rec_jax.vocab import PAD_MULTIPLE, Vocab, domain_prefix
 
 
@@ -120,7 +121,7 @@ class Embeddings(nnx.Module):
         row, contents = ("batch", *rest), self._contents()
         axes = ([("vocab", None)] * len(self.tables), [(None, None)] * len(contents), [ITEM_AXES] * len(facts))
         return sharding.per_shard(look_up, (*axes, row, row, row), (*row, None))(
-            [self.tables[s.name][...] for s in self.vocab.slices], contents, facts, tokens, item_rows, id_kept
+            [dense(self.tables[s.name][...]) for s in self.vocab.slices], contents, facts, tokens, item_rows, id_kept
         )
 
     def table(self, slice_index: int, items: Catalogues, key: jax.Array | None = None) -> Float[Array, "V D"]:
@@ -134,7 +135,7 @@ class Embeddings(nnx.Module):
     def table_parts(self, slice_index: int, items: Catalogues, key: jax.Array | None = None) -> OutputTable:
         """`table` before the content is projected."""
         s = self.vocab.slices[slice_index]
-        table = sharding.gather_weight(self.tables[s.name][...], "vocab", "embed")
+        table = sharding.gather_weight(dense(self.tables[s.name][...]), "vocab", "embed")
         if not (s.atomic and self.config.content):
             return OutputTable(table)
         facts = catalogues(items)[s.domain]

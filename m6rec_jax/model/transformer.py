@@ -15,6 +15,7 @@ from m6rec_jax.model import sharding
 from m6rec_jax.model.attention import NEVER, attend, attend_prefix
 from m6rec_jax.model.items import Catalogues, Embeddings
 from m6rec_jax.model.layers import Turns, dropout, rms_norm, rope, rope_turns, scale, swiglu, weight
+from m6rec_jax.model.quantised import dense
 from m6rec_jax.vocab import Vocab
 
 # Of prefixes. Heads lie outside of positions, as products over positions read them: each is read by every token to come.
@@ -154,7 +155,7 @@ class Transformer(nnx.Module):
         turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
 
         def of(number: int | Array) -> dict[str, Array]:
-            return self._ready({name: jax.lax.dynamic_index_in_dim(w, number, keepdims=False) for name, w in weights.items()})  # fmt: skip
+            return self._ready(jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights))
 
         def keep(kept: KeyValues, number: int | Array, k: Array, v: Array) -> KeyValues:
             put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(new, 1, 2), number, 0)  # noqa: E731
@@ -225,7 +226,7 @@ class Transformer(nnx.Module):
         }
 
     def _cast(self, x: Array) -> Array:
-        return x.astype(jnp.dtype(self.config.dtype))
+        return dense(x).astype(jnp.dtype(self.config.dtype))
 
 
 def _remat(layer, policy: str):

@@ -21,6 +21,7 @@ from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.model.quantised import check_weights
 from m6rec_jax.progress import stage
 from m6rec_jax.recommend import metrics
 from m6rec_jax.recommend.baselines import CountingFloor, ItemKNN, Popularity, Ranker, listed_of
@@ -32,6 +33,7 @@ from m6rec_jax.recommend.histories import Histories, held_out, interactions
 from m6rec_jax.recommend.lists import Lists
 from m6rec_jax.recommend.opening import dataset_of, domain_of
 from m6rec_jax.recommend.recommender import Recommender
+from m6rec_jax.recommend.weights import cost_of
 from m6rec_jax.recommend.wording import CONVENTIONS, protocol, ties, verdict
 
 K = 10
@@ -48,17 +50,22 @@ def evaluate(
     step: int | str = "best",
     bootstrap_seed: int = 0,
     batch: int = 512,
+    weights: str = "full",
 ) -> dict[str, Any]:
     """Measure a run on the users of `split` and return the report; with `out` write it there as JSON.
 
     Per-user vectors go to `<out stem>.users.parquet` beside it. `bootstrap_seed` is that of intervals and
-    randomisation; the report's `seed` is the run's. Each look at test targets is noted in `run/looks.jsonl`.
-    Raises InputError when the split is unknown or holds no user.
+    randomisation; the report's `seed` is the run's. Each look at test targets is noted in `run/looks.jsonl`. With
+    `weights` int8 the same users are asked of them as well, under the same gate, and the report has a part `weights`
+    (`weights.cost_of`); all else in it is of full weights. Raises InputError when the split is unknown or holds no user.
     """
     if split not in ("test", "valid"):
         raise InputError(f"split={split}: choose test or valid")
+    check_weights(weights)
     data = dataset_of(run, dataset)
     recommender = with_gate(Recommender.load(run, step, data, batch=batch), run, data)
+    if weights != "full" and recommender.engine is None:
+        raise InputError(f"weights={weights}: {run} has no parameters yet; train it first")
     asked = held_out(data, split)
     if not len(asked):
         raise InputError(
@@ -72,6 +79,13 @@ def evaluate(
     lists, seconds = _ranked(recommender, asked, "recommend")
     alone, seconds_alone = _ranked(recommender, asked, "model alone", memory=False)
     ranked = {"model": lists.rows, "model_alone": alone.rows}
+    kept: Recommender | None = None
+    others: dict[str, np.ndarray] = {}  # lists by weights that are not kept in full
+    if weights != "full":
+        kept = Recommender.load(run, recommender.step, data, batch=batch, weights=weights)
+        kept.gate = recommender.gate
+        others["model"] = _ranked(kept, asked, weights)[0].rows
+        others["model_alone"] = _ranked(kept, asked, f"{weights}, model alone", memory=False)[0].rows
     rankers: dict[str, Callable[[], Ranker]] = {
         "popularity": lambda: popularity,
         "item_knn": lambda: ItemKNN(count, popularity),
@@ -96,6 +110,7 @@ def evaluate(
         name: {lift: metrics.popularity_lift(rows[:, :K], known, facts)} | metrics.satisfaction(rows, asked.targets, values, K)
         for name, rows in ranked.items()
     }  # fmt: skip
+    other_vectors = {name: metrics.per_user(rows, asked.targets, KS) for name, rows in others.items()}
     groups = metrics.user_groups(np.array([len(h) for h in known]), asked.targets, facts)
     carried = lists.sources != SOURCES.index("popularity")  # these scores are probabilities
     intervals = {name: metrics.bootstrap_ci(v, seed=bootstrap_seed) for name, v in vectors.items()}
@@ -141,7 +156,11 @@ def evaluate(
         },
         "conventions": CONVENTIONS,
     }
+    if kept is not None:
+        report["weights"] = cost_of(recommender, kept, ranked, others, vectors, other_vectors, seed=bootstrap_seed)
     if out is not None:
+        ranked |= {f"{name}_{weights}": rows for name, rows in others.items()}
+        vectors |= {f"{name}_{weights}": found for name, found in other_vectors.items()}
         write_users(Path(out).with_name(f"{Path(out).stem}.users.parquet"), data, asked, ranked, vectors)
         write_json(out, report)
     return report

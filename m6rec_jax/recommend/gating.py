@@ -40,7 +40,8 @@ def with_gate(recommender: Recommender, run: Path | str, dataset: Dataset, *, ke
     """The recommender with a gate for its parameters and this dataset: the run's own, else one fitted now.
 
     What is fitted is stored as `gate.json` in the run (for a further domain, in its folder there) when it is for what
-    the run serves with by itself: its best parameters beside the dataset that it was trained on (`keep=False`: never).
+    the run serves with by itself: its best parameters in full beside the dataset that it was trained on (`keep=False`:
+    never).
     """
     if recommender.engine is None or recommender.memory is None:
         return recommender
@@ -49,7 +50,8 @@ def with_gate(recommender: Recommender, run: Path | str, dataset: Dataset, *, ke
         gate = recommender.gate = _fitted(recommender.engine, recommender.memory, dataset, recommender.step)
         record = read_run(run)
         domain = domain_of(record, dataset)
-        own = keep and dataset.digest == record.datasets[domain].digest and gate.step == best_step(run)
+        full = recommender.engine.weights == "full"
+        own = keep and full and dataset.digest == record.datasets[domain].digest and gate.step == best_step(run)
         if own:
             gate.save(record.folder(domain) / GATE_FILE)
         gained = f"{gate.gain:+.3f} nats a target over the model alone" + ("" if own else "; not kept with the run")

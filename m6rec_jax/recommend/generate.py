@@ -17,6 +17,7 @@ from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.decoding.batch import CHUNK
 from m6rec_jax.decoding.batch import generate as write_lists
 from m6rec_jax.errors import InputError
+from m6rec_jax.model.quantised import check_weights
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.candidates import Candidates, candidate_table, candidates_of
 from m6rec_jax.recommend.coldstart import ENGINES
@@ -34,7 +35,7 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
              step: int | str = "best", engine: str = "auto", key: Path | str | None = None, filter: str | None = None,
              candidates: Sequence[str] | pl.DataFrame | None = None, per: str | None = None, cap: int | None = None,
              diversity: float = 0.0, new_items: float = 0.0, explain: bool = False, show_steps: bool = False,
-             chunk: int = CHUNK, shard: int | None = None, shards: int | None = None) -> int:  # fmt: skip
+             chunk: int = CHUNK, shard: int | None = None, shards: int | None = None, weights: str = "full") -> int:  # fmt: skip
     """Write the k best next items of each user, after all of the user's events, to `out`; returns how many lines.
 
     `users`: ids, or a table of them (see `visitors.Users`), None = every user of the dataset; who the dataset
@@ -45,14 +46,15 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
     with it `users` may be raw ids, and what is written holds their hashes. `filter` (see `filters`) and `candidates` (item ids,
     or a table with a column item_id and, where each user has their own, user_id) say what may be listed; `per`, `cap`,
     `diversity` and `new_items` are those of `Recommender.recommend_rows`. `explain` and `show_steps` add the columns of
-    `explain.explained`. All of it belongs to the job. Raises InputError when nothing is known of `users` or `candidates`,
-    and for a rule that makes no sense.
+    `explain.explained`. `weights`: full or int8, see `Recommender.load`. All of it belongs to the job. Raises InputError
+    when nothing is known of `users` or `candidates`, and for a rule that makes no sense.
     """
     if engine not in ENGINES:
         raise InputError(f"engine={engine}: unknown; one of {', '.join(ENGINES)}")
     check_rules(per, cap, diversity, new_items)
+    check_weights(weights)
     data = dataset_of(run, dataset)
-    recommender = with_gate(Recommender.load(run, step, data, engine=engine), run, data)
+    recommender = with_gate(Recommender.load(run, step, data, engine=engine, weights=weights), run, data)
     known = everything(data)
     ids = data.users["user_id"].gather(known.users).to_list()
     at = {user: place for place, user in enumerate(ids)}

@@ -74,7 +74,8 @@ def _item_ids(folder: Path) -> pl.Series:
     return pl.read_parquet(folder / "items.parquet", columns=["item_id"])["item_id"]
 
 
-def open_engine(record: Run, step: int | str, data: Dataset | None, facts: Mapping[str, Any], domain: int = 0) -> tuple[Engine | None, int]:  # fmt: skip
+def open_engine(record: Run, step: int | str, data: Dataset | None, facts: Mapping[str, Any], domain: int = 0,
+                weights: str = "full") -> tuple[Engine | None, int]:  # fmt: skip
     """The decoding engine over a run's parameters for one of its domains, and their step; (None, -1) when nothing was
     saved yet."""
     if not steps(record.path):
@@ -98,6 +99,7 @@ def open_engine(record: Run, step: int | str, data: Dataset | None, facts: Mappi
         timed=bool(facts["timed"]), n_kinds=len(facts["kinds"]), length=record.config.data.length,
         tokenizer=Tokenizer.load(record.folder(domain) / "tokenizer.model"),
         devices=jax.local_devices(),
+        weights=weights,
     )  # fmt: skip
     return made, at
 

@@ -16,6 +16,7 @@ from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
+from m6rec_jax.model.quantised import check_weights
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.baselines import ItemKNN, Popularity
 from m6rec_jax.recommend.coldstart import GATE, SOURCES, Way, way
@@ -80,13 +81,15 @@ class Recommender:
 
     @classmethod
     def load(cls, run: Path | str, step: int | str = "best", dataset: Dataset | Path | str | None = None, *,
-             engine: str = "auto", batch: int = 512) -> Recommender:  # fmt: skip
+             engine: str = "auto", batch: int = 512, weights: str = "full") -> Recommender:  # fmt: skip
         """Open a run with the parameters of `step` (best, latest or a number).
 
         `dataset` replaces the catalogue, codes and transitions that the run carries with itself; the name of one that the
         run was trained on picks it among several (without it: the first), from the run's own copies. `engine` memory or
-        popularity loads no parameters. Raises InputError when the folder is no run or the dataset does not fit it.
+        popularity loads no parameters. `weights`: what parameters are kept as, full or int8 (`model.quantised`), which
+        `model_version` then says. Raises InputError when the folder is no run or the dataset does not fit it.
         """
+        check_weights(weights)
         record = read_run(run)
         data, domain = None, 0
         if dataset is None:
@@ -101,7 +104,7 @@ class Recommender:
         items = pl.read_parquet(folder / "items.parquet") if data is None else data.items
         facts = record.datasets[domain].summary if data is None else data.manifest
         memory = own_memory(folder) if data is None else Memory(data.transitions, neighbours=data.neighbours)
-        made, at = (None, -1) if engine in ("memory", "popularity") else open_engine(record, step, data, facts, domain)
+        made, at = (None, -1) if engine in ("memory", "popularity") else open_engine(record, step, data, facts, domain, weights)  # fmt: skip
         if made is None and engine == "model":
             way("history", (), "model")  # says what is missing and the way out
         return cls(
@@ -124,7 +127,9 @@ class Recommender:
 
     @property
     def model_version(self) -> str:
-        return f"{self.name}@{self.step}" if self.engine is not None else f"{self.name}@none"
+        if self.engine is None:
+            return f"{self.name}@none"
+        return f"{self.name}@{self.step}" + ("" if self.engine.weights == "full" else f"+{self.engine.weights}")
 
     @property
     def parts(self) -> set[str]:
