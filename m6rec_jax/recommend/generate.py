@@ -20,7 +20,9 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.candidates import Candidates, candidate_table, candidates_of
 from m6rec_jax.recommend.coldstart import ENGINES
+from m6rec_jax.recommend.code import code_of_lists
 from m6rec_jax.recommend.explain import explained, more_columns
+from m6rec_jax.recommend.gate import Gate
 from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import Histories, everything
 from m6rec_jax.recommend.opening import dataset_of
@@ -52,7 +54,7 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
         raise InputError(f"engine={engine}: unknown; one of {', '.join(ENGINES)}")
     check_rules(per, cap, diversity, new_items)
     data = dataset_of(run, dataset)
-    recommender = with_gate(Recommender.load(run, step, data, engine=engine), run, data)
+    recommender = Recommender.load(run, step, data, engine=engine)
     known = everything(data)
     ids = data.users["user_id"].gather(known.users).to_list()
     at = {user: place for place, user in enumerate(ids)}
@@ -88,6 +90,14 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
             table = table.hstack(explained(recommender, request, lists, explain, show_steps))
         return table
 
+    def settle(kept: dict[str, Any] | None) -> dict[str, Any]:
+        """One gate for all parts: fitted again, elsewhere, it may have other last digits, and so may the lists."""
+        if kept is None:
+            with_gate(recommender, run, data)
+        else:
+            recommender.gate = None if kept["gate"] is None else Gate(**kept["gate"])
+        return {"gate": None if recommender.gate is None else asdict(recommender.gate)}
+
     rules = {
         "filter": filter, "candidates": None if given is None else given.digest, "per": per, "cap": cap,
         "diversity": diversity or None, "new_items": new_items or None, "explain": explain or None, "show_steps": show_steps or None,
@@ -96,7 +106,7 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
     job |= {name: value for name, value in rules.items() if value is not None}  # without rules, the job it always was
     of_jax = shard is None or shards is None
     return write_lists(
-        recommend, wanted, out, job=job, total=len(wanted), chunk=chunk, extra=extra,
+        recommend, wanted, out, job=job, settle=settle, total=len(wanted), chunk=chunk, extra=extra,
         shard=jax.process_index() if of_jax else shard, shards=jax.process_count() if of_jax else shards,
     )  # fmt: skip
 
@@ -123,11 +133,12 @@ def _histories(known: Histories, some: Sequence[Visitor], kind: int) -> Historie
 
 
 def _state(recommender: Recommender, run: Path | str) -> dict[str, Any]:
-    """What the answers depend on: the parameters by the digests of their files, and the gate."""
+    """What the answers depend on: the parameters by the digests of their files, the parts there are (item-kNN needs a
+    library), and the code."""
     files = manifest(run, recommender.step)["files"] if recommender.engine is not None else {}
     params = sorted((name, facts["xxh3"]) for name, facts in files.items() if name.startswith("params/"))
-    gate = None if recommender.gate is None else asdict(recommender.gate)
-    return {"model": recommender.model_version, "params": _digest(params), "gate": gate}
+    parts = sorted(recommender.parts)
+    return {"model": recommender.model_version, "params": _digest(params), "parts": parts, "code": code_of_lists()}
 
 
 def _digest(value: Sequence[Any]) -> str:
