@@ -9,13 +9,13 @@ import numpy as np
 from m6rec_jax.decoding import programs
 from m6rec_jax.decoding.prompts import Prompts
 from m6rec_jax.decoding.requests import Requests, mass_of
-from m6rec_jax.decoding.shapes import batches, bucket, pad, rectangle
+from m6rec_jax.decoding.shapes import BATCH_TOKENS, batches, bucket, pad, rectangle
 from m6rec_jax.decoding.steps import Steps
 from m6rec_jax.decoding.wave import BATCH_CHILDREN, Wave
 
 Rows = Sequence[np.ndarray]  # catalogue rows of each user
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
-LEAST_ROWS = 16  # the fewest rows a user that a program is compiled for
+LEAST_ROWS = 16  # the fewest rows a user that a program is compiled for; others are four times as many, and again
 
 
 def check_rows(given: Rows, users: int, catalogue: int) -> None:
@@ -30,32 +30,33 @@ def check_rows(given: Rows, users: int, catalogue: int) -> None:
 def score(wave: Wave, spelling: Prompts, requests: Requests, given: Rows) -> list[Parts]:
     """(scores, log-probability by the model, log of the memory's share) of each user's rows, in the order given.
 
-    Users with like numbers of rows and like prefixes share a program.
+    Users with like numbers of rows and like prefixes share a program. Very many rows are read in lots, each history once.
     """
     nothing = np.zeros(0, np.float32)
     made: list[Parts] = [(nothing, nothing, nothing)] * len(given)
-    lengths, codebook = requests.lengths, max(s.size for s in spelling.vocab.levels)
+    lengths, levels = requests.lengths, spelling.codes.shape[1]
+    codebook = max(s.size for s in spelling.vocab.levels)
     widths = np.array([_width(len(rows)) if len(rows) else 0 for rows in given], np.int64)
     for J in sorted({int(n) for n in widths} - {0}):
         same = np.flatnonzero(widths == J)
-        scored = J if spelling.codes.shape[1] > 1 else 1  # rows of logits a user
-        for at, T, B in batches(lengths[same], BATCH_CHILDREN // (scored * codebook)):
+        lot, most = _lot(J, codebook if levels > 1 else 1, levels - 1)  # of one level, one row of logits serves all
+        for at, T, B in batches(lengths[same], min(most, BATCH_CHILDREN // codebook), wave.devices.count):
             chosen = same[at]
             carried = [mass_of(given[u], requests.support[u], requests.mass[u]) for u in chosen]
             prefixes, gate, heat = _asked(requests, chosen, B, T)
-            parts = programs.rank(
-                wave.define, wave.params, wave.items, *prefixes,
-                spelling.codes[rectangle([given[u] for u in chosen], B, J, 0, np.int32)],
+            own = (
+                *prefixes, spelling.codes[rectangle([given[u] for u in chosen], B, J, 0, np.int32)],
                 rectangle(carried, B, J, 0, np.float32), gate, heat,
             )  # fmt: skip
-            parts = [np.asarray(part) for part in parts]
+            found = wave.devices.run(programs.rank, (wave.define, lot), (wave.params, wave.items), own)
+            parts = [np.asarray(part) for part in found]
             for i, u in enumerate(chosen):
                 scores, logp, logmass = (part[i, : len(given[u])] for part in parts)
                 made[u] = scores, logp, logmass
     return made
 
 
-def walk(wave: Wave, requests: Requests, rows: np.ndarray, only: Rows | None, others: int) -> Steps:
+def walk(wave: Wave, spelling: Prompts, requests: Requests, rows: np.ndarray, only: Rows | None, others: int) -> Steps:
     """The steps to items `rows [U, J]` (-1 = none), with as many `others` beside each.
 
     What may be shown to a user: `only` these rows, where they are given; else what the wave lets through, less the
@@ -65,23 +66,37 @@ def walk(wave: Wave, requests: Requests, rows: np.ndarray, only: Rows | None, ot
     steps = Steps.empty(len(rows), rows.shape[1], trie.levels, others)
     told = [np.unique(some) for some in (requests.exclude if only is None else only)]
     sign, lengths = np.int32(-1 if only is None else 1), requests.lengths
+    codebook = max(s.size for s in spelling.vocab.levels)
     wanted = np.pad(np.maximum(rows, 0), ((0, 0), (0, J - rows.shape[1])))
     asked = np.flatnonzero(there.any(1))
-    for at, T, B in batches(lengths[asked], BATCH_CHILDREN // (J * max(trie.width))):
+    most_told = max((len(told[u]) for u in asked), default=0)  # each is looked for under each node
+    lot, most = _lot(J, max(codebook, *trie.width, most_told), trie.levels - 1)
+    for at, T, B in batches(lengths[asked], most, wave.devices.count):
         chosen = asked[at]
         some = [told[u] for u in chosen]
         prefixes, _, heat = _asked(requests, chosen, B, T)
-        found = programs.walk(
-            wave.define, others, wave.params, wave.items, trie, wave.under, *prefixes,
-            rectangle(some, B, bucket(max(map(len, some)), 32, 4), -1, np.int32), sign,
+        own = (
+            *prefixes, rectangle(some, B, bucket(max(map(len, some)), 32, 4), -1, np.int32),
             np.pad(wanted[chosen], ((0, B - len(chosen)), (0, 0))), heat,
         )  # fmt: skip
+        shared = wave.params, wave.items, trie, wave.under, sign
+        found = wave.devices.run(programs.walk, (wave.define, others, lot), shared, own)
         steps.put(chosen, found, there[chosen])
     return steps
 
 
 def _width(rows: int) -> int:
     return bucket(rows, LEAST_ROWS, 4)
+
+
+def _lot(J: int, each: int, tokens: int) -> tuple[int, int]:
+    """How many of J rows (a `_width`) a program reads at a time, and most users of one on a device: with `each` numbers
+    and so many `tokens` a row, not more than other programs have."""
+    fits = lambda rows: (BATCH_CHILDREN // (rows * each), BATCH_TOKENS // max(1, rows * tokens))  # noqa: E731
+    lot = J
+    while lot > 1 and not min(fits(lot)):
+        lot //= 4
+    return lot, max(1, min(fits(lot)))
 
 
 def _asked(requests: Requests, chosen: np.ndarray, B: int, T: int) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:  # fmt: skip
