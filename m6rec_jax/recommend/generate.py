@@ -19,12 +19,12 @@ from m6rec_jax.decoding.batch import generate as write_lists
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.candidates import Candidates, candidate_table, candidates_of
-from m6rec_jax.recommend.coldstart import ENGINES
 from m6rec_jax.recommend.code import code_of_lists
+from m6rec_jax.recommend.coldstart import ENGINES
 from m6rec_jax.recommend.explain import explained, more_columns
 from m6rec_jax.recommend.gate import Gate
 from m6rec_jax.recommend.gating import with_gate
-from m6rec_jax.recommend.histories import Histories, everything
+from m6rec_jax.recommend.histories import Histories, Past
 from m6rec_jax.recommend.opening import dataset_of
 from m6rec_jax.recommend.recommender import Recommender
 from m6rec_jax.recommend.reranking import check_rules
@@ -55,7 +55,7 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
     check_rules(per, cap, diversity, new_items)
     data = dataset_of(run, dataset)
     recommender = Recommender.load(run, step, data, engine=engine)
-    known = everything(data)
+    known = Past(data)
     ids = data.users["user_id"].gather(known.users).to_list()
     at = {user: place for place, user in enumerate(ids)}
     wanted = Everybody(ids, limit) if users is None else Visitors(Users.of(users), at, data, key, limit)
@@ -120,16 +120,21 @@ def _candidates(given: Sequence[str] | pl.DataFrame, data: Dataset, at: Mapping[
     return candidates_of(table, data.items["item_id"])
 
 
-def _histories(known: Histories, some: Sequence[Visitor], kind: int) -> Histories:
-    """The histories of known users and the sessions of others, whose events have one time and are all of one kind."""
-    taken = known.take([max(visitor.place, 0) for visitor in some])
-    for i, (visitor, session) in enumerate(zip(some, sessions_of(some), strict=True)):
-        if visitor.place < 0:
-            n = len(session)
-            taken.items[i], taken.times[i], taken.kinds[i], taken.queries[i] = (
-                session, np.zeros(n, np.int64), np.full(n, kind, np.uint8), {},
-            )  # fmt: skip
-    return taken
+def _histories(past: Past, some: Sequence[Visitor], kind: int) -> Histories:
+    """The histories of known users and the sessions of others (user -1), whose events have one time and are all of one kind."""
+    strange = np.array([visitor.place < 0 for visitor in some], bool)
+    sessions = sessions_of([visitor for visitor in some if visitor.place < 0])
+    known, n = past.take([visitor.place for visitor in some if visitor.place >= 0]), len(sessions)
+    both = Histories(
+        users=np.concatenate([known.users, np.full(n, -1, np.int64)]),
+        items=known.items + sessions,
+        times=known.times + [np.zeros(len(one), np.int64) for one in sessions],
+        kinds=known.kinds + [np.full(len(one), kind, np.uint8) for one in sessions],
+        queries=known.queries + [{} for _ in sessions],
+        targets=np.concatenate([known.targets, np.full(n, -1, np.int64)]),
+        target_times=np.concatenate([known.target_times, np.zeros(n, np.int64)]),
+    )
+    return both.take(np.argsort(np.argsort(strange, kind="stable"), kind="stable"))  # back in their order
 
 
 def _state(recommender: Recommender, run: Path | str) -> dict[str, Any]:
