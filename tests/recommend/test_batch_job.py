@@ -21,8 +21,10 @@ import m6rec_jax
 from m6rec_jax.artifacts.manifest import MANIFEST
 from m6rec_jax.cli import SUCCESS, WRONG_INPUT, main
 from m6rec_jax.data.prepare import prepare
+from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
 from m6rec_jax.recommend import gating
+from m6rec_jax.recommend.candidates import candidate_table, read_candidates
 from m6rec_jax.recommend.code import code_of_lists
 from m6rec_jax.recommend.generate import generate
 from m6rec_jax.recommend.visitors import Users, read_users
@@ -191,6 +193,14 @@ def test_a_job_is_its_inputs_and_its_code(tiny_run, tiny, tmp_path, monkeypatch)
         ask()
 
 
+def test_a_batch_keeps_no_prefixes(tiny_run, tiny, tmp_path, monkeypatch):
+    """Each user comes once: what was kept would be given up before it could be used."""
+    asked, recommend = [], Engine.recommend
+    monkeypatch.setattr(Engine, "recommend", lambda self, *given, users=None, **more: asked.append(users) or recommend(self, *given, users=users, **more))  # fmt: skip
+    generate(tiny_run, tiny, k=5, out=tmp_path / "r.parquet", limit=9)
+    assert asked and set(asked) == {None}
+
+
 def test_code_is_told_by_what_makes_lists(tmp_path, monkeypatch):
     here = code_of_lists()
     copy = shutil.copytree(Path(m6rec_jax.__file__).parent, tmp_path / "m6rec_jax", ignore=shutil.ignore_patterns("*.pyc"))  # fmt: skip
@@ -224,6 +234,26 @@ def test_a_parquet_file_of_users_with_wrong_columns_is_one_line(tmp_path, table,
     pl.DataFrame(table).write_parquet(file)
     with pytest.raises(InputError, match=f"--users {re.escape(str(file))}: {says}"):
         read_users(file)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"item_id": [["a"], ["b"]]}, r"column item_id is of type List\(String\); ids are texts or numbers, one a row"),
+        ({"item_id": [True]}, "column item_id is of type Boolean; ids are"),
+        ({"item_id": [b"a"]}, "column item_id is of type Binary; ids are"),
+        ({"item_id": ["a"], "user_id": [["u1"]]}, r"column user_id is of type List\(String\); ids are"),
+        ({"item": ["a"]}, "no column item_id .there are item"),
+    ],
+)
+def test_a_parquet_file_of_candidates_with_wrong_columns_is_one_line(tmp_path, table, says):
+    file = tmp_path / "c.parquet"
+    pl.DataFrame(table).write_parquet(file)
+    with pytest.raises(InputError, match=f"--candidates {re.escape(str(file))}: {says}"):
+        read_candidates(file)
+    same = pl.Series(["7", "8"])
+    for ids in (pl.Series([7, 8]), pl.Series([7.0, 8.0]), same.cast(pl.Categorical)):
+        assert candidate_table(pl.DataFrame({"item_id": ids}))["item_id"].to_list() == same.to_list()
 
 
 def test_a_parquet_file_that_breaks_off_is_one_line(tmp_path):
