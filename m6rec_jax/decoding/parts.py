@@ -82,11 +82,11 @@ class Parts:
         what this one finds when it is the first (None); the others wait for it. Raises InputError when the folder holds
         parts of another job.
         """
+        self.made, wrong = self._whole(self.mine)
+        if wrong:
+            more = f", and {len(wrong) - 1:,} more like it" if len(wrong) > 1 else ""
+            note(f"{next(iter(wrong.values()))}{more}; made again")
         with self.alone("settle", wait=True):
-            self.made, wrong = self._whole(self.mine)
-            if wrong:
-                more = f", and {len(wrong) - 1:,} more like it" if len(wrong) > 1 else ""
-                note(f"{next(iter(wrong.values()))}{more}; made again")
             manifests = (self._read(name) for name in [MANIFEST, *self._others()])
             kept = (
                 found["settled"] for found in manifests if found and found["job"] == self.job and "settled" in found
