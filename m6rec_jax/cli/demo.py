@@ -165,13 +165,13 @@ def _samples(dataset: Path, recommendations: Path) -> Iterator[dict[str, Any]]:
     import polars as pl
 
     from m6rec_jax.data.dataset import open_dataset
-    from m6rec_jax.recommend.histories import everything
+    from m6rec_jax.recommend.histories import Past
 
     opened, table = open_dataset(dataset), pl.read_parquet(recommendations)
-    histories, titles, ids = everything(opened), opened.items["title"].to_list(), opened.users["user_id"].to_list()
+    past, titles, ids = Past(opened), opened.items["title"].to_list(), opened.users["user_id"].to_list()
     for i in range(SHOWN_USERS):
-        at = (2 * i + 1) * len(histories) // (2 * SHOWN_USERS)
-        user, items = ids[histories.users[at]], histories.items[at]
+        at = (2 * i + 1) * len(past) // (2 * SHOWN_USERS)
+        user, items = ids[past.users[at]], past.take([at]).items[0]
         rows = table.filter(pl.col("user_id") == user).sort("rank").head(SHOWN_ITEMS).iter_rows(named=True)
         yield {
             "user": user,

@@ -58,8 +58,10 @@ def parts(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
                 yield step, read_manifest(step, *CHECKPOINT)["files"]
             else:
                 note(f"{step}: a save that was never finished; nothing reads it")
+    elif (lists := listed_files(folder)) is not None:  # they may lie in a folder named by a date
+        yield lists
     elif (folder / MANIFEST).is_file():
-        other = CHECKPOINT if folder.name.isdigit() else DATASET  # lists may lie in a folder named by a date
-        yield listed_files(folder) or (folder, read_manifest(folder, *other)["files"])
+        other = CHECKPOINT if folder.name.isdigit() else DATASET
+        yield folder, read_manifest(folder, *other)["files"]
     else:
         raise InputError(f"{folder}: neither a dataset ({MANIFEST}) nor a run ({RUN_FILE}); name the folder of one")

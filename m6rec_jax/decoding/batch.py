@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from m6rec_jax.decoding.parts import Parts
+from m6rec_jax.decoding.parts import Parts, Settle
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note, stage
 
@@ -41,6 +41,7 @@ def generate(
     out: Path | str,
     *,
     job: Mapping[str, Any],
+    settle: Settle = lambda kept: {},
     total: int | None = None,
     chunk: int = CHUNK,
     shard: int = 0,
@@ -52,9 +53,11 @@ def generate(
     `recommend` gives the columns of `COLUMNS` and of `extra`, users in their order. `out` is one file, its parts under
     `out.parts/` until it is whole; or, where `is_folder`, a folder that keeps them. Either holds a `manifest.json`: job, parts
     with rows, bytes and xxh3, `finished`, and `file` where there is one. `job` says in JSON what the answers depend on
-    (model version, k, which users). Of `shards` processes each makes every `shards`-th part, from `shard` on; who
-    makes the last one finishes. Raises InputError when the parts that are there belong to another job, another
-    process makes the same ones, or there is no room; ValueError when a column is missing.
+    (model version, k, which users): inputs alone, the same on every machine. What is computed from them and may come
+    out otherwise elsewhere is for `settle`: see `Parts.open`; it is called before the first part. Of `shards` processes
+    each makes every `shards`-th part, from `shard` on; who makes the last one finishes. Raises InputError when the
+    parts that are there belong to another job, another process makes the same ones, or there is no room; ValueError
+    when a column is missing.
     """
     if not 0 <= shard < shards:
         raise InputError(f"shard={shard} of shards={shards}: shards are counted from 0 to {shards - 1}")
@@ -67,8 +70,8 @@ def generate(
         note(f"{out}: finished before, for the same job")
         return lines
     parts.check()
-    with parts.alone(f"shard-{shard}-of-{shards}"):
-        parts.open()
+    with parts.working():
+        parts.open(settle)
         own = (
             None if total is None else sum(min(chunk, total - at) for at in range(shard * chunk, total, shards * chunk))
         )

@@ -17,7 +17,6 @@ import xxhash
 from flax import nnx
 
 from m6rec_jax.data.tokenizer import Tokenizer
-from m6rec_jax.decoding import given, programs
 from m6rec_jax.decoding.beam import Normalise, check_normalise, lanes_of
 from m6rec_jax.decoding.devices import Devices
 from m6rec_jax.decoding.gather import Gatherer
@@ -26,10 +25,10 @@ from m6rec_jax.decoding.programs import Settings
 from m6rec_jax.decoding.prompts import Parts, Prompts, Queries
 from m6rec_jax.decoding.requests import Requests
 from m6rec_jax.decoding.reuse import PrefixCache
-from m6rec_jax.decoding.shapes import batches, bucket, full_batch, pad, prefix_width, rows_of
-from m6rec_jax.decoding.steps import Steps
+from m6rec_jax.decoding.scorer import Scorer
+from m6rec_jax.decoding.shapes import prefix_width
 from m6rec_jax.decoding.texts import MOST, Asked, Desk, Setting, Text
-from m6rec_jax.decoding.trie import allowed_under, build_trie, codes_of, spelled_ranks
+from m6rec_jax.decoding.trie import allowed_under, build_trie
 from m6rec_jax.decoding.wave import Wave
 from m6rec_jax.decoding.writer import SLOTS, Checkpoint, Writer
 from m6rec_jax.errors import InputError
@@ -45,7 +44,7 @@ _NO_ROWS = np.zeros(0, np.int32)
 _VERSIONS = count()  # one for every parameters that an engine of this process was given
 
 
-class Engine:
+class Engine(Scorer):
     """A model with its catalogue, ready to decode.
 
     `codes [C, L]`, `content [C, Dc]`, `seen [C]` are the dataset's; `spellings`: more ways to spell an item, (catalogue
@@ -53,9 +52,9 @@ class Engine:
     spelled; `length` is the longest prefix read, <s> included; `cache_tokens` of known users are kept on the device, from
     the first request that names one. `tokenizer`: of the model's texts, without which none are written; `slots` of them
     are written at a time. `devices` of this process share each batch of users, with the parameters on all of them (None:
-    one device); the prefixes of known users and texts stay on the first. `weights`: as what parameters are kept on the
-    device, full or int8 (`model.quantised`). Raises InputError when codes, tokenizer and model disagree, or weights
-    cannot be kept so.
+    one device), and what `Scorer` is asked, none exchanging anything with another; the prefixes of known users and texts
+    stay on the first. `weights`: as what parameters are kept on the device, full or int8 (`model.quantised`). Raises
+    InputError when codes, tokenizer and model disagree, or weights cannot be kept so.
     """
 
     def __init__(self, model: Transformer, codes: np.ndarray, content: np.ndarray, seen: np.ndarray, *,
@@ -76,7 +75,7 @@ class Engine:
         self._trie_host = build_trie(*_spelled(self.codes, spellings, self.vocab))
         self.trie = self.devices.everywhere(self._trie_host)
         self._all_under = self.devices.everywhere(allowed_under(self._trie_host))
-        self.cache = PrefixCache(model.config, cache_tokens)
+        self.cache = PrefixCache(model.config, cache_tokens, self.devices.one)
         self.queue: Gatherer[tuple, dict[str, Any], Lists] = Gatherer(self._answer)
         self.items: ItemTable = self.devices.everywhere(item_table(content, seen))
         self.texts: Writer | None = None
@@ -220,14 +219,15 @@ class Engine:
         """
         wave = self._wave(k, beams, normalise, None)
         widths = sorted({prefix_width(n) for n in (range(1, self.prompts.length + 1) if lengths is None else lengths)})
-        shapes = sorted(
-            {(rows_of(B, full_batch(T, wave.most), self.devices.count), T) for B in batches for T in widths}
-        )
-        for (B, T), excluded, supported in product(shapes, excludes, supports):
-            wave.warm_up(B, T, excluded, supported, users)
+        made: set[tuple[int, int]] = set()
+        for known in (False, True) if users and self.cache.size else (False,):
+            shapes = {wave.shape(B, T, known) for B in batches for T in widths}
+            for (B, T), excluded, supported in product(sorted(shapes), excludes, supports):
+                wave.warm_up(B, T, excluded, supported, known)
+            made |= shapes
         if texts:
             self.write([[BOS] * min(T, self.prompts.length) for T in widths], most=1)
-        return shapes
+        return sorted(made)
 
     def _wave(self, k: int, beams: int | None, normalise: Normalise, allowed: np.ndarray | None) -> Wave:
         check_normalise(normalise)  # before a program is given what is kept of users
@@ -239,137 +239,6 @@ class Engine:
             self._define, params, version, self.items, self.trie, under, settings, self.cache, self.prompts.event,
             self.devices,
         )  # fmt: skip
-
-    def rank(
-        self,
-        histories: Sequence[np.ndarray],
-        candidates: Sequence[np.ndarray],
-        *,
-        times: Parts = None,
-        kinds: Parts = None,
-        queries: Sequence[Queries] | None = None,
-        memory: tuple[np.ndarray, np.ndarray] | None = None,
-        gate: np.ndarray | None = None,
-        temperature: float | np.ndarray = 1.0,
-    ) -> Lists:
-        """Every user's own candidates (distinct catalogue rows), best first: what `recommend` lists when it allows no
-        others and leaves none out. Lists are as wide as the most candidates there are.
-
-        Nothing is pruned, so `exact` holds for all. Raises ValueError when arrays disagree in shape or a row is outside
-        the catalogue.
-        """
-        given.check_rows(candidates, len(histories), self.catalogue)
-        prompts = self.prompts(histories, times, kinds, queries)
-        requests = Requests.of(prompts, self.catalogue, None, memory, gate, temperature)
-        made = Lists.empty(len(histories), max(map(len, candidates), default=0))
-        rank = self._trie_host.rank
-        found = given.score(self._wave(1, None, "level", None), self._trie_host, self.vocab, requests, candidates)
-        for u, (rows, (score, logp, logmass)) in enumerate(zip(candidates, found, strict=True)):
-            order = np.lexsort((rank[rows], -score))
-            n = len(order)
-            made.rows[u, :n], made.scores[u, :n] = np.asarray(rows)[order], score[order]
-            made.model_logp[u, :n], made.memory_logp[u, :n] = logp[order], logmass[order]
-        made.exact[:] = True
-        return made
-
-    def logp(
-        self,
-        histories: Sequence[np.ndarray],
-        rows: Sequence[np.ndarray],
-        *,
-        times: Parts = None,
-        kinds: Parts = None,
-        queries: Sequence[Queries | None] | None = None,
-        temperature: float | np.ndarray = 1.0,
-    ) -> list[np.ndarray]:
-        """The model's log-probability of each of some catalogue rows after each history, in the order given.
-
-        Each history is read once; raises what `rank` raises.
-        """
-        given.check_rows(rows, len(histories), self.catalogue)
-        prompts = self.prompts(histories, times, kinds, queries)
-        requests = Requests.of(prompts, self.catalogue, None, None, None, temperature)
-        found = given.score(self._wave(1, None, "level", None), self._trie_host, self.vocab, requests, rows)
-        return [logp for _, logp, _ in found]
-
-    def steps(
-        self,
-        histories: Sequence[np.ndarray],
-        rows: np.ndarray,
-        *,
-        times: Parts = None,
-        kinds: Parts = None,
-        queries: Sequence[Queries | None] | None = None,
-        temperature: float | np.ndarray = 1.0,
-        exclude: Sequence[np.ndarray] | None = None,
-        allowed: np.ndarray | None = None,
-        candidates: Sequence[np.ndarray] | None = None,
-        others: int = 3,
-    ) -> Steps:
-        """Code by code, the way to each user's listed `rows [U, J]` (-1 = none), with the likeliest `others` beside it.
-
-        `exclude` and `allowed` are those of `recommend`; or `candidates`, distinct rows of each user, as `rank` takes them.
-        """
-        given.check_rows([one[one >= 0] for one in rows], len(histories), self.catalogue)
-        prompts = self.prompts(histories, times, kinds, queries)
-        requests = Requests.of(prompts, self.catalogue, exclude, None, None, temperature)
-        return given.walk(self._wave(1, None, "level", allowed), requests, rows, candidates, others)
-
-    def score(
-        self,
-        histories: Sequence[np.ndarray],
-        targets: np.ndarray,
-        *,
-        times: Sequence[np.ndarray] | None = None,
-        kinds: Sequence[np.ndarray] | None = None,
-        queries: Sequence[Queries] | None = None,
-        temperatures: Sequence[float] | None = None,
-    ) -> np.ndarray:
-        """The model's log-probability of one target row a user after its history, by its likeliest spelling: float32 `[U]`.
-
-        With `temperatures`, n numbers that the logits are divided by in turn: `[U, n]`.
-        """
-        targets = np.asarray(targets)
-        if targets.shape != (len(histories),) or targets.min(initial=0) < 0 or targets.max(initial=0) >= self.catalogue:
-            raise ValueError(f"targets {list(targets.shape)}: one row of 0..{self.catalogue - 1} a history is needed")
-        prompts = self.prompts(histories, times, kinds, queries)
-        heats = np.array([1.0] if temperatures is None else temperatures, np.float32)
-        result = np.full((len(histories), len(heats)), -np.inf, np.float32)
-        params = self.params  # one checkpoint for the whole call
-        ranks, user = spelled_ranks(self._trie_host, targets)
-        for chosen, T, B in batches([len(prompts[u][0]) for u in user], devices=self.devices.count):
-            codes = np.pad(codes_of(self._trie_host, ranks[chosen]), ((0, B - len(chosen)), (0, 0)))
-            own = self.devices.spread((*pad([prompts[u] for u in user[chosen]], B, T), codes))
-            logp = programs.score(self._define, params, self.items, *own, heats)
-            np.maximum.at(result, user[chosen], np.asarray(logp)[: len(chosen)])
-        return result[:, 0] if temperatures is None else result
-
-    def states(
-        self,
-        histories: Sequence[np.ndarray],
-        *,
-        times: Sequence[np.ndarray] | None = None,
-        kinds: Sequence[np.ndarray] | None = None,
-        queries: Sequence[Queries] | None = None,
-    ) -> np.ndarray:
-        """The state after each history, the one that scores the next item: float32 `[U, D]`."""
-        prompts = self.prompts(histories, times, kinds, queries)
-        result = np.zeros((len(histories), self._width), np.float32)
-        params = self.params  # one checkpoint for the whole call
-        for chosen, T, B in batches([len(tokens) for tokens, _ in prompts], devices=self.devices.count):
-            inputs = self.devices.spread(pad([prompts[u] for u in chosen], B, T))
-            result[chosen] = np.asarray(programs.states(self._define, params, self.items, *inputs))[: len(chosen)]
-        return result
-
-    def item_vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Vectors of catalogue rows float32 `[n, D]`: the mean of what the model reads at the codes of each item, the
-        last of which brings its content. With one level that is its row of the output table: times a state, a logit."""
-        rows = np.asarray(rows, np.int32)
-        size = bucket(max(len(rows), 1), 64)
-        padded = np.pad(rows, (0, size - len(rows)), mode="edge") if len(rows) else np.zeros(size, np.int32)
-        return np.asarray(programs.item_vectors(self._define, self.params, self.items, self.codes[padded], padded))[
-            : len(rows)
-        ]
 
     def write(
         self,

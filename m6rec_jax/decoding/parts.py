@@ -1,13 +1,14 @@
 """The parts of a batch job in a folder, and the manifests that say which of them are whole.
 
-A process enters each part it has made, with its digest, in a manifest of its own: `manifest.json` when it is alone,
-`manifest-I-of-N.json` among N. When all parts are there, `manifest.json` lists them all and the others go. So no two
-processes write one file, and a job may be taken up by another number of processes.
+A process enters each part it has made, with its digest, in a manifest of its own, `manifest-I-of-N.json`. When all parts
+are there, `manifest.json` lists them all and the others go. So no two processes write one file, what is finished stays so,
+and a job may be taken up by another number of processes.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -24,18 +25,21 @@ from m6rec_jax.errors import InputError, mendable
 from m6rec_jax.progress import note
 
 Facts = dict[str, Any]  # of a file: rows, bytes, xxh3
+Settle = Callable[[Facts | None], Facts]
 OLD = "job.json"  # what versions before manifests left in the folder
 
 
 class Parts:
     """The parts of `job` in `folder`, as the process `shard` of `shards` makes them.
 
-    `out` is the file that they become in the end; None: they stay. `made` are this process's own, by name.
+    `out` is the file that they become in the end; None: they stay. `made` are this process's own, by name; `settled`, what
+    all processes of the job agree on.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any], out: Path | None, shard: int, shards: int) -> None:
         self.folder, self.job, self.out, self.shard, self.shards = folder, job, out, shard, shards
         self.made: dict[str, Facts] = {}
+        self.settled: Facts = {}
 
     @staticmethod
     def name(number: int) -> str:
@@ -71,16 +75,24 @@ class Parts:
         if self.out is None and there and not any(name.startswith("manifest") for name in there):
             raise InputError(f"{self.folder}: holds other things ({there[0]}); name a new or an empty folder, or a file to write")  # fmt: skip
 
-    def open(self) -> None:
+    def open(self, settle: Settle) -> None:
         """Claim the folder and take up what is there of this process's parts; says what is not as it was written.
 
-        Raises InputError when it holds parts of another job.
+        `settle(kept)` gives what all processes of the job agree on, in JSON: what the first of them settled (`kept`), or
+        what this one finds when it is the first (None); the others wait for it. Raises InputError when the folder holds
+        parts of another job.
         """
         self.made, wrong = self._whole(self.mine)
         if wrong:
             more = f", and {len(wrong) - 1:,} more like it" if len(wrong) > 1 else ""
             note(f"{next(iter(wrong.values()))}{more}; made again")
-        self._enter(self.folder / self._own, {"finished": False, **self._said(self.made)})
+        with self.alone("settle", wait=True):
+            manifests = (self._read(name) for name in [MANIFEST, *self._others()])
+            kept = (
+                found["settled"] for found in manifests if found and found["job"] == self.job and "settled" in found
+            )
+            self.settled = json.loads(json.dumps(settle(next(kept, None))))
+            self._enter(self.folder / self._own, {"finished": False, **self._said(self.made)})
 
     def write(self, number: int, table: pl.DataFrame) -> None:
         """Write a part, and enter it. Raises InputError when there is no room for it."""
@@ -117,6 +129,29 @@ class Parts:
             return body["rows"]
 
     @contextmanager
+    def working(self) -> Iterator[None]:
+        """Be the one process with this number, among processes of this count only.
+
+        Raises InputError while another does the same work, or while processes of another count are at work: they would
+        make the same parts.
+        """
+        with self.alone(f"shard-{self.shard}-of-{self.shards}"):
+            held = os.open(self.folder / ".shards.lock", os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                with suppress(OSError):  # as in `alone`
+                    with suppress(BlockingIOError):  # others are here: they have said how many
+                        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        os.truncate(held, 0)
+                        os.pwrite(held, str(self.shards).encode(), 0)
+                    fcntl.flock(held, fcntl.LOCK_SH)
+                    count = os.pread(held, 20, 0).decode()
+                    if count and count != str(self.shards):
+                        raise InputError(f"{self.folder}: shared by {count} processes, which are at work, and this is one of {self.shards}; wait for their end or stop them")  # fmt: skip
+                yield
+            finally:
+                os.close(held)
+
+    @contextmanager
     def alone(self, what: str, wait: bool = False) -> Iterator[None]:
         """Hold a lock of this folder, which ends with the process however it ends.
 
@@ -140,7 +175,7 @@ class Parts:
 
     @property
     def _own(self) -> str:
-        return MANIFEST if self.shards == 1 else f"manifest-{self.shard}-of-{self.shards}.json"
+        return f"manifest-{self.shard}-of-{self.shards}.json"
 
     def _others(self) -> list[str]:
         return sorted(path.name for path in self.folder.glob("manifest-*.json"))
@@ -157,7 +192,8 @@ class Parts:
     def _whole(self, wanted: Callable[[int], bool]) -> tuple[dict[str, Facts], dict[str, str]]:
         """The wanted parts that some manifest has and that are as it says; and, by name, what is wrong with others.
 
-        Raises InputError when a manifest is of another job. A finished one, whose parts have become a file, has none.
+        Raises InputError when a manifest is of another job, or of processes that settled other things (where there are
+        no locks). A finished one, whose parts have become a file, has none.
         """
         whole: dict[str, Facts] = {}
         wrong: dict[str, str] = {}
@@ -171,6 +207,8 @@ class Parts:
                         f"{self.folder}: parts of another job ({key} was {found['job'].get(key)}, is "
                         f"{self.job.get(key)}); delete the folder, or write to another place"
                     )
+            if self.settled and found.get("settled", self.settled) != self.settled:
+                raise InputError(f"{self.folder}: processes that began at the same time do not agree ({name}: {', '.join(self.settled)} differ); delete the folder, and start one before the others")  # fmt: skip
             for part, facts in found["parts"].items():
                 if part not in whole and wanted(_number(part)):
                     if problems := verify_files(self.folder, {part: facts}):
@@ -183,8 +221,9 @@ class Parts:
         return {"rows": sum(facts["rows"] for facts in parts.values()), "parts": parts}
 
     def _enter(self, file: Path, body: dict[str, Any]) -> None:
+        settled = {"settled": self.settled} if self.settled else {}
         with self._room_for(file):
-            write_json(file, {"schema": LISTS.name, "version": LISTS.version, "job": self.job, **body})
+            write_json(file, {"schema": LISTS.name, "version": LISTS.version, "job": self.job, **settled, **body})
 
     @contextmanager
     def _room_for(self, file: Path) -> Iterator[None]:
@@ -213,12 +252,15 @@ def listed_files(folder: Path) -> tuple[Path, dict[str, Facts]] | None:
 
     Raises InputError when the job is not finished.
     """
+    unfinished = InputError(f"{folder}: lists that are not finished; run the same `m6rec generate` again")
+    if not (folder / MANIFEST).is_file() and any(folder.glob("manifest-*-of-*.json")):
+        raise unfinished
     try:
         found = read_manifest(folder, *LISTS)
     except InputError:
         return None
-    if not found["finished"]:
-        raise InputError(f"{folder}: lists that are not finished; run the same `m6rec generate` again")
+    if not found["finished"]:  # of a version in which one process alone wrote it from the start
+        raise unfinished
     return _files(folder, found)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from m6rec_jax.decoding.beam import Found, Normalise, search, show
 from m6rec_jax.decoding.cache import Prefix, append, prefill
 from m6rec_jax.decoding.reuse import read_pages, write_pages, write_tail
-from m6rec_jax.decoding.scoring import mixed, spelled_logp, spelling_states
+from m6rec_jax.decoding.scoring import in_lots, mixed, spelled_logp, spelling_states
 from m6rec_jax.decoding.slots import advance, begin
 from m6rec_jax.decoding.steps import walked
 from m6rec_jax.model.sharding import spec
@@ -61,14 +61,14 @@ def recommend(define, settings, params, items, trie, under, asked):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def recommend_spread(define, settings, mesh, params, items, trie, under, asked):
-    """`recommend`, each device of the mesh (static) for its own users: left to itself, XLA exchanges arrays here."""
-    everywhere, own = spec(), spec("batch")
-    specs = (everywhere, everywhere, everywhere, everywhere, own)
+def spread(program, static, mesh, shared, own):
+    """`program(*static, *shared, *own)`, each device of the mesh (static) for its own users: left to itself, XLA exchanges
+    arrays, and programs of two threads may wait for each other."""
     alone = jax.shard_map(
-        partial(recommend, define, settings), mesh=mesh, in_specs=specs, out_specs=own, check_vma=False
-    )
-    return alone(params, items, trie, under, asked)
+        lambda shared, own: program(*static, *shared, *own),
+        mesh=mesh, in_specs=(spec(), spec("batch")), out_specs=spec("batch"), check_vma=False,
+    )  # fmt: skip
+    return alone(shared, own)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnames="pages")
@@ -97,25 +97,27 @@ def recommend_from(define, settings, new, params, items, trie, under, asked, pag
     return _find(model, settings, items, trie, under, prefix, asked), write_tail(pages, kept, prefix, known, new)
 
 
-@partial(jax.jit, static_argnums=0)
-def rank(define, params, items, tokens, item_rows, lengths, codes, mass, gate, temperature):
-    """Scores of each user's candidates `codes [B, J, L]`, and their two parts."""
+@partial(jax.jit, static_argnums=(0, 1))
+def rank(define, lot, params, items, tokens, item_rows, lengths, codes, mass, gate, temperature):
+    """Scores of each user's candidates `codes [B, J, L]`, and their two parts; read `lot` (static) at a time."""
     model = nnx.merge(define, params)
-    logp = spelled_logp(model, items, prefill(model, items, tokens, item_rows, lengths), codes, temperature)
+    prefix = prefill(model, items, tokens, item_rows, lengths)
+    logp = in_lots(lambda some: spelled_logp(model, items, prefix, some, temperature), codes, lot)
     scores, logmass = mixed(logp, mass, gate)
     return scores, logp, logmass
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def walk(define, others, params, items, trie, under, tokens, item_rows, lengths, given, sign, rows, temperature):
-    """The steps to each user's items `rows [B, J]`, with as many `others` (static) beside each."""
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def walk(define, others, lot, params, items, trie, under, sign, tokens, item_rows, lengths, given, rows, temperature):
+    """The steps to each user's items `rows [B, J]`, `lot` (static) at a time, with as many `others` (static) beside each."""
     model = nnx.merge(define, params)
     prefix = prefill(model, items, tokens, item_rows, lengths)
-    return walked(model, items, trie, prefix, under, given, sign, rows, temperature, others)
+    steps = lambda some: walked(model, items, trie, prefix, under, given, sign, some, temperature, others)  # noqa: E731
+    return in_lots(steps, rows, lot)
 
 
 @partial(jax.jit, static_argnums=0)
-def score(define, params, items, tokens, item_rows, lengths, codes, heats):
+def score(define, params, items, heats, tokens, item_rows, lengths, codes):
     """The model's log-probability `[B, n]` of one spelling `codes [B, L]` a user, at each of n temperatures."""
     model = nnx.merge(define, params)
     prefix = prefill(model, items, tokens, item_rows, lengths)

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import xxhash
@@ -40,13 +41,14 @@ class PrefixCache:
 
     A bookkeeper on the host: `arrays` are the pages on the device, made when first asked for and replaced by every
     program that writes them (they are donated to it, and changed in place). Hold `lock` from `ready` until then.
+    `device`: where the programs run (None: where jax puts things).
     Raises ValueError when the budget is negative.
     """
 
-    def __init__(self, config: ModelConfig, budget: int) -> None:
+    def __init__(self, config: ModelConfig, budget: int, device: jax.Device | None = None) -> None:
         if budget < 0:
             raise ValueError(f"cache_tokens={budget}: tokens kept on the device; 0 keeps none")
-        self.config, self.budget = config, budget
+        self.config, self.budget, self.device = config, budget, device
         self.size = budget // PAGE
         self.lock = threading.RLock()
         self.arrays: Pages | None = None
@@ -73,7 +75,8 @@ class PrefixCache:
             self.clear()
             c = self.config
             shape = (c.layers, self.size, c.n_kv, PAGE, c.head_dim)
-            self.arrays = jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype)
+            # Placed as a program leaves them, or the first one would be compiled again for the second request.
+            self.arrays = jnp.zeros(shape, c.dtype, device=self.device), jnp.zeros(shape, c.dtype, device=self.device)
 
     def give(self) -> Pages:
         """The arrays, for a program that replaces them (`arrays = ...`); until it has, there are none."""

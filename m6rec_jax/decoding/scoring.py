@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,18 @@ def spelled_logp(
 ) -> Float[Array, "B J"]:
     """The model's log-probability of each of J spellings after each prefix, normalised as `beam.search` does."""
     return sum((said for _, said in level_logps(model, items, prefix, codes, temperature)), jnp.zeros(codes.shape[:2]))
+
+
+def in_lots(of: Callable[[Array], Any], rows: Int[Array, "B J ..."], lot: int) -> Any:
+    """What `of` makes of `rows`, arrays `[B, J, ...]`, from `lot` rows a user at a time: the memory of one lot.
+
+    `lot` divides J, or is at least J.
+    """
+    B, J = rows.shape[:2]
+    if lot >= J:
+        return of(rows)
+    lots = jnp.moveaxis(rows.reshape(B, J // lot, lot, *rows.shape[2:]), 1, 0)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, J, *x.shape[3:]), jax.lax.map(of, lots))
 
 
 def mixed(

@@ -15,7 +15,7 @@ from m6rec_jax.decoding.devices import Devices
 from m6rec_jax.decoding.programs import Asked, Settings
 from m6rec_jax.decoding.requests import Requests
 from m6rec_jax.decoding.reuse import PrefixCache
-from m6rec_jax.decoding.shapes import batches, bucket
+from m6rec_jax.decoding.shapes import batches, bucket, full_batch, rows_of
 from m6rec_jax.decoding.trie import Trie
 from m6rec_jax.model.items import ItemTable
 
@@ -99,10 +99,7 @@ class Wave:
     def read(self, asked: Asked) -> Found:
         """Whole prefixes, of which nothing is kept."""
         shared = self.params, self.items, self.trie, self.under
-        if self.devices.mesh is None:
-            return programs.recommend(self.define, self.settings, *shared, asked)
-        spread = self.devices.spread(asked)
-        return programs.recommend_spread(self.define, self.settings, self.devices.mesh, *shared, spread)
+        return self.devices.run(programs.recommend, (self.define, self.settings), shared, (asked,))
 
     def keep(self, asked: Asked, table: np.ndarray) -> Found:
         """Whole prefixes, kept in the pages of `table`."""
@@ -118,13 +115,18 @@ class Wave:
         )  # fmt: skip
         return found
 
+    def shape(self, users: int, T: int, known: bool) -> tuple[int, int]:
+        """(B, T) of the program for so many users with prefixes of T padded tokens; `known` ones are one device's."""
+        return rows_of(users, full_batch(T, self.most), 1 if known else self.devices.count), T
+
     def warm_up(self, B: int, T: int, excluded: int, supported: int, known: bool) -> None:
-        """Run the programs of a shape once, so that they are compiled; with `known`, also those of kept prefixes."""
+        """Run the programs of a shape once, so that they are compiled: that of strangers, or those of `known` users."""
         asked = Requests.blank(B, T, excluded, supported).asked(np.arange(B), B, T)
-        self.read(asked)
-        if known and self.cache.size:
-            with self.cache.lock:
-                self.cache.ready()
-                nowhere = self.cache.nowhere((B, T))
-                self.keep(asked, nowhere)
-                self.append(asked, self.event, nowhere, nowhere, np.full(B, T - self.event, np.int32))
+        if not known:
+            self.read(asked)
+            return
+        with self.cache.lock:
+            self.cache.ready()
+            nowhere = self.cache.nowhere((B, T))
+            self.keep(asked, nowhere)
+            self.append(asked, self.event, nowhere, nowhere, np.full(B, T - self.event, np.int32))

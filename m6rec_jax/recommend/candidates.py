@@ -14,7 +14,7 @@ import xxhash
 from m6rec_jax.data import values
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
-from m6rec_jax.recommend.visitors import read_table
+from m6rec_jax.recommend.visitors import check_type, read_table
 
 KINDS_OF_FILE = "a text file with one item id a line, or Parquet, CSV or JSON Lines with a column item_id and, where each user has their own, user_id"  # fmt: skip
 
@@ -65,11 +65,18 @@ def candidate_table(frame: Any, origin: str = "candidates") -> pl.DataFrame:
         raise InputError(f"{origin}: no column item_id (there are {', '.join(frame.columns)}); give {KINDS_OF_FILE}")
     if not frame.height:
         raise InputError(f"{origin}: names no item; write one item id a line")
-    made = pl.DataFrame({name: values.ids(frame[name]) for name in ("user_id", "item_id") if name in frame.columns})
-    for name in made.columns:
+    names = [name for name in ("user_id", "item_id") if name in frame.columns]
+    for name in names:
+        check_type(origin, name, frame.schema[name], _is_id, "ids are texts or numbers, one a row")
+    made = pl.DataFrame({name: values.ids(frame[name].cast(pl.String) if isinstance(frame.schema[name], pl.Categorical | pl.Enum) else frame[name]) for name in names})  # fmt: skip
+    for name in names:
         if made[name].null_count():
             raise InputError(f"{origin}: no {name} in row {int(made[name].is_null().arg_true()[0]) + 1}; give every row one")  # fmt: skip
     return made
+
+
+def _is_id(kind: pl.DataType) -> bool:
+    return kind.is_numeric() or isinstance(kind, pl.String | pl.Categorical | pl.Enum | pl.Null)
 
 
 def candidates_of(table: pl.DataFrame, item_ids: pl.Series) -> Candidates:

@@ -12,7 +12,7 @@ from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.errors import InputError
 from m6rec_jax.recommend.blocks import BLOCK, vectors_column, write_blocks
 from m6rec_jax.recommend.evaluate import dataset_of
-from m6rec_jax.recommend.histories import everything
+from m6rec_jax.recommend.histories import Past
 from m6rec_jax.recommend.recommender import Recommender
 
 WHAT = ("users", "items")
@@ -40,7 +40,7 @@ def embed(run: Path | str, what: str, out: Path | str, dataset: Dataset | Path |
                 yield _table("item_id", data.items["item_id"].gather(at), engine.item_vectors(at))
 
         return write_blocks(out, of_items(), len(rows), what)
-    known = everything(data)
+    known = Past(data)
 
     def of_users() -> Iterator[pl.DataFrame]:
         for start in range(0, len(known), BLOCK):

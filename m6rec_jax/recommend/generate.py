@@ -20,10 +20,12 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.quantised import check_weights
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.candidates import Candidates, candidate_table, candidates_of
+from m6rec_jax.recommend.code import code_of_lists
 from m6rec_jax.recommend.coldstart import ENGINES
 from m6rec_jax.recommend.explain import explained, more_columns
+from m6rec_jax.recommend.gate import Gate
 from m6rec_jax.recommend.gating import with_gate
-from m6rec_jax.recommend.histories import Histories, everything
+from m6rec_jax.recommend.histories import Histories, Past
 from m6rec_jax.recommend.opening import dataset_of
 from m6rec_jax.recommend.recommender import Recommender
 from m6rec_jax.recommend.reranking import check_rules
@@ -54,8 +56,8 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
     check_rules(per, cap, diversity, new_items)
     check_weights(weights)
     data = dataset_of(run, dataset)
-    recommender = with_gate(Recommender.load(run, step, data, engine=engine, weights=weights), run, data)
-    known = everything(data)
+    recommender = Recommender.load(run, step, data, engine=engine, weights=weights)
+    known = Past(data)
     ids = data.users["user_id"].gather(known.users).to_list()
     at = {user: place for place, user in enumerate(ids)}
     wanted = Everybody(ids, limit) if users is None else Visitors(Users.of(users), at, data, key, limit)
@@ -90,6 +92,14 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
             table = table.hstack(explained(recommender, request, lists, explain, show_steps))
         return table
 
+    def settle(kept: dict[str, Any] | None) -> dict[str, Any]:
+        """One gate for all parts: fitted again, elsewhere, it may have other last digits, and so may the lists."""
+        if kept is None:
+            with_gate(recommender, run, data)
+        else:
+            recommender.gate = None if kept["gate"] is None else Gate(**kept["gate"])
+        return {"gate": None if recommender.gate is None else asdict(recommender.gate)}
+
     rules = {
         "filter": filter, "candidates": None if given is None else given.digest, "per": per, "cap": cap,
         "diversity": diversity or None, "new_items": new_items or None, "explain": explain or None, "show_steps": show_steps or None,
@@ -98,7 +108,7 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
     job |= {name: value for name, value in rules.items() if value is not None}  # without rules, the job it always was
     of_jax = shard is None or shards is None
     return write_lists(
-        recommend, wanted, out, job=job, total=len(wanted), chunk=chunk, extra=extra,
+        recommend, wanted, out, job=job, settle=settle, total=len(wanted), chunk=chunk, extra=extra,
         shard=jax.process_index() if of_jax else shard, shards=jax.process_count() if of_jax else shards,
     )  # fmt: skip
 
@@ -112,24 +122,30 @@ def _candidates(given: Sequence[str] | pl.DataFrame, data: Dataset, at: Mapping[
     return candidates_of(table, data.items["item_id"])
 
 
-def _histories(known: Histories, some: Sequence[Visitor], kind: int) -> Histories:
-    """The histories of known users and the sessions of others, whose events have one time and are all of one kind."""
-    taken = known.take([max(visitor.place, 0) for visitor in some])
-    for i, (visitor, session) in enumerate(zip(some, sessions_of(some), strict=True)):
-        if visitor.place < 0:
-            n = len(session)
-            taken.items[i], taken.times[i], taken.kinds[i], taken.queries[i] = (
-                session, np.zeros(n, np.int64), np.full(n, kind, np.uint8), {},
-            )  # fmt: skip
-    return taken
+def _histories(past: Past, some: Sequence[Visitor], kind: int) -> Histories:
+    """The histories of known users and the sessions of others (user -1), whose events have one time and are all of one kind."""
+    strange = np.array([visitor.place < 0 for visitor in some], bool)
+    sessions = sessions_of([visitor for visitor in some if visitor.place < 0])
+    known, n = past.take([visitor.place for visitor in some if visitor.place >= 0]), len(sessions)
+    both = Histories(
+        users=np.concatenate([known.users, np.full(n, -1, np.int64)]),
+        items=known.items + sessions,
+        times=known.times + [np.zeros(len(one), np.int64) for one in sessions],
+        kinds=known.kinds + [np.full(len(one), kind, np.uint8) for one in sessions],
+        queries=known.queries + [{} for _ in sessions],
+        targets=np.concatenate([known.targets, np.full(n, -1, np.int64)]),
+        target_times=np.concatenate([known.target_times, np.zeros(n, np.int64)]),
+    )
+    return both.take(np.argsort(np.argsort(strange, kind="stable"), kind="stable"))  # back in their order
 
 
 def _state(recommender: Recommender, run: Path | str) -> dict[str, Any]:
-    """What the answers depend on: the parameters by the digests of their files, and the gate."""
+    """What the answers depend on: the parameters by the digests of their files, the parts there are (item-kNN needs a
+    library), and the code."""
     files = manifest(run, recommender.step)["files"] if recommender.engine is not None else {}
     params = sorted((name, facts["xxh3"]) for name, facts in files.items() if name.startswith("params/"))
-    gate = None if recommender.gate is None else asdict(recommender.gate)
-    return {"model": recommender.model_version, "params": _digest(params), "gate": gate}
+    parts = sorted(recommender.parts)
+    return {"model": recommender.model_version, "params": _digest(params), "parts": parts, "code": code_of_lists()}
 
 
 def _digest(value: Sequence[Any]) -> str:

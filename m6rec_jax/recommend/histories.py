@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,35 +60,61 @@ def held_out(dataset: Dataset, split: str) -> Histories:
     return _histories([(r, len(r.items) - r.targets) for r in _records(dataset, split)])
 
 
-def everything(dataset: Dataset) -> Histories:
-    """All events of every user who has any, in user order, whatever their split: what a list for tomorrow is made from.
+class Past:
+    """All events of every user who has any, whatever their split: what a list for tomorrow is made from.
 
-    No targets (-1). Reads events.parquet: a record of a split holds only what that split asks and its past. Raises
-    InputError when that file is unreadable.
+    `users [U]` are their rows, rising. Only these are held: events.parquet is read for those that are taken, and of its
+    row groups those where they may lie (it is sorted by user), so take neighbours together. A record of a split holds
+    only what that split asks and its past. Raises InputError when the file is unreadable.
     """
-    path = dataset.path / "events.parquet"
-    try:
-        events = pl.read_parquet(path, columns=["user", "item", "time", "kind", "text"])
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not readable ({reason}); prepare the dataset again") from None
-    owners, starts = np.unique(events["user"].to_numpy(), return_index=True)  # events lie by user, then time
-    items, cuts = events["item"].to_numpy().astype(np.int32), starts[1:]
-    asked = np.flatnonzero(items < 0)
-    tokens = dataset.tokenizer.encode_batch(events["text"].gather(asked).fill_null("").to_list())
-    queries: list[dict[int, np.ndarray]] = [{} for _ in owners]
-    for at, owner, ids in zip(asked, np.searchsorted(starts, asked, side="right") - 1, tokens, strict=True):
-        queries[owner][int(at - starts[owner])] = np.array(ids, np.int32)
-    split = lambda column, kind: np.split(column.astype(kind), cuts) if len(owners) else []  # noqa: E731
-    return Histories(
-        users=owners.astype(np.int64),
-        items=split(items, np.int32),
-        times=split(events["time"].to_numpy(), np.int64),
-        kinds=split(events["kind"].to_numpy(), np.uint8),
-        queries=list(queries),
-        targets=np.full(len(owners), -1, np.int64),
-        target_times=np.zeros(len(owners), np.int64),
-    )
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._path, self._tokenizer = dataset.path / "events.parquet", dataset.tokenizer
+        users = self._read(lambda rows: rows.select("user").unique().sort("user").collect(engine="streaming"))
+        self.users = users["user"].to_numpy().astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def all(self) -> Histories:
+        """Every user's."""
+        return self.take(range(len(self)))
+
+    def take(self, chosen: Sequence[int] | np.ndarray) -> Histories:
+        """The histories of the users at these places, in this order; no targets (-1)."""
+        places, back = np.unique(np.asarray(chosen, np.int64), return_inverse=True)
+        users = self.users[places]
+        wanted = pl.lit(False)
+        if len(users):
+            wanted = pl.col("user").is_between(int(users[0]), int(users[-1]))
+            if places[-1] - places[0] >= len(places):  # with others between them
+                wanted &= pl.col("user").is_in(users.tolist())
+        names = ["user", "item", "time", "kind", "text"]
+        events = self._read(lambda rows: rows.filter(wanted).select(names).collect())
+        starts = np.searchsorted(events["user"].to_numpy(), users)
+        items, cuts = events["item"].to_numpy().astype(np.int32), starts[1:]
+        asked = np.flatnonzero(items < 0)
+        tokens = self._tokenizer.encode_batch(events["text"].gather(asked).fill_null("").to_list())
+        queries: list[dict[int, np.ndarray]] = [{} for _ in users]
+        for at, owner, ids in zip(asked, np.searchsorted(starts, asked, side="right") - 1, tokens, strict=True):
+            queries[owner][int(at - starts[owner])] = np.array(ids, np.int32)
+        split = lambda column, kind: np.split(column.astype(kind), cuts) if len(users) else []  # noqa: E731
+        return Histories(
+            users=users,
+            items=split(items, np.int32),
+            times=split(events["time"].to_numpy(), np.int64),
+            kinds=split(events["kind"].to_numpy(), np.uint8),
+            queries=list(queries),
+            targets=np.full(len(users), -1, np.int64),
+            target_times=np.zeros(len(users), np.int64),
+        ).take(back)
+
+    def _read(self, read: Callable[[pl.LazyFrame], pl.DataFrame]) -> pl.DataFrame:
+        try:
+            return read(pl.scan_parquet(self._path, glob=False))
+        except (OSError, pl.exceptions.PolarsError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self._path}: not readable ({reason}); prepare the dataset again") from None
 
 
 def interactions(dataset: Dataset) -> sp.csr_matrix:

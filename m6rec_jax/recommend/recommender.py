@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.quantised import check_weights
 from m6rec_jax.progress import note
-from m6rec_jax.recommend.baselines import ItemKNN, Popularity
+from m6rec_jax.recommend.baselines import ItemKNN
 from m6rec_jax.recommend.coldstart import GATE, SOURCES, Way, way
 from m6rec_jax.recommend.explain import explained
 from m6rec_jax.recommend.filters import filter_mask
 from m6rec_jax.recommend.gate import Gate
 from m6rec_jax.recommend.histories import Histories
-from m6rec_jax.recommend.lists import MEMORY, MODEL, NONE, POPULARITY, Lists, appended, continued, of_memory
-from m6rec_jax.recommend.memory import Memory, Support
+from m6rec_jax.recommend.lists import MEMORY, Lists
+from m6rec_jax.recommend.memory import Memory
 from m6rec_jax.recommend.opening import (
     check_fits,
     domain_of,
@@ -35,8 +35,9 @@ from m6rec_jax.recommend.opening import (
     own_memory,
     tell_first,
 )
+from m6rec_jax.recommend.ranker import Ranker
 from m6rec_jax.recommend.request import Request, within_catalogue
-from m6rec_jax.recommend.reranking import Rules, kept, rules_of
+from m6rec_jax.recommend.reranking import rules_of
 from m6rec_jax.recommend.segments import Segments, open_segments
 
 
@@ -59,7 +60,7 @@ class Recommendation:
     steps: Sequence[Mapping[str, Any]] | None = None
 
 
-class Recommender:
+class Recommender(Ranker):
     """A run, ready to recommend: model, memory and its gate, popularity, and the catalogue they speak of.
 
     Parts that a run cannot offer (no checkpoint yet, a model that does not fit) are missing, and requests take
@@ -69,10 +70,8 @@ class Recommender:
     def __init__(self, items: pl.DataFrame, *, memory: Memory | None, engine: Engine | None = None, gate: Gate | None = None,
                  knn: ItemKNN | None = None, segments: Segments | None = None, repeat: bool = False, step: int = -1, name: str = "",
                  batch: int = 512, content: Callable[[], np.ndarray] | None = None) -> None:  # fmt: skip
-        self.items, self.memory, self.engine, self.gate, self.knn = items, memory, engine, gate, knn
-        self.repeat, self.step, self.name, self.batch = repeat, step, name, batch
-        self.segments = segments
-        self.popularity = Popularity.of(items) if segments is None else segments.popularity
+        super().__init__(items, memory=memory, engine=engine, gate=gate, knn=knn, segments=segments, repeat=repeat)
+        self.step, self.name, self.batch = step, name, batch
         self._content = content  # of the items [C, Dc], read when it is first needed
         self._told = False  # that there is no gate
         self.item_ids: list[str] = items["item_id"].to_list()
@@ -122,20 +121,10 @@ class Recommender:
         )  # fmt: skip
 
     @property
-    def catalogue(self) -> int:
-        return len(self.item_ids)
-
-    @property
     def model_version(self) -> str:
         if self.engine is None:
             return f"{self.name}@none"
         return f"{self.name}@{self.step}" + ("" if self.engine.weights == "full" else f"+{self.engine.weights}")
-
-    @property
-    def parts(self) -> set[str]:
-        """Which parts of `coldstart.PARTS` this recommender has."""
-        there = {"model": self.engine, "memory": self.memory, "item-knn": self.knn, "segment": self.segments, "popularity": self.popularity}  # fmt: skip
-        return {name for name, part in there.items() if part is not None}
 
     def rows_of(self, item_ids: Sequence[str]) -> tuple[np.ndarray, int]:
         """Catalogue rows int32 of the known ids, in order, and how many ids are not in the catalogue."""
@@ -161,14 +150,16 @@ class Recommender:
             made = given if made is None else made & given
         return made
 
-    def recommend(self, history: Sequence[str], k: int = 10, *, times: Sequence[int] | None = None, engine: str = "auto",
+    def recommend(self, history: Sequence[str], k: int = 10, *, user: Hashable | None = None,
+                  times: Sequence[int] | None = None, engine: str = "auto",
                   filter: str | None = None, candidates: Sequence[str] | None = None, per: str | None = None,
                   cap: int | None = None, diversity: float = 0.0, new_items: float = 0.0, explain: bool = False,
                   show_steps: bool = False) -> list[Recommendation]:  # fmt: skip
         """The k best items after `history` (item ids, oldest first), or as many as may be shown.
 
         Ids outside the catalogue are left out, with a warning that says how many; without a known one, or with an
-        empty history, the list is by popularity. `times`: seconds, one an item. `filter` and `candidates` (item ids) say
+        empty history, the list is by popularity. `user`: who is asking; what the model read of a user is kept, so that
+        the next request costs the new events alone. `times`: seconds, one an item. `filter` and `candidates` (item ids) say
         what may be shown, as `allowed` reads them; the other rules are those of `recommend_rows`. `explain` and
         `show_steps` bring what `explain.explained` tells of each item.
         """
@@ -183,7 +174,8 @@ class Recommender:
         allowed = self.allowed(filter, candidates)
         self.tell_short(allowed, k)
         lists = self.recommend_rows(
-            [rows], when, k, engine=engine, allowed=allowed, per=per, cap=cap, diversity=diversity, new_items=new_items,
+            [rows], when, k, users=None if user is None else [user], engine=engine, allowed=allowed, per=per, cap=cap,
+            diversity=diversity, new_items=new_items,
         )  # fmt: skip
         asked = self.request([rows], when, k, allowed=allowed)
         told = explained(self, asked, lists, explain, show_steps).to_dicts() if explain or show_steps else []
@@ -216,6 +208,7 @@ class Recommender:
         return self.recommend_rows(asked.items, asked.times, k, kinds=asked.kinds, queries=asked.queries, **options)
 
     def recommend_rows(self, histories: Sequence[np.ndarray], times: Sequence[np.ndarray] | None = None, k: int = 10, *,
+                       users: Sequence[Hashable | None] | None = None,
                        kinds: Sequence[np.ndarray] | None = None, queries: Sequence[Mapping[int, np.ndarray]] | None = None,
                        engine: str = "auto", memory: bool = True, allowed: np.ndarray | None = None, beams: int | None = None,
                        candidates: Sequence[np.ndarray] | None = None, per: str | None = None, cap: int | None = None,
@@ -224,6 +217,7 @@ class Recommender:
                        advance: Callable[[int], None] = lambda users: None) -> Lists:  # fmt: skip
         """Lists for many histories of catalogue rows (oldest first; -1 = an event without an item).
 
+        `users`: who is asking, None = nobody known, as `Engine.recommend` takes them: worth it for those who come again.
         `engine`: see `coldstart.way`. `memory=False` leaves the memory out of the model's lists. `allowed` bool `[C]`
         filters the catalogue further than to what is listed; `candidates`: distinct rows of each user, who gets no
         others. At most `cap` items of one value of the column `per`; `diversity` and `new_items`, shares in [0, 1], as
@@ -235,7 +229,7 @@ class Recommender:
             raise InputError(f"k={k}: must be at least 1")
         request = self.request(
             histories, times, k, kinds=kinds, queries=queries, memory=memory, allowed=allowed, beams=beams,
-            candidates=candidates, attributes=attributes,
+            candidates=candidates, attributes=attributes, users=users,
         )  # fmt: skip
         items, allowed = request.items, request.allowed
         rules = rules_of(self.items, allowed, self._content, per=per, cap=cap, diversity=diversity, new_items=new_items)
@@ -258,7 +252,7 @@ class Recommender:
             batch = self.batch if candidates is None or line.parts[0] == "model" else 1
             for start in range(0, len(order), batch):
                 part = np.array(order[start : start + batch])
-                made.put(part, self._lists(line, request.take(part), rules))
+                made.put(part, self.lists(line, request.take(part), rules))
                 advance(len(part))
         return made
 
@@ -266,14 +260,17 @@ class Recommender:
                 kinds: Sequence[np.ndarray] | None = None, queries: Sequence[Mapping[int, np.ndarray]] | None = None,
                 memory: bool = True, allowed: np.ndarray | None = None, beams: int | None = None,
                 candidates: Sequence[np.ndarray] | None = None,
-                attributes: Sequence[Sequence[str]] | None = None) -> Request:  # fmt: skip
+                attributes: Sequence[Sequence[str]] | None = None,
+                users: Sequence[Hashable | None] | None = None) -> Request:  # fmt: skip
         """What `recommend_rows` is asked for, with what is no longer listed out of `allowed`."""
+        if users is not None and len(users) != len(histories):
+            raise InputError(f"{len(histories)} histories, {len(users)} users: name one a history, None for a stranger")
         if (listed := self.popularity.listed) is not None:
             allowed = listed if allowed is None else allowed & listed
         items = [within_catalogue(h, self.catalogue) for h in histories]
         return Request(
             items=items, known=[h[h >= 0] for h in items], k=k, allowed=allowed, beams=beams, candidates=candidates,
-            times=times, kinds=kinds, queries=queries, memory=memory, attributes=attributes,
+            times=times, kinds=kinds, queries=queries, memory=memory, attributes=attributes, users=users,
         )  # fmt: skip
 
     def because(self, history: np.ndarray, row: int, most: int = 2) -> list[str]:
@@ -311,97 +308,3 @@ class Recommender:
             return "session" if sessions is not None and sessions[user] else "history"
         values = request.attributes[user] if request.attributes is not None else ()
         return "attributes" if self.segments is not None and self.segments.known(values) else "nothing"
-
-    # -- the parts ---------------------------------------------------------------------------------------------
-
-    def _lists(self, line: Way, part: Request, rules: Rules | None) -> Lists:
-        """The lists of some users."""
-        if rules is None:
-            return self._ranked(line, part)
-
-        def ask(users: np.ndarray, width: int, within: np.ndarray | None) -> Lists:
-            return self._ranked(line, replace(part.take(users), k=width), within)
-
-        had = [np.zeros(0, np.int32)] * len(part.known) if self.repeat else part.known
-        return kept(rules, ask, had, part.k)
-
-    def _ranked(self, line: Way, part: Request, within: np.ndarray | None = None) -> Lists:
-        """The best items of some users by their scores, part after part until the lists are full.
-
-        Of all that may be shown, or of those `within` bool `[C]`, in the same order.
-        """
-        seen, users = self.seen(part), len(part.known)
-        if part.candidates is not None and line.parts[0] != "model":
-            part = replace(part, allowed=part.own(self.catalogue), candidates=None)
-        inside = part.allowed if within is None else within if part.allowed is None else within & part.allowed
-        lists = Lists.empty(users, part.k)
-        for name in line.parts:
-            if name == "model" and self.engine is not None:
-                lists = self._by_model(self.engine, part, seen, inside, within)
-                if part.candidates is not None:
-                    break  # it scores them all
-            elif name == "memory" and self.memory is not None:
-                support = self.memory.support(part.known, exclude=seen, allowed=part.allowed)
-                support = support if within is None else support.within(within)
-                lists = of_memory(support.rows, support.mass, part.k)
-            elif (lists.rows < 0).any():
-                rows, share = lists.rows, None
-                if name == "item-knn" and self.knn is not None:
-                    rows = appended(rows, self.knn.rank(part.known, part.k, self.repeat), inside)
-                elif name == "segment" and self.segments is not None:
-                    about = part.attributes or [()] * users
-                    rows, share = self.segments.fill(rows, part.known, about, self.repeat, inside)
-                else:
-                    rows = self.popularity.fill(rows, part.known, self.repeat, inside)
-                share = self.popularity.share[np.maximum(rows, 0)] if share is None else share
-                lists = continued(lists, rows, MEMORY if name == "item-knn" else POPULARITY, share)
-        return replace(lists, routes=np.full(users, line.route, object))
-
-    def _by_model(self, engine: Engine, part: Request, seen: list[np.ndarray] | None, inside: np.ndarray | None,
-                  within: np.ndarray | None) -> Lists:  # fmt: skip
-        support, gate = (
-            self.gated_support(part.known, seen, part.allowed, part.candidates) if part.memory else (None, None)
-        )
-        heat = self.heat(gate)
-        whole = np.zeros(len(part.known))
-        if support is not None and within is not None:
-            # The engine renormalises the memory over what it may list; for the scores of a longer list the gate takes
-            # the mass that stays: (1-g) p + g m = w ((1-g') p + g' m / s) with s = sum m, w = 1-g + g s, g' = g s / w.
-            support = support.within(within)
-            stays = support.mass.sum(1, dtype=np.float64)
-            left = 1 - gate + gate * stays
-            gate, whole = (gate * stays / left).astype(np.float32), np.log(left)
-        options: dict[str, Any] = {
-            "times": part.times, "kinds": part.kinds, "queries": part.queries, "gate": gate, "temperature": heat,
-            "memory": None if support is None else (support.rows, support.mass),
-        }  # fmt: skip
-        if part.candidates is None:
-            found = engine.recommend(part.items, k=part.k, beams=part.beams, exclude=seen, allowed=inside, **options)
-        else:
-            found = engine.rank(part.items, part.left(seen, inside), **options).cut(part.k)
-        carried = np.full(found.rows.shape, MODEL, np.uint8)
-        if gate is not None:
-            with np.errstate(divide="ignore"):
-                by_memory = np.log(gate)[:, None] + found.memory_logp
-                by_model = np.log1p(-gate)[:, None] + found.model_logp
-            carried[by_memory > by_model] = MEMORY
-        sources = np.where(found.rows >= 0, carried, NONE).astype(np.uint8)
-        scores = found.scores if within is None else (found.scores + whole[:, None]).astype(np.float32)
-        return Lists(found.rows, scores, sources, np.full(len(found.rows), "", object), found.exact)
-
-    def seen(self, part: Request) -> list[np.ndarray] | None:
-        """What each user had and shall not get again."""
-        return None if self.repeat else part.known
-
-    def heat(self, gate: np.ndarray | None) -> float | np.ndarray:
-        """What the model's logits are divided by, beside a memory of shares `gate [U]`."""
-        return 1.0 if gate is None or self.gate is None else self.gate.heat(gate)
-
-    def gated_support(self, known: Sequence[np.ndarray], exclude: Sequence[np.ndarray] | None,
-                      allowed: np.ndarray | None = None, candidates: Sequence[np.ndarray] | None = None
-                      ) -> tuple[Support | None, np.ndarray | None]:  # fmt: skip
-        """The memory's support for histories and the share g `[U]` it is given; (None, None) without a gate."""
-        if self.memory is None or self.gate is None:
-            return None, None
-        support = self.memory.support(known, exclude=exclude, allowed=allowed, candidates=candidates)
-        return support, self.gate(np.array([len(h) for h in known]), support.total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,10 +23,11 @@ class Request:
     queries: Sequence[Mapping[int, np.ndarray]] | None
     memory: bool
     attributes: Sequence[Sequence[str]] | None
+    users: Sequence[Hashable | None] | None
 
     def take(self, users: np.ndarray) -> Request:
         pick = lambda part: None if part is None else [part[u] for u in users]  # noqa: E731
-        return replace(self, **{name: pick(getattr(self, name)) for name in ("items", "known", "candidates", "times", "kinds", "queries", "attributes")})  # fmt: skip
+        return replace(self, **{name: pick(getattr(self, name)) for name in ("items", "known", "candidates", "times", "kinds", "queries", "attributes", "users")})  # fmt: skip
 
     def without(self, users: np.ndarray, events: np.ndarray) -> Request:
         """These users, each without the event at one place of the history; a user may come often."""

@@ -51,9 +51,9 @@ class Users:
         schema = self._read(rows.collect_schema)
         if "user_id" not in schema:
             raise InputError(f"{origin}: no column user_id (there are {', '.join(schema)}); name the users' column user_id, or give {KINDS_OF_FILE}")  # fmt: skip
-        _check_type(origin, "user_id", schema["user_id"], _is_id, "ids are texts or whole numbers")
+        check_type(origin, "user_id", schema["user_id"], _is_id, "ids are texts or whole numbers")
         if "history" in schema:
-            _check_type(origin, "history", schema["history"], _is_history, "a history is a list of item ids, or text with spaces between them")  # fmt: skip
+            check_type(origin, "history", schema["history"], _is_history, "a history is a list of item ids, or text with spaces between them")  # fmt: skip
         ids = self._ids(self._read(lambda: rows.select("user_id").collect())["user_id"])
         if not len(ids):
             raise InputError(f"{origin}: names no user; write one user id a line, or say `all`")
@@ -104,7 +104,8 @@ class Users:
             raise InputError(f"{self._origin}: not readable as parquet ({reason}); name {KINDS_OF_FILE}") from None
 
 
-def _check_type(origin: str, name: str, kind: pl.DataType, fits: Callable[[pl.DataType], bool], says: str) -> None:
+def check_type(origin: str, name: str, kind: pl.DataType, fits: Callable[[pl.DataType], bool], says: str) -> None:
+    """Raise InputError that names the column and its type unless that is one of those which `says` names."""
     if not fits(kind):
         raise InputError(f"{origin}: column {name} is of type {kind}; {says}, so write it as these")
 

@@ -185,7 +185,7 @@ def test_killed_at_any_moment_and_rerun_gives_the_same_bytes(tmp_path, kind):
         assert len(made) == max(0, 2 - (moment - 1) // 2 if moment else 2)  # what was entered was not made again
         assert bytes_of(Path(out)) == bytes_of(undisturbed), moment
         assert len(list(top.iterdir())) == (2 if kind == "file" else 1)
-    assert moment == {"file": 11, "folder": 8}[kind]
+    assert moment == {"file": 14, "folder": 11}[kind]
 
 
 def test_two_shards_one_of_them_killed_at_any_moment(tmp_path, kind):
@@ -246,6 +246,73 @@ def test_shards_write_only_their_parts_and_another_number_of_them_goes_on(tmp_pa
     assert len(made) == 6
     generate(recommend, USERS, place(tmp_path, "alone", kind), job=JOB, chunk=10)
     assert bytes_of(Path(out)) == bytes_of(Path(place(tmp_path, "alone", kind)))
+
+
+def test_processes_of_another_count_wait_for_the_end_of_these(tmp_path, kind):
+    out = place(tmp_path, "recs", kind)
+
+    def other(users):
+        with pytest.raises(
+            InputError, match=r"recs.*: shared by 2 processes, which are at work, and this is one of 1;"
+        ):
+            generate(forbidden, USERS, out, job=JOB, chunk=20)
+        return recommend(users)
+
+    assert generate(other, USERS, out, job=JOB, chunk=20, shard=1, shards=2) == 60
+    assert generate(recommend, USERS, out, job=JOB, chunk=20) == LINES
+
+
+def test_what_others_finished_meanwhile_stays_finished(tmp_path, kind, monkeypatch):
+    """Where there are no locks one process alone and two that share may begin together."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("m6rec_jax.decoding.parts.fcntl.flock", no_locks)
+    out = place(tmp_path, "recs", kind)
+    folder = tmp_path / ("recs" if kind == "folder" else "recs.parquet.parts")
+    finished = []
+
+    def slow(users):
+        if not finished:
+            for shard in range(2):
+                generate(recommend, USERS, out, job=JOB, chunk=20, shard=shard, shards=2)
+            finished.append(bytes_of(Path(out)))
+        assert manifest_of(folder)["finished"] and main(["verify", str(folder)]) == SUCCESS
+        return recommend(users)
+
+    assert generate(slow, USERS, out, job=JOB, chunk=20) == LINES
+    assert bytes_of(Path(out)) == finished[0]
+
+
+def test_what_was_settled_first_counts_for_all_processes(tmp_path, kind, monkeypatch):
+    out, used, first = place(tmp_path, "recs", kind), [], {"gate": {"bias": 0.1 + 0.2}}
+
+    def settle(kept, own=None):
+        used.append(kept)
+        return own or first
+
+    generate(recommend, USERS, out, job=JOB, settle=settle, chunk=10, shard=1, shards=2)
+    generate(recommend, USERS, out, job=JOB, settle=lambda kept: used.append(kept) or kept, chunk=10, shard=0, shards=2)
+    assert used == [None, first]
+    folder = tmp_path / ("recs" if kind == "folder" else "recs.parquet.parts")
+    assert manifest_of(folder)["settled"] == first
+    victim = Path(out) if kind == "file" else folder / "part-000001.parquet"
+    victim.unlink()
+    generate(recommend, USERS, out, job=JOB, settle=lambda kept: used.append(kept) or kept, chunk=10)
+    assert used[2:] == [first]  # and for whoever makes it again
+    # Without locks two may settle at once: their parts are not mixed.
+    monkeypatch.setattr("m6rec_jax.decoding.parts.Parts._read", lambda *_: None)
+    two = place(tmp_path, "two", kind)
+    for shard, bias in ((0, 1.0), (1, 2.0)):
+        if shard:
+            monkeypatch.setattr("m6rec_jax.decoding.parts.Parts._others", lambda *_: [])
+        generate(recommend, USERS, two, job=JOB, settle=lambda kept, bias=bias: {"gate": bias}, chunk=10, shard=shard, shards=2)  # fmt: skip
+    monkeypatch.undo()
+    part = next(tmp_path.glob("two*")) / "manifest-0-of-2.json"
+    with pytest.raises(InputError, match=r"do not agree \(manifest-1-of-2.json: gate differ\)"):
+        generate(recommend, USERS, two, job=JOB, settle=lambda kept: kept, chunk=10, shard=0, shards=2)
+    assert part.is_file()
 
 
 def test_the_same_work_twice_at_once_is_refused(tmp_path, kind):

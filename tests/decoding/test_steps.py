@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.decoding.worlds import CATALOGUE
+from m6rec_jax.decoding import programs
+from tests.decoding.worlds import CATALOGUE, world
 
 ALLOWED = np.arange(CATALOGUE) % 4 != 1
 HEAT = np.linspace(0.7, 1.6, 8).astype(np.float32)
@@ -83,6 +84,57 @@ def test_log_probabilities_of_given_rows_are_those_of_a_full_forward(any_world):
     found = engine.logp(histories, rows, temperature=HEAT)
     for history, some, heat, logp in zip(histories, rows, HEAT, found, strict=True):
         assert logp == pytest.approx(any_world.logp(history, float(heat))[some], abs=1e-4)
+
+
+def test_very_many_rows_are_read_in_lots_and_the_answer_stays(any_world, monkeypatch):
+    engine, histories = any_world.engine, any_world.histories[:3]
+    rng, heat = np.random.default_rng(5), HEAT[:3]
+    rows = [rng.permutation(CATALOGUE)[:n] for n in (60, 3, 0)]
+    table = np.full((3, 60), -1)
+    for one, some in zip(table, rows, strict=True):
+        one[: len(some)] = some
+    memory, gate = (np.tile([2, 50], (3, 1)), np.full((3, 2), 0.5)), np.full(3, 0.3, np.float32)
+
+    def ask():
+        return (
+            engine.rank(histories, rows, temperature=heat, memory=memory, gate=gate),
+            engine.steps(histories, table, temperature=heat, exclude=histories, others=OTHERS),
+            engine.steps(histories, table, temperature=heat, candidates=rows, others=OTHERS),
+        )
+
+    whole, lots = ask(), []
+    for name in ("rank", "walk"):
+        program = getattr(programs, name)
+        monkeypatch.setattr(programs, name, lambda *args, p=program, at=1 if name == "rank" else 2: lots.append(args[at]) or p(*args))  # fmt: skip
+    monkeypatch.setattr("m6rec_jax.decoding.given.BATCH_TOKENS", 9)  # four rows of three levels
+    monkeypatch.setattr("m6rec_jax.decoding.given.BATCH_CHILDREN", 16 * CATALOGUE if engine.codes.shape[1] == 1 else 1 << 20)  # fmt: skip
+    for name, one, other in zip(("rank", "exclude", "candidates"), whole, ask(), strict=True):
+        for part in one.__dataclass_fields__:
+            a, b = getattr(one, part), getattr(other, part)
+            same = np.array_equal(a, b) if a.dtype.kind in "iub" else a == pytest.approx(b, abs=1e-4, rel=1e-5)
+            assert same, (name, part)
+    if engine.codes.shape[1] == 1:  # where one row of logits serves all, they are read at once; steps are not
+        assert lots[:2] == [16, 64] and set(lots[2:]) == {16}
+    else:
+        assert set(lots) == {4}
+
+
+def test_memory_does_not_grow_with_the_rows_asked_for(monkeypatch):
+    """Temporary bytes of the compiled programs, for 64 rows and for 16 times as many."""
+    w = world(3, layers=1)
+    engine, history = w.engine, [w.histories[5]]
+    monkeypatch.setattr("m6rec_jax.decoding.given.BATCH_TOKENS", 32)
+    for name, ask in (("rank", lambda rows: engine.logp(history, [rows])), ("walk", lambda rows: engine.steps(history, rows[None]))):  # fmt: skip
+        program, calls = getattr(programs, name), []
+        monkeypatch.setattr(programs, name, lambda *args, p=program, calls=calls: calls.append(args) or p(*args))
+        for count in (64, 1024):
+            ask(np.arange(count) % CATALOGUE)
+        few, many = (program.lower(*args).compile().memory_analysis().temp_size_in_bytes for args in calls)
+        static = 1 if name == "rank" else 2
+        lots = [args[static] for args in calls]
+        assert lots == [16, 16] and many < 1.5 * few, (name, few, many)
+        whole = (*calls[1][:static], 1024, *calls[1][static + 1 :])
+        assert program.lower(*whole).compile().memory_analysis().temp_size_in_bytes > 6 * many
 
 
 def test_rows_that_are_none_are_refused(any_world):

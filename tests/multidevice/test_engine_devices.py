@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import numpy as np
 import pytest
@@ -58,13 +60,52 @@ def test_four_devices_answer_as_one(levels):
 def test_each_device_has_its_own_users_and_none_waits_for_another(monkeypatch):
     w = world(3)
     engine, calls = over(w, 4), []
-    program = programs.recommend_spread
-    monkeypatch.setattr(programs, "recommend_spread", lambda *given: calls.append(given) or program(*given))
-    found = engine.recommend([w.histories[3]] * 8, k=4, beams=8)
-    assert len(calls) == 1 and {shard.data.shape for shard in calls[0][-1].tokens.addressable_shards} == {(2, 64)}
-    compiled = program.lower(*calls[0]).compile().as_text()
-    assert not [name for name in COLLECTIVES if name in compiled]
+    program = programs.spread
+    monkeypatch.setattr(programs, "spread", lambda *given: calls.append(given) or program(*given))
+    histories, rows = [w.histories[3]] * 8, np.arange(8)
+    found = engine.recommend(histories, k=4, beams=8)
+    engine.rank(histories, rows[:, None])
+    engine.steps(histories, rows[:, None])
+    engine.score(histories, rows, temperatures=[1.0, 2.0])
+    engine.states(histories)
+    engine.item_vectors(rows)
+    asked = ["recommend", "rank", "walk", "score", "states", "item_vectors"]
+    assert [given[0] for given in calls] == [getattr(programs, name) for name in asked]
+    for name, given in zip(asked, calls, strict=True):
+        rows_of_each = {shard.data.shape[0] for x in jax.tree.leaves(given[-1]) for shard in x.addressable_shards}
+        assert rows_of_each == {64 if name == "item_vectors" else 2}
+        compiled = program.lower(*given).compile().as_text()
+        assert not [one for one in COLLECTIVES if one in compiled], name
     assert (found.rows >= 0).all()
+
+
+def test_callers_of_many_threads_do_not_wait_for_each_other():
+    """Programs that exchanged arrays would, when devices are given two of them in different order."""
+    w = world(3)
+    engine, histories = over(w, 4), w.histories[1:5]
+    ask = (
+        lambda: engine.score(histories, np.arange(4)), lambda: engine.states(histories),
+        lambda: engine.rank(histories, np.arange(8).reshape(4, 2)).scores, lambda: engine.recommend(histories, k=4, beams=8).scores,
+    )  # fmt: skip
+    expected = [one() for one in ask]
+    with ThreadPoolExecutor(8) as pool:
+        found = [pool.submit(ask[n % 4]) for n in range(80)]
+        for n, one in enumerate(found):
+            assert np.array_equal(one.result(60), expected[n % 4])
+
+
+def test_known_users_find_their_programs_compiled():
+    w = world(3)
+    engine, settings = over(w, 4, cache_tokens=1024), {"k": 6, "beams": 8}
+    of_known = (programs.recommend_and_keep, programs.recommend_from)
+    sizes = lambda: [program._cache_size() for program in of_known]  # noqa: E731
+    before = sizes()
+    assert engine.compile(**settings, batches=(1,), lengths=(40,), users=True) == [(1, 64), (4, 64)]
+    made, history = sizes(), w.histories[5]
+    assert [now - then for now, then in zip(made, before, strict=True)] == [1, 1]
+    for longer in (history, np.append(history, 7), history):  # read, read on, read anew
+        engine.recommend([longer], users=["ann"], **settings)
+    assert sizes() == made
 
 
 def test_known_users_and_a_new_checkpoint_work_on_several_devices():

@@ -5,19 +5,27 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+import m6rec_jax
+from m6rec_jax.artifacts.manifest import MANIFEST
 from m6rec_jax.cli import SUCCESS, WRONG_INPUT, main
 from m6rec_jax.data.prepare import prepare
+from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
+from m6rec_jax.recommend import gating
+from m6rec_jax.recommend.candidates import candidate_table, read_candidates
+from m6rec_jax.recommend.code import code_of_lists
 from m6rec_jax.recommend.generate import generate
 from m6rec_jax.recommend.visitors import Users, read_users
 from tests.decoding.test_batch_generation import bytes_of, place
@@ -128,6 +136,83 @@ def test_a_full_disk_is_one_line_of_exit_2_and_the_rest_is_made_later(command, u
     assert bytes_of(out) == undisturbed("memory", "file")
 
 
+# -- what a job is ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_another_digest(tiny_dataset, tmp_path_factory):
+    """The tiny dataset under another digest: a run keeps no gate for it."""
+    made = shutil.copytree(tiny_dataset, tmp_path_factory.mktemp("other") / "other")
+    manifest = json.loads((made / MANIFEST).read_text())
+    manifest["files"]["index.npz"]["xxh3"] = "0" * 32
+    (made / MANIFEST).write_text(json.dumps(manifest))
+    return made
+
+
+def job_of(folder: Path) -> dict:
+    return json.loads((folder / MANIFEST).read_text())["job"]
+
+
+def test_every_part_has_the_gate_that_was_fitted_first(tiny_run, of_another_digest, tmp_path, monkeypatch):
+    """A machine whose gate comes out far otherwise shares the job all the same, and goes on with it."""
+    fits, fitted = [], gating._fitted
+
+    def elsewhere(*given, **options):
+        fits.append(fitted(*given, **options))
+        return replace(fits[-1], bias=fits[-1].bias + 2.0 * (len(fits) - 1))
+
+    ask = lambda out, **more: generate(tiny_run, of_another_digest, k=5, out=tmp_path / out, chunk=20, **more)  # noqa: E731
+    ask("alone.parquet")
+    monkeypatch.setattr(gating, "_fitted", elsewhere)
+    for shard in (1, 0):
+        ask("shared.parquet", shard=shard, shards=2)
+    assert len(fits) == 1
+    alone, shared = (tmp_path / f"{name}.parquet" for name in ("alone", "shared"))
+    assert alone.read_bytes() == shared.read_bytes()
+    assert ask("shared.parquet") == ask("alone.parquet") and len(fits) == 1  # finished before
+    ask("third.parquet")  # another job may have another gate
+    ask("fourth.parquet")
+    assert len(fits) == 3 and (tmp_path / "fourth.parquet").read_bytes() != alone.read_bytes()
+
+
+def test_a_job_is_its_inputs_and_its_code(tiny_run, tiny, tmp_path, monkeypatch):
+    out = f"{tmp_path}/lists/"
+    ask = lambda **more: generate(tiny_run, tiny, limit=30, k=5, out=out, chunk=20, **more)  # noqa: E731
+    ask(shard=0, shards=2)
+    [own] = (tmp_path / "lists").glob("manifest-0-of-2.json")
+    job = json.loads(own.read_text())["job"]
+    assert set(job) == {"chunk", "k", "engine", "users", "dataset", "model", "params", "parts", "code"}
+    assert job["code"] == code_of_lists() and {"model", "memory"} <= set(job["parts"])
+    monkeypatch.setattr("m6rec_jax.recommend.generate.code_of_lists", lambda: "0.1.0+later")
+    with pytest.raises(InputError, match=rf"parts of another job .code was {re.escape(job['code'])}, is 0.1.0.later.;"):
+        ask(shard=1, shards=2)
+    monkeypatch.undo()
+    assert ask(shard=1, shards=2) == 150 and job_of(tmp_path / "lists") == job
+    monkeypatch.setattr("m6rec_jax.recommend.recommender.Recommender.parts", {"model", "popularity"})
+    with pytest.raises(InputError, match="parts was .*, is "):
+        ask()
+
+
+def test_a_batch_keeps_no_prefixes(tiny_run, tiny, tmp_path, monkeypatch):
+    """Each user comes once: what was kept would be given up before it could be used."""
+    asked, recommend = [], Engine.recommend
+    monkeypatch.setattr(Engine, "recommend", lambda self, *given, users=None, **more: asked.append(users) or recommend(self, *given, users=users, **more))  # fmt: skip
+    generate(tiny_run, tiny, k=5, out=tmp_path / "r.parquet", limit=9)
+    assert asked and set(asked) == {None}
+
+
+def test_code_is_told_by_what_makes_lists(tmp_path, monkeypatch):
+    here = code_of_lists()
+    copy = shutil.copytree(Path(m6rec_jax.__file__).parent, tmp_path / "m6rec_jax", ignore=shutil.ignore_patterns("*.pyc"))  # fmt: skip
+    monkeypatch.setattr(m6rec_jax, "__file__", str(copy / "__init__.py"))
+    again = code_of_lists.__wrapped__
+    assert again() == here and here.startswith(m6rec_jax.__version__)
+    for path, same in (("cli/verify.py", True), ("training/fit.py", True), ("decoding/beam.py", False)):
+        with open(copy / path, "a") as file:
+            file.write("# a word\n")
+        assert (again() == here) is same, path
+
+
 # -- bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +234,26 @@ def test_a_parquet_file_of_users_with_wrong_columns_is_one_line(tmp_path, table,
     pl.DataFrame(table).write_parquet(file)
     with pytest.raises(InputError, match=f"--users {re.escape(str(file))}: {says}"):
         read_users(file)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"item_id": [["a"], ["b"]]}, r"column item_id is of type List\(String\); ids are texts or numbers, one a row"),
+        ({"item_id": [True]}, "column item_id is of type Boolean; ids are"),
+        ({"item_id": [b"a"]}, "column item_id is of type Binary; ids are"),
+        ({"item_id": ["a"], "user_id": [["u1"]]}, r"column user_id is of type List\(String\); ids are"),
+        ({"item": ["a"]}, "no column item_id .there are item"),
+    ],
+)
+def test_a_parquet_file_of_candidates_with_wrong_columns_is_one_line(tmp_path, table, says):
+    file = tmp_path / "c.parquet"
+    pl.DataFrame(table).write_parquet(file)
+    with pytest.raises(InputError, match=f"--candidates {re.escape(str(file))}: {says}"):
+        read_candidates(file)
+    same = pl.Series(["7", "8"])
+    for ids in (pl.Series([7, 8]), pl.Series([7.0, 8.0]), same.cast(pl.Categorical)):
+        assert candidate_table(pl.DataFrame({"item_id": ids}))["item_id"].to_list() == same.to_list()
 
 
 def test_a_parquet_file_that_breaks_off_is_one_line(tmp_path):

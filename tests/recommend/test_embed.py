@@ -11,7 +11,7 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
 from m6rec_jax.recommend import embed as module
 from m6rec_jax.recommend.embed import embed
-from m6rec_jax.recommend.histories import everything
+from m6rec_jax.recommend.histories import Past
 from m6rec_jax.recommend.recommender import Recommender
 
 
@@ -25,7 +25,7 @@ def test_user_times_item_is_the_logit(tiny_run, tiny, tmp_path, monkeypatch):
     """Differences of log-probabilities are differences of logits, whatever normalises them."""
     monkeypatch.setattr(module, "BLOCK", 16)  # several blocks, the last one shorter
     assert embed(tiny_run, "items", tmp_path / "items.parquet", tiny) == tiny.catalogue
-    known = everything(tiny)
+    known = Past(tiny).all()
     assert embed(tiny_run, "users", tmp_path / "users.parquet", tiny) == len(known)
     ids, items = vectors(tmp_path / "items.parquet", "item_id")
     users, states = vectors(tmp_path / "users.parquet", "user_id")

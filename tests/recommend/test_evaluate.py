@@ -23,7 +23,7 @@ from m6rec_jax.recommend.facts import facts_of, target_values
 from m6rec_jax.recommend.gate import load_gate
 from m6rec_jax.recommend.gating import fit_gate
 from m6rec_jax.recommend.generate import generate
-from m6rec_jax.recommend.histories import everything, held_out, interactions
+from m6rec_jax.recommend.histories import Past, held_out, interactions
 from m6rec_jax.recommend.recommender import Recommender
 from m6rec_jax.recommend.report import write_report
 from tests.fixtures import tiny_card, tiny_tables
@@ -283,7 +283,7 @@ def test_generate_writes_lists_for_known_and_unknown_users(tiny_run, tiny, tiny_
     out = tmp_path / "recs.parquet"
     generate(tiny_run, tiny_dataset, out=out)
     table = pl.read_parquet(out)
-    whole = everything(tiny)
+    whole = Past(tiny).all()
     ids = tiny.users["user_id"].gather(whole.users).to_list()
     assert table["user_id"].unique(maintain_order=True).to_list() == ids and table.height == 10 * len(ids)
     for user, history in zip(ids, whole.items, strict=True):

@@ -13,7 +13,7 @@ from m6rec_jax.recommend.attribution import EVENTS, leave_out
 from m6rec_jax.recommend.explain import MOST, explained
 from m6rec_jax.recommend.gate import Gate
 from m6rec_jax.recommend.generate import generate
-from m6rec_jax.recommend.histories import everything
+from m6rec_jax.recommend.histories import Past
 from m6rec_jax.recommend.memory import Memory
 from m6rec_jax.recommend.recommender import Recommender
 
@@ -28,7 +28,7 @@ def world(request):
     data, run = open_dataset(request.getfixturevalue(names[0])), request.getfixturevalue(names[1])
     recommender = Recommender.load(run, dataset=data)
     recommender.gate = GATE
-    histories = everything(data)
+    histories = Past(data).all()
     return data, run, recommender, histories.take([u for u, known in enumerate(histories.known) if len(known)][:12])
 
 

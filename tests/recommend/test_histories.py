@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import polars as pl
 import pytest
@@ -5,7 +10,7 @@ import pytest
 from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.records import HISTORY
-from m6rec_jax.recommend.histories import everything, held_out, interactions
+from m6rec_jax.recommend.histories import Past, held_out, interactions
 from tests.fixtures import tiny_card, tiny_tables
 
 
@@ -38,7 +43,7 @@ def test_interactions_are_training_events_only(dataset):
 
 
 def test_everything_holds_each_user_once_with_all_events(dataset):
-    whole, last = everything(dataset), held_out(dataset, "test")
+    whole, last = Past(dataset).all(), held_out(dataset, "test")
     assert np.array_equal(whole.users, np.unique(whole.users))
     at = {u: i for i, u in enumerate(whole.users)}
     for i, user in enumerate(last.users):
@@ -46,6 +51,50 @@ def test_everything_holds_each_user_once_with_all_events(dataset):
         assert items[len(last.items[i])] == last.targets[i]
     back = whole.take([2, 0])
     assert back.users.tolist() == [whole.users[2], whole.users[0]] and np.array_equal(back.items[1], whole.items[0])
+
+
+def test_some_are_taken_as_they_are_among_all(dataset):
+    """In any order, some of them often, without a break between them or with one; and nobody."""
+    past = Past(dataset)
+    whole, last = past.all(), len(past) - 1
+    for chosen in ([3, 4, 5], [last, 0, 7, 7, 3], [last], range(2, len(past), 3), []):
+        some, same = past.take(chosen), whole.take(chosen)
+        assert np.array_equal(some.users, same.users) and len(some) == len(chosen)
+        for name in ("items", "times", "kinds"):
+            for one, other in zip(getattr(some, name), getattr(same, name), strict=True):
+                assert np.array_equal(one, other) and one.dtype == other.dtype
+        for one, other in zip(some.queries, same.queries, strict=True):
+            assert {p: q.tolist() for p, q in one.items()} == {p: q.tolist() for p, q in other.items()}
+
+
+READ = """
+    import resource, sys
+    from pathlib import Path
+    from types import SimpleNamespace
+    import numpy as np
+    from m6rec_jax.recommend.histories import Past
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    past = Past(SimpleNamespace(path=Path(sys.argv[1]), tokenizer=SimpleNamespace(encode_batch=lambda texts: [])))
+    before = peak()
+    events = sum(len(one) for at in range(0, len(past), 4096) for one in past.take(range(at, min(at + 4096, len(past)))).items)
+    print(events, peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_events(tmp_path):
+    """Five million events of 100,000 users: 65 MB as arrays alone, some 110 MB with those of each user."""
+    users, each = 100_000, 50
+    n = users * each
+    frame = pl.DataFrame({"user": np.repeat(np.arange(users, dtype=np.int32), each), "item": np.arange(n, dtype=np.int32) % 999,
+                          "time": np.arange(n), "kind": np.zeros(n, np.uint8)}).with_columns(text=pl.lit(None, pl.String))  # fmt: skip
+    frame.write_parquet(tmp_path / "events.parquet")
+    env = os.environ | {"MALLOC_ARENA_MAX": "1", "POLARS_MAX_THREADS": "2"}
+    argv = [sys.executable, "-c", textwrap.dedent(READ), str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    events, grown = map(float, done.stdout.split())
+    assert events == n and grown < 60, grown
 
 
 @pytest.mark.parametrize("rule", ["leave-one-out", "global-time"])
@@ -60,7 +109,7 @@ def test_everything_is_what_the_source_says_whatever_the_split(rule, tmp_path):
     events = pl.concat([tables["events"].select("u", "i", "t", "k", "q"),
                         pl.DataFrame(more, schema=["u", "i", "t", "k", "q"], orient="row")])  # fmt: skip
     data = prepare(tiny_card(tables | {"events": events}, split=rule), tmp_path / "data", vocab_size=640)
-    whole = everything(data)
+    whole = Past(data).all()
     ids = data.users["user_id"].gather(whole.users).to_list()
     assert sorted(ids) == sorted(events["u"].unique().to_list())
     assert (whole.targets == -1).all()

@@ -10,6 +10,7 @@ from flax import nnx
 
 from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.prepare import prepare
+from m6rec_jax.decoding import programs
 from m6rec_jax.errors import InputError
 from m6rec_jax.recommend.baselines import CountingFloor, ItemKNN, Popularity
 from m6rec_jax.recommend.coldstart import SOURCES
@@ -17,8 +18,9 @@ from m6rec_jax.recommend.evaluate import evaluate
 from m6rec_jax.recommend.gate import Gate
 from m6rec_jax.recommend.gating import with_gate
 from m6rec_jax.recommend.histories import held_out, interactions
+from m6rec_jax.recommend.lists import MEMORY, MODEL, POPULARITY
 from m6rec_jax.recommend.memory import FLOOR, Memory
-from m6rec_jax.recommend.recommender import MEMORY, MODEL, POPULARITY, Recommender
+from m6rec_jax.recommend.recommender import Recommender
 from tests.fixtures import tiny_card, tiny_tables
 
 
@@ -87,6 +89,26 @@ def test_lists_are_the_mixture_of_model_and_memory(world):
         assert np.exp(lists.scores[u]) == pytest.approx(best, rel=1e-3)
         assert mixed[lists.rows[u]] == pytest.approx(best, rel=1e-3)
         assert np.array_equal(lists.sources[u] == MEMORY, by_memory[lists.rows[u]])
+
+
+def test_what_was_read_of_a_known_user_is_kept_and_the_list_is_the_same(world, monkeypatch):
+    data, _, recommender = world
+    ran = []
+    for name in ("recommend", "recommend_and_keep", "recommend_from"):
+        program = getattr(programs, name)
+        monkeypatch.setattr(programs, name, lambda *args, name=name, p=program: ran.append(name) or p(*args))
+    recommender.engine.cache.clear()
+    history = data.item_ids[3:7]
+    for asked, way in ((history, "recommend_and_keep"), ([*history, data.item_ids[20]], "recommend_from")):
+        known, stranger = recommender.recommend(asked, 5, user="ann"), recommender.recommend(asked, 5)
+        assert ran == [way, "recommend"] and recommender.engine.cache.users == ["ann"]
+        assert [r.item_id for r in known] == [r.item_id for r in stranger]
+        assert [r.score for r in known] == pytest.approx([r.score for r in stranger], rel=1e-4)
+        ran.clear()
+    recommender.recommend_rows([np.zeros(0, int), np.array([1, 2])], k=5, users=["eve", "bob"])
+    assert recommender.engine.cache.users == ["ann", "bob"]  # each way takes its own users along
+    with pytest.raises(InputError, match="1 histories, 2 users"):
+        recommender.recommend_rows([np.array([1])], users=["bob", "eve"])
 
 
 def test_unknown_items_are_left_out_with_a_warning(world):
