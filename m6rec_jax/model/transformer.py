@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import sharding
-from m6rec_jax.model.attention import NEVER, attend, attend_prefix
+from m6rec_jax.model.attention import NEVER
 from m6rec_jax.model.items import Catalogues, Embeddings
+from m6rec_jax.model.kernels import attend, attend_prefix
 from m6rec_jax.model.layers import dropout, rms_norm, rope, rope_angles, scale, weight
 from m6rec_jax.vocab import Vocab
 
@@ -134,7 +135,7 @@ class Transformer(nnx.Module):
             w, keys = inputs
             w = self._ready(w)
             q, k, v = _project(x, w, angles, config)
-            return _close(x, attend(q, k, v, view.k_start, view.k_end), w, config, keys), None
+            return _close(x, attend(q, k, v, view.k_start, view.k_end, config.attention), w, config, keys), None
 
         x, _ = jax.lax.scan(_remat(layer, config.remat), x, (self.block.stacked(), layer_keys))
         return rms_norm(x, self.final_norm[...], config.norm_eps)
@@ -158,7 +159,7 @@ class Transformer(nnx.Module):
         def layer(x, number):
             w = of(number)
             q, k, v = _project(x, w, angles, config)
-            return _close(x, attend(q, k, v, view.k_start, view.k_end), w, config, None), (k, v)
+            return _close(x, attend(q, k, v, view.k_start, view.k_end, config.attention), w, config, None), (k, v)
 
         x, (k_below, v_below) = jax.lax.scan(layer, x, jnp.arange(config.layers - 1))
         w = of(config.layers - 1)
@@ -166,7 +167,7 @@ class Transformer(nnx.Module):
         end, k_end = (lengths - 1)[:, None, None], lengths[:, None]
         x = jnp.take_along_axis(x, end, axis=1)
         q, *_ = _project(x, w, jnp.take_along_axis(angles, end, axis=1), config)
-        x = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end), w, config, None)
+        x = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end, config.attention), w, config, None)
         kv = jnp.concatenate([k_below, k[None]]), jnp.concatenate([v_below, v[None]])
         return rms_norm(x[:, 0], self.final_norm[...], config.norm_eps), kv
 
@@ -198,7 +199,9 @@ class Transformer(nnx.Module):
                 jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), slot, axis=1)
                 for old, new in ((suffix_k, k), (suffix_v, v))
             )
-            mixed = attend_prefix(q, (prefix_k, prefix_v), prefix_lengths, (suffix_k, suffix_v), ancestors, slot)
+            mixed = attend_prefix(
+                q, (prefix_k, prefix_v), prefix_lengths, (suffix_k, suffix_v), ancestors, slot, config.attention
+            )
             return _close(x, mixed, w, config, None, "bmt"), (suffix_k, suffix_v)
 
         x, suffix = jax.lax.scan(layer, x, (self.block.stacked(), *prefix, *suffix))
