@@ -62,7 +62,7 @@ class ModelConfig:
         dtype: arithmetic of matrix products; parameters stay float32.
         remat: what backward recomputes: none, everything but matrix products (dots), or all (full).
         content: add projected item features to item tokens and to the atomic output table.
-        attention: whose code attends (model/kernels): xla (any device), splash (TPU), tokamax (GPU; the extra `kernels`);
+        attention: whose code attends (model/kernels): xla (any device), splash (TPU), tokamax (Hopper GPU or later; the extra `kernels`);
             auto = by device, and xla unless dtype is bfloat16.
     """
 

@@ -93,15 +93,27 @@ def topology(name: str) -> Topology:
             text = _TARGET.format(GPUS[chip])
             found = topologies.get_topology_desc(chip, "cuda", target_config=text, topology=f"1x{layout}")
             return Topology(name, found.devices, GPUS[chip].memory)
-        # No metadata server is asked and no lock taken, for no chip is opened.
-        for variable in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
-            os.environ.setdefault(variable, "1")
-        return Topology(name, topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{layout}").devices, None)
+        with _without_chips():
+            found = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{layout}")
+        return Topology(name, found.devices, None)
     except Exception as error:  # a missing plugin is a RuntimeError here and another there
         said = " ".join(str(error).split())[:200]
         if "INVALID_ARGUMENT" in said:
             raise InputError(f"{name}: no such layout ({said}); known: {known()}") from error
         raise InputError(f"{name}: its compiler is not here ({said}); pip install 'm6rec-jax[aot]' on Linux x86-64") from error
+
+
+@contextmanager
+def _without_chips() -> Iterator[None]:
+    """libtpu, loaded in here, asks no metadata server for this machine's place in a pod and takes no lock on its chips."""
+    said = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}  # fmt: skip
+    ours = {name: value for name, value in said.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,19 +91,31 @@ def chosen(choice: Attention, queries: int, keys: int, dtype: jnp.dtype) -> Flas
     device = get_default_device()
     fits = queries >= FEWEST_QUERIES and FEWEST_KEYS <= keys < MOST_KEYS
     if choice == "auto":
-        by_platform = {"tpu": "splash", "gpu": "tokamax" if has_tokamax() else "xla"}
-        choice = by_platform.get(device.platform, "xla") if dtype == jnp.bfloat16 else "xla"  # type: ignore[assignment]
+        choice = _automatic(device, dtype)
     if choice == "splash":
         if device.platform not in ("tpu", "cpu"):
             raise InputError(f"model.attention=splash: made for TPUs, and this is a {device.device_kind}; use auto or xla")
         return partial(splash, interpret=device.platform == "cpu") if fits else None
     if choice == "tokamax":
-        if device.platform != "gpu":
-            raise InputError(f"model.attention=tokamax: made for GPUs, and this is a {device.device_kind}; use auto or xla")
+        if not _has_mosaic(device):
+            raise InputError(f"model.attention=tokamax: made for Hopper and Blackwell GPUs, and this is a {device.device_kind}; use auto or xla")  # fmt: skip
         if not has_tokamax():
             raise InputError("model.attention=tokamax: tokamax is not installed; pip install 'm6rec-jax[kernels]', or use auto")  # fmt: skip
-        return partial(tokamax, capability=float(device.compute_capability)) if fits else None
+        return tokamax if fits else None
     return None
+
+
+def _automatic(device: jax.Device, dtype: jnp.dtype) -> Attention:
+    if dtype != jnp.bfloat16:
+        return "xla"
+    if device.platform == "tpu":
+        return "splash"
+    return "tokamax" if _has_mosaic(device) and has_tokamax() else "xla"
+
+
+def _has_mosaic(device: jax.Device) -> bool:
+    """Whether tokamax has forward and backward kernels for this GPU that are no Triton kernels, which jax will drop."""
+    return device.platform == "gpu" and 9 <= float(getattr(device, "compute_capability", 0)) < 11
 
 
 @cache
@@ -163,18 +176,15 @@ def tokamax(
     k_end: Int[Array, "B T"],
     *,
     lse: bool = False,
-    capability: float,
+    kernel: Any = None,
 ) -> tuple[Float[Array, "B T K G h"], Float[Array, "B T K G"] | None]:
-    """tokamax's flash attention: the Mosaic kernels of Hopper and Blackwell GPUs, the Triton kernel of others.
+    """tokamax's flash attention by its Mosaic kernels, or by another of its implementations (`kernel`)."""
+    if kernel is None:
+        # tokamax.ops.gpu, where this is public, asks for jax_triton, which this does without.
+        from tokamax._src.ops.attention.pallas_mosaic_gpu import PallasMosaicGpuFlashAttention
 
-    The Triton kernel's backward, unlike the rest, holds a mask `[B, T, S]` of one byte an entry.
-    """
-    # tokamax.ops.gpu, where these are public, asks for jax_triton, which they do without.
-    from tokamax._src.ops.attention.pallas_mosaic_gpu import PallasMosaicGpuFlashAttention
-    from tokamax._src.ops.attention.pallas_triton import PallasTritonFlashAttention
-
+        kernel = PallasMosaicGpuFlashAttention()
     B, T, K, G, h = q.shape
-    kernel = PallasMosaicGpuFlashAttention() if 9 <= capability < 11 else PallasTritonFlashAttention()
     mask = tokamax_mask(*seeing(k_start, k_end, k.shape[1]))
     found = kernel(q.reshape(B, T, K * G, h), k, v, mask=mask, return_residuals=lse)
     if not lse:
