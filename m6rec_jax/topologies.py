@@ -100,7 +100,9 @@ def topology(name: str) -> Topology:
         said = " ".join(str(error).split())[:200]
         if "INVALID_ARGUMENT" in said:
             raise InputError(f"{name}: no such layout ({said}); known: {known()}") from error
-        raise InputError(f"{name}: its compiler is not here ({said}); pip install 'm6rec-jax[aot]' on Linux x86-64") from error
+        raise InputError(
+            f"{name}: its compiler is not here ({said}); pip install 'm6rec-jax[aot]' on Linux x86-64"
+        ) from error
 
 
 @contextmanager
@@ -136,7 +138,9 @@ def compiled(at: Topology, program: Callable[..., Any], *arguments: Any) -> jax.
         if not hasattr(x, "shape") or not hasattr(x, "dtype"):
             return x
         there = getattr(x, "sharding", None)
-        placed = jax.NamedSharding(mesh, there.spec) if mesh.size and isinstance(there, jax.NamedSharding) else everywhere
+        placed = (
+            jax.NamedSharding(mesh, there.spec) if mesh.size and isinstance(there, jax.NamedSharding) else everywhere
+        )
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
 
     platform = "cuda" if at.name.startswith("gpu") else "tpu"

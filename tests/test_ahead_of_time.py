@@ -27,7 +27,8 @@ from m6rec_jax.training.step import make_train_step
 from m6rec_jax.vocab import Vocab
 
 pytestmark = pytest.mark.skipif(
-    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the compilers of the extra aot are for Linux x86-64"
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="the compilers of the extra aot are for Linux x86-64",
 )
 TARGETS = {"tpu:v5p:2x2x1": "tpu_custom_call", "gpu:h100:1x4": "mosaic_gpu_v2"}
 T, HEAD = 512, 64
@@ -87,7 +88,9 @@ def test_the_search_after_a_prefix_runs_the_kernel_in_prefill_and_over_the_prefi
     rng, levels, B = np.random.default_rng(0), 2, 2
     codes = np.stack(np.unravel_index(rng.choice(64, 40, replace=False), (8,) * levels), 1).astype(np.int32)
     trie = build_trie(codes)
-    blueprint = Blueprint(ModelConfig(layers=2, width=128, heads=2, kv_heads=1, dtype="bfloat16"), Vocab(300, (8,) * levels), 5)
+    blueprint = Blueprint(
+        ModelConfig(layers=2, width=128, heads=2, kv_heads=1, dtype="bfloat16"), Vocab(300, (8,) * levels), 5
+    )
     define, params = nnx.split(blueprint.bind(blueprint.shapes()))
     whole, real = (lambda *s: jax.ShapeDtypeStruct(s, jnp.int32)), (lambda *s: jax.ShapeDtypeStruct(s, jnp.float32))
     asked = programs.Asked(whole(B, T), whole(B, T), whole(B), whole(B, 8), whole(B, 16), real(B, 16), real(B), real(B))
@@ -135,7 +138,9 @@ def test_every_listed_tpu_can_be_had(chip):
     assert topology(f"tpu:{chip}:{TPUS[chip]}").devices[0].platform == "tpu"
 
 
-@pytest.mark.parametrize("name", ["", "v5p", "tpu:v9:2x2", "gpu:h100:8", "gpu:v5p:2x2", "tpu:v5p:3x3x3", "tpu:v5p:2x0x1"])
+@pytest.mark.parametrize(
+    "name", ["", "v5p", "tpu:v9:2x2", "gpu:h100:8", "gpu:v5p:2x2", "tpu:v5p:3x3x3", "tpu:v5p:2x0x1"]
+)
 def test_an_unknown_topology_names_those_that_are_known(name):
     with pytest.raises(InputError, match=f"^{re.escape(name)}: ") as error:
         topology(name)

@@ -94,7 +94,9 @@ def chosen(choice: Attention, queries: int, keys: int, dtype: jnp.dtype) -> Flas
         choice = _automatic(device, dtype)
     if choice == "splash":
         if device.platform not in ("tpu", "cpu"):
-            raise InputError(f"model.attention=splash: made for TPUs, and this is a {device.device_kind}; use auto or xla")
+            raise InputError(
+                f"model.attention=splash: made for TPUs, and this is a {device.device_kind}; use auto or xla"
+            )
         return partial(splash, interpret=device.platform == "cpu") if fits else None
     if choice == "tokamax":
         if not _has_mosaic(device):
@@ -154,7 +156,9 @@ def splash(
     )  # fmt: skip
 
     def row(ranges: Array, *arrays: Array):
-        info = masks.MaskInfo(data_next=None, mask_next=None, block_mask=None, partial_mask_blocks=None, q_sequence=ranges)
+        info = masks.MaskInfo(
+            data_next=None, mask_next=None, block_mask=None, partial_mask_blocks=None, q_sequence=ranges
+        )
         kernel = kernels.SplashAttentionKernel(
             info, info, info, block_sizes=sizes, is_mqa=False, save_residuals=lse, mask_value=attention.NEVER,
             attn_logits_soft_cap=None, residual_checkpoint_name=None, mask_function=in_range, interpret=interpret,

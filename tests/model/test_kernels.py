@@ -55,7 +55,9 @@ def rule(row):
 
 def drawn(seed, dtype=jnp.float32):
     rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.normal(size=s), dtype) for s in ((B, T, K, G, h), (B, T, K, h), (B, T, K, h), (B, T, K, G, h))]
+    return [
+        jnp.asarray(rng.normal(size=s), dtype) for s in ((B, T, K, G, h), (B, T, K, h), (B, T, K, h), (B, T, K, G, h))
+    ]
 
 
 def ranges(rows):
@@ -196,11 +198,15 @@ def test_a_model_is_the_same_by_splash_and_by_xla():
 
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), gradient("splash"), gradient("xla"))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), gradient("splash"), gradient("xla")
+    )
 
 
 def on(monkeypatch, platform, **more):
-    monkeypatch.setattr(kernels, "get_default_device", lambda: SimpleNamespace(platform=platform, device_kind=platform, **more))
+    monkeypatch.setattr(
+        kernels, "get_default_device", lambda: SimpleNamespace(platform=platform, device_kind=platform, **more)
+    )
 
 
 def test_each_kind_of_device_gets_its_kernel_and_the_cpu_the_code_it_had(monkeypatch):
