@@ -8,7 +8,7 @@ from m6rec_jax.config import MeshConfig
 from m6rec_jax.model import attention, kernels
 from m6rec_jax.model.sharding import spec
 from m6rec_jax.training.sharding import make_mesh
-from tests.model.test_kernels import B, EVERY_KIND, G, K, agree, drawn, h, packed, ranges, value_and_gradients
+from tests.model.test_kernels import EVERY_KIND, B, G, K, agree, drawn, h, packed, ranges, value_and_gradients
 
 MESH = MeshConfig(2, 1, 2)
 HEADS, ROWS, WIDE = ("batch", None, "kv", None), ("batch", None), ("batch", None, "kv", None, None)
