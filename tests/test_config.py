@@ -130,6 +130,7 @@ def test_every_setting_has_a_help_text(kind):
     [
         (lambda: ModelConfig(heads=3), "model.heads=3"),
         (lambda: ModelConfig(width=6, heads=2), "odd head size"),
+        (lambda: ModelConfig(attention="flash"), "model.attention=flash: must be one of auto, xla, splash, tokamax"),
         (lambda: ModelConfig(dropout=1.0), "model.dropout=1.0"),
         (lambda: DataConfig(length=8), "data.length=8"),
         (lambda: Config(optim=OptimConfig(warmup=9), train=TrainConfig(steps=9)), "optim.warmup=9"),
