@@ -14,6 +14,7 @@ from m6rec_jax.errors import InputError
 
 DType = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]
+Attention = Literal["auto", "xla", "splash", "tokamax"]
 
 
 def check(condition: bool, message: str) -> None:
@@ -61,6 +62,8 @@ class ModelConfig:
         dtype: arithmetic of matrix products; parameters stay float32.
         remat: what backward recomputes: none, everything but matrix products (dots), or all (full).
         content: add projected item features to item tokens and to the atomic output table.
+        attention: whose code attends (model/kernels): xla (any device), splash (TPU), tokamax (Hopper GPU or later; the extra `kernels`);
+            auto = by device, and xla unless dtype is bfloat16.
     """
 
     layers: int = 2
@@ -76,14 +79,16 @@ class ModelConfig:
     dtype: DType = "float32"
     remat: Remat = "none"
     content: bool = True
+    attention: Attention = "auto"
 
     def __post_init__(self) -> None:
         above_zero("model", self, "layers", "width", "heads", "rope_theta", "norm_eps")
         at_least(0, "model", self, "kv_heads", "ffn")
         below_one("model", self, "dropout", "embed_dropout", "id_dropout")
-        for name, known in (("dtype", DType), ("remat", Remat)):
+        for name, known in (("dtype", DType), ("remat", Remat), ("attention", Attention)):
             value = getattr(self, name)
             check(value in get_args(known), f"model.{name}={value}: must be one of {', '.join(get_args(known))}")
+        check(self.attention != "tokamax" or self.dtype == "bfloat16", f"model.attention=tokamax and model.dtype={self.dtype}: its kernels compute in bfloat16; change one of them")  # fmt: skip
         check(self.width % self.heads == 0, f"model.heads={self.heads} does not divide model.width={self.width}")
         check((self.width // self.heads) % 2 == 0, f"model.width={self.width} over model.heads={self.heads} gives an odd head size; rotary positions need an even one")  # fmt: skip
         check(self.heads % self.n_kv == 0, f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}")

@@ -102,6 +102,11 @@ def test_a_wrong_file_is_one_line_with_file_key_and_way_out(write, text, says):
         ("--learning_rate=1", "did you mean --optim.learning_rate?"),
         ("--model.layers=x", "--model.layers=x: must be a whole number"),
         ("--model.remat=some", "one of none, dots, full"),
+        ("--model.attention=flash", "one of auto, xla, splash, tokamax"),
+        (
+            "--model.attention=tokamax",
+            "model.attention=tokamax and model.dtype=float32: its kernels compute in bfloat16",
+        ),
         ("--model.heads=5", "model.heads=5 does not divide model.width=64"),
         ("--optim.warmup=1000", "optim.warmup=1000 is not below train.steps=1000"),
         ("--train.accumulate=3", "train.accumulate=3 does not divide data.rows=32"),
@@ -125,6 +130,7 @@ def test_every_setting_has_a_help_text(kind):
     [
         (lambda: ModelConfig(heads=3), "model.heads=3"),
         (lambda: ModelConfig(width=6, heads=2), "odd head size"),
+        (lambda: ModelConfig(attention="flash"), "model.attention=flash: must be one of auto, xla, splash, tokamax"),
         (lambda: ModelConfig(dropout=1.0), "model.dropout=1.0"),
         (lambda: DataConfig(length=8), "data.length=8"),
         (lambda: Config(optim=OptimConfig(warmup=9), train=TrainConfig(steps=9)), "optim.warmup=9"),

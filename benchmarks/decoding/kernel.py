@@ -1,22 +1,22 @@
 """The constraint alone: filter, exclusions and memory in every step of a beam search, from 10^4 to 10^7 items.
 
     python -m benchmarks.decoding.kernel [--sizes 10000 100000 1000000 10000000] [--batch 8] [--beams 20] [--repeats 50]
-                                         [--topology v5p:2x2x1]
+                                         [--topology tpu:v5p:2x2x1]
 
 `ms` is everything that a list costs beside the model: finding the ranks of exclusions and memory, and one step a code
 level over log-probabilities that are given. `share_of_step` is its share of the whole search after a prefix of 200
 tokens with the model of `benchmarks.decoding`. Levels and codebook are the same at all sizes. `trie_items_per_s` is the
 build; `filter_ms` is what a new filter costs on the host, once. With libtpu there, the same program is compiled for a
-TPU that is not: `tpu_bytes` it reads and writes, `tpu_peak_mb` of memory beside its arguments. Writes
-benchmarks/results/constraint.json.
+TPU that is not: `tpu_bytes` it reads and writes by the compiler's count, `tpu_step_bytes` each level's step alone,
+`tpu_peak_mb` of memory beside its arguments, `tpu_arguments_mb` these. Writes benchmarks/results/constraint.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,7 +32,9 @@ from benchmarks.record import write_results
 from m6rec_jax.decoding.beam import Beams, lanes_of, root, search, show, step
 from m6rec_jax.decoding.cache import prefill
 from m6rec_jax.decoding.trie import Trie, allowed_under, build_trie
+from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
+from m6rec_jax.topologies import compiled, topology
 
 EXCLUDED, SUPPORT, PREFIX = 64, 256, 200
 SHARE_BAR, GROWTH_BAR = 0.10, 1.3
@@ -43,18 +45,26 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[10**4, 10**5, 10**6, 10**7], help="items")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--beams", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--topology", default="v5p:2x2x1", help="of the TPU to compile for; '' = none")
+    parser.add_argument("--repeats", type=int, default=50, help="0 = no times, only what is compiled")
+    parser.add_argument("--topology", default="tpu:v5p:2x2x1", help="of the TPU to compile for; '' = none")
     options = parser.parse_args()
 
     cases = [Case(size, options) for size in options.sizes]
     rows = [case.facts for case in cases]
+    if options.repeats:
+        measure(cases, rows, options.repeats)
+    print(f"wrote {write_results('constraint', rows)}")
+    report(rows)
+
+
+def measure(cases: list[Case], rows: list[dict[str, Any]], repeats: int) -> None:
+    """Add the times of each case to its row."""
     # In turns, so that whatever else the machine does meets every size alike.
     runs = [run for case in cases for run in (case.alone, case.whole)]
     for run in runs:
         jax.block_until_ready(run())
-    taken = np.zeros((options.repeats, len(runs)))
-    for repeat in range(options.repeats):
+    taken = np.zeros((repeats, len(runs)))
+    for repeat in range(repeats):
         for i, run in enumerate(runs):
             start = time.perf_counter()
             jax.block_until_ready(run())
@@ -62,8 +72,6 @@ def main() -> None:
     medians = 1000 * np.median(taken, axis=0).reshape(len(cases), 2)
     for row, (alone, whole) in zip(rows, medians.tolist(), strict=True):
         row |= {"ms": alone, "search_ms": whole, "share_of_step": alone / whole}
-    print(f"wrote {write_results('constraint', rows)}")
-    report(rows)
 
 
 class Case:
@@ -123,34 +131,58 @@ def spellings(rng: np.random.Generator, items: int) -> np.ndarray:
     return np.stack(np.unravel_index(drawn, (CODEBOOK,) * LEVELS), axis=1).astype(np.int32)
 
 
-def compiled_for_tpu(topology: str, M: int, inputs: tuple) -> dict[str, Any]:
+def compiled_for_tpu(name: str, M: int, inputs: tuple) -> dict[str, Any]:
     """What the compiler says of the constraint on one chip of a topology; nothing when it cannot be had."""
-    from jax.experimental import topologies
-
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:  # libtpu says what it lacks in many ways
-        print(f"not compiled for {topology}: {str(error).splitlines()[0]}")
+        at = topology(name)
+    except InputError as error:
+        print(f"not compiled: {error}")
         return {}
-    place = jax.sharding.SingleDeviceSharding(devices[0])
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), inputs)
-    compiled = jax.jit(constraint, static_argnums=0).trace(M, *shapes).lower().compile()
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    return {"topology": topology, "tpu_bytes": int(cost["bytes accessed"]), "tpu_peak_mb": memory.temp_size_in_bytes / (1 << 20)}  # fmt: skip
+    program = compiled(at, jax.jit(constraint, static_argnums=0), M, *inputs)
+    trie, asked, logp = inputs
+    shown = jax.eval_shape(show, trie, *asked)
+    beams, steps = jax.eval_shape(root, shown), []
+    for level in range(LEVELS):
+        one = jax.jit(partial(step, level=level, width=M))
+        steps.append(accessed(compiled(at, one, trie, shown, beams, logp[level])))
+        beams, _ = jax.eval_shape(one, trie, shown, beams, logp[level])
+    memory = program.memory_analysis()
+    return {
+        "topology": name, "tpu_bytes": accessed(program), "tpu_step_bytes": steps,
+        "tpu_peak_mb": memory.temp_size_in_bytes / (1 << 20), "tpu_arguments_mb": memory.argument_size_in_bytes / (1 << 20),
+    }  # fmt: skip
+
+
+def accessed(program: jax.stages.Compiled) -> int:
+    """Bytes that a compiled program reads and writes, by its cost analysis."""
+    return int(program.cost_analysis()["bytes accessed"])
 
 
 def report(rows: list[dict[str, Any]]) -> None:
     """A line a size, then the bars."""
-    names = ("items", "widest", "ms", "search ms", "share", "trie items/s", "filter ms", "TPU bytes", "TPU peak MB")
+    names = (
+        "items",
+        "widest",
+        "ms",
+        "search ms",
+        "share",
+        "trie items/s",
+        "filter ms",
+        "TPU bytes",
+        "of each step",
+        "TPU peak MB",
+    )
     table = Table(*names, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     for row in rows:
         table.add_row(
-            f"{row['catalogue']:,}", " ".join(map(str, row["widest"])), f"{row['ms']:.2f}", f"{row['search_ms']:.1f}",
-            f"{row['share_of_step']:.1%}", f"{row['trie_items_per_s']:,.0f}", f"{row['filter_ms']:.1f}",
-            f"{row['tpu_bytes']:,}" if "tpu_bytes" in row else "", f"{row['tpu_peak_mb']:.1f}" if "tpu_peak_mb" in row else "",
+            f"{row['catalogue']:,}", " ".join(map(str, row["widest"])),
+            *((f"{row['ms']:.2f}", f"{row['search_ms']:.1f}", f"{row['share_of_step']:.1%}") if "ms" in row else ("", "", "")),
+            f"{row['trie_items_per_s']:,.0f}", f"{row['filter_ms']:.1f}",
+            *((f"{row['tpu_bytes']:,}", " ".join(f"{n:,}" for n in row["tpu_step_bytes"]), f"{row['tpu_peak_mb']:.1f}")
+              if "tpu_bytes" in row else ()),
         )  # fmt: skip
     Console(width=None if Console().is_terminal else 140).print(table)
+    rows = [row for row in rows if "ms" in row]
     by_size = {row["catalogue"]: row for row in rows}
     if 10**6 in by_size:
         print(f"at 10^6 items {by_size[10**6]['share_of_step']:.1%} of a step (bar {SHARE_BAR:.0%})")

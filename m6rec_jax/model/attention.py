@@ -53,7 +53,7 @@ def attend_prefix(
     folded = jnp.moveaxis(q, 3, 1).reshape(B, K, M * T * G, h)
     far = jnp.einsum("bkqh,bkph->bkqp", folded, prefix_k, preferred_element_type=jnp.float32)
     far = jnp.where((jnp.arange(prefix_k.shape[2]) < prefix_lengths[:, None])[:, None, None], far, NEVER)
-    near = _own("bmtkgh,bmskh->bkmtgs", q, suffix_k)
+    near = own_products("bmtkgh,bmskh->bkmtgs", q, suffix_k)
     written = jnp.arange(ancestors.shape[2]) <= slot + jnp.arange(T)[:, None]
     near = jnp.where(written[:, None], near, NEVER)
     far = far.reshape(B, K, M, T, G, -1)
@@ -62,14 +62,14 @@ def attend_prefix(
     total = far.sum(-1) + near.sum(-1)
     folded = far.reshape(B, K, M * T * G, -1).astype(q.dtype)
     mixed = jnp.einsum("bkqp,bkph->bkqh", folded, prefix_v, preferred_element_type=jnp.float32)
-    mixed = mixed.reshape(B, K, M, T, G, h) + _own("bkmtgs,bmskh->bkmtgh", near, suffix_v)
+    mixed = mixed.reshape(B, K, M, T, G, h) + own_products("bkmtgs,bmskh->bkmtgh", near, suffix_v)
     return jnp.moveaxis(mixed / total[..., None], 1, 3).astype(q.dtype)
 
 
 SHORT = 8  # slots of a suffix up to which its products are no matrix products worth the name
 
 
-def _own(spec: str, x: Array, suffix: Float[Array, "B M S K h"]) -> Array:
+def own_products(spec: str, x: Array, suffix: Float[Array, "B M S K h"]) -> Array:
     """`einsum(spec, x, suffix)` in float32, where every beam has a suffix of its own.
 
     Of a few slots that is thousands of tiny products, which as one sum of products cost a fraction.

@@ -71,10 +71,13 @@ def gather_weight(w: jax.Array, *logical: str | None) -> jax.Array:
     return place(w, *(None if axis == "embed" else axis for axis in logical))
 
 
-def per_shard(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any) -> Callable[..., Any]:
+def per_shard(
+    function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any, *, check: bool = True
+) -> Callable[..., Any]:
     """`function` run on each device's shards; axes are tuples of logical names, one an argument.
 
-    What explicit sharding refuses (scatter, sort, gathers over a sharded axis) runs in here.
+    What explicit sharding refuses (scatter, sort, gathers over a sharded axis) runs in here. `check=False` does without
+    the proof that results are alike on the axes they are not sharded along, for a kernel that does not say.
     """
     if not _places():
         return function
@@ -84,7 +87,7 @@ def per_shard(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: 
 
     def run(*args: Any) -> Any:
         args = jax.tree.map(lambda x, s: jax.sharding.reshard(x, s), args, in_specs)
-        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)(*args)
+        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=check)(*args)
 
     return run
 

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import sharding
-from m6rec_jax.model.attention import NEVER, attend, attend_prefix
+from m6rec_jax.model.attention import NEVER
 from m6rec_jax.model.items import Catalogues, Embeddings
+from m6rec_jax.model.kernels import attend, attend_prefix
 from m6rec_jax.model.layers import Turns, dropout, rms_norm, rope, rope_turns, scale, swiglu, weight
 from m6rec_jax.model.quantised import dense
 from m6rec_jax.vocab import Vocab
@@ -136,7 +137,7 @@ class Transformer(nnx.Module):
             w, keys = inputs
             w = self._ready(w)
             q, k, v = _project(x, w, turns, config)
-            return _close(x, attend(q, k, v, view.k_start, view.k_end), w, config, keys), None
+            return _close(x, attend(q, k, v, view.k_start, view.k_end, config.attention), w, config, keys), None
 
         x, _ = jax.lax.scan(_remat(layer, config.remat), x, (self.block.stacked(), layer_keys))
         return rms_norm(x, self.final_norm[...], config.norm_eps)
@@ -165,7 +166,9 @@ class Transformer(nnx.Module):
             x, kept = state
             w = of(number)
             q, k, v = _project(x, w, turns, config)
-            return _close(x, attend(q, k, v, view.k_start, view.k_end), w, config, None), keep(kept, number, k, v)
+            return _close(x, attend(q, k, v, view.k_start, view.k_end, config.attention), w, config, None), keep(
+                kept, number, k, v
+            )
 
         B, T = tokens.shape
         empty = jnp.zeros((config.layers, B, config.n_kv, T, config.head_dim), x.dtype)
@@ -175,7 +178,7 @@ class Transformer(nnx.Module):
         end, k_end = (lengths - 1)[:, None, None], lengths[:, None]
         x = jnp.take_along_axis(x, end, axis=1)
         q, *_ = _project(x, w, Turns(*(jnp.take_along_axis(part, end, axis=1) for part in turns)), config)
-        x = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end), w, config, None)
+        x = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end, config.attention), w, config, None)
         return rms_norm(x[:, 0], self.final_norm[...], config.norm_eps), keep(kept, config.layers - 1, k, v)
 
     def extend(
@@ -206,7 +209,9 @@ class Transformer(nnx.Module):
                 jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), slot, axis=1)
                 for old, new in ((suffix_k, k), (suffix_v, v))
             )
-            mixed = attend_prefix(q, (prefix_k, prefix_v), prefix_lengths, (suffix_k, suffix_v), ancestors, slot)
+            mixed = attend_prefix(
+                q, (prefix_k, prefix_v), prefix_lengths, (suffix_k, suffix_v), ancestors, slot, config.attention
+            )
             return _close(x, mixed, w, config, None, "bmt"), (suffix_k, suffix_v)
 
         x, suffix = jax.lax.scan(layer, x, (self.block.stacked(), *prefix, *suffix))

@@ -80,7 +80,10 @@ def open_engine(record: Run, step: int | str, data: Dataset | None, facts: Mappi
     saved yet."""
     if not steps(record.path):
         return None, -1
-    whole = Blueprint(record.config.model, record.vocab, record.content_width, record.more_widths)
+    # Whatever devices it was trained on, these attend with what they have.
+    whole = Blueprint(
+        replace(record.config.model, attention="auto"), record.vocab, record.content_width, record.more_widths
+    )
     at, params = load_params(record.path, step, whole.shapes())
     blueprint, params = whole.domain(domain), whole.domain_params(params, domain)
     if data is not None:  # a catalogue that grew into spare rows has other sizes than the run's, over the same tables

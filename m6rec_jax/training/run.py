@@ -260,7 +260,7 @@ def _lock(run: Path) -> IO[str]:
     return file
 
 
-RESUMABLE = {("data", "threads"), ("data", "rows")}
+RESUMABLE = {("data", "threads"), ("data", "rows"), ("model", "attention")}
 
 
 def _said_split(split: Any) -> str:

@@ -280,6 +280,13 @@ def test_a_run_refuses_what_does_not_fit(whole, tmp_path, tiny_dataset, change, 
     assert steps(run) == [10, 15, 20]
 
 
+def test_a_run_goes_on_where_another_code_attends(whole, tmp_path, tiny_dataset):  # noqa: F811
+    run = copy(whole, tmp_path / "run")
+    train(replace(CONFIG, model=replace(CONFIG.model, attention="xla")), [tiny_dataset], run)
+    with pytest.raises(InputError, match="model.dtype was 'float32' and is 'bfloat16' now"):
+        train(replace(CONFIG, model=replace(CONFIG.model, dtype="bfloat16")), [tiny_dataset], run)
+
+
 def test_a_run_refuses_a_changed_dataset_and_a_folder_that_is_no_run(whole, tmp_path, tiny_dataset, tiny_levels):  # noqa: F811
     run = copy(whole, tmp_path / "run")
     with pytest.raises(InputError, match="another tokenizer.*--like"):
