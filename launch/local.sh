@@ -49,13 +49,13 @@ for ((i = 0; i < count; i++)); do
     exec {out}>&- {err}>&-
 done
 
-code=0 deadline=0
+code=0 deadline=0 told=
 declare -A ended=()
 tell() { # signal those that still run
     for pid in "${pids[@]}"; do [[ -n ${ended[$pid]:-} ]] || kill -s "$1" "$pid" 2>/dev/null || true; done
 }
-trap 'tell TERM' TERM HUP
-trap 'tell INT' INT
+trap 'told=1; tell TERM' TERM HUP
+trap 'told=1; tell INT' INT
 while [[ ${#ended[@]} -lt $count ]]; do
     for pid in "${pids[@]}"; do
         [[ -z ${ended[$pid]:-} ]] || continue
@@ -65,11 +65,14 @@ while [[ ${#ended[@]} -lt $count ]]; do
         ended[$pid]=$its
         if [[ $its -ne 0 && $code -eq 0 ]]; then
             code=$its deadline=$((SECONDS + grace))
-            tell TERM
+            [[ -n $told ]] || tell TERM # else they are ending already
         fi
     done
     if [[ $deadline -gt 0 && $SECONDS -ge $deadline ]]; then tell KILL; fi
     [[ ${#ended[@]} -eq $count ]] || sleep 0.1 || true
 done
-for writer in "${writers[@]}"; do wait "$writer" || true; done
+for ((i = 0; i < 20; i++)); do # until the last lines are out; something they left behind may hold on to them
+    kill -0 "${writers[@]}" 2>/dev/null || break
+    sleep 0.1
+done
 exit "$code"
