@@ -38,7 +38,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; never raises."""
+    """Run one command line and return its exit code; never raises. Left alone by its job, the process ends here."""
     keep_freed_memory()  # now, while this is the only thread
     argv = list(sys.argv[1:] if argv is None else argv)
     if not _debug():  # libraries log the tracebacks of their threads; what matters of them we say in one line
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return SUCCESS
     except InputError as error:
         return _end(WRONG_INPUT, str(error))
-    except Alone as error:
-        return _end(ALONE, str(error))
+    except Alone as error:  # jax would wait at the exit, five minutes more, for those who do not come
+        os._exit(_end(ALONE, str(error)))
     except Requeue as error:
         return _end(REQUEUE, str(error) or "saved after a termination signal; the same command resumes")
     except KeyboardInterrupt:

@@ -28,6 +28,7 @@ from m6rec_jax.data.domains import Domain
 from m6rec_jax.errors import Alone, InputError
 
 SECONDS = 300.0  # as long as jax waits for processes to come
+LINGER = 2.0  # until all have read why the job ends: the store ends with the first process
 SHOWN = 3  # differences named in the line
 WAY_OUT = "start all with the same command, code and environment"
 Made = TypeVar("Made")
@@ -75,6 +76,8 @@ def agree(
     if jax.process_index() == 0:
         kind, text = _verdict(said, lambda other, wait: store.blocking_key_value_get(f"{room}/{other}", wait), seconds)
         store.key_value_set(f"{room}/verdict", json.dumps([kind, text]))
+        if kind == "silent":
+            time.sleep(LINGER)
     else:
         store.key_value_set(f"{room}/{jax.process_index()}", json.dumps(said))
         seconds += 30  # the first waits that long for the slowest; its verdict is to reach everybody
@@ -103,7 +106,10 @@ def _verdict(mine: dict[str, Any], ask: Callable[[int, int], str], seconds: floa
             return "refused", f"process {other} of {processes} on {its['host']}: {its['refused']}"
         if found := differences(mine["facts"], its["facts"]):
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-            said = ", ".join(f"{name} is {there or 'not set'} there and {here or 'not set'} here" for name, here, there in found[:SHOWN])
+            said = ", ".join(
+                f"{name} is {there or 'not set'} there and {here or 'not set'} here"
+                for name, here, there in found[:SHOWN]
+            )
             return "refused", (
                 f"process {other} of {processes} on {its['host']} was started otherwise than process 0 on "
                 f"{mine['host']}: {said}{more}; {WAY_OUT}"

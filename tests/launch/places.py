@@ -60,7 +60,9 @@ def cluster(folder: Path, **programs: str) -> dict[str, str]:
 
 
 def run(*words: str | Path, **more) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, timeout=60, **more)
+    return subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, check=False, timeout=60, **more
+    )
 
 
 def settings(name: str) -> dict[str, str]:

@@ -12,7 +12,9 @@ from tests.launch.places import LAUNCH, run, settings
 
 FILES = {"h100.env": "XLA_FLAGS", "tpu.env": "LIBTPU_INIT_ARGS"}
 HERE = sys.version_info >= (3, 12) and (sys.platform, platform.machine()) == ("linux", "x86_64")
-NEWEST = pytest.mark.skipif(not HERE, reason="the flags are of jax 0.12 (Python 3.12 and later) and libtpu (Linux, x86_64)")
+NEWEST = pytest.mark.skipif(
+    not HERE, reason="the flags are of jax 0.12 (Python 3.12 and later) and libtpu (Linux, x86_64)"
+)
 TPU = (
     "from jax.experimental import topologies\n"
     "print(len(topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices), 'devices')"
@@ -21,7 +23,9 @@ TPU = (
 
 def cpu(flags):
     """XLA has one parser for the flags of all its backends: a CPU tells whether a GPU's flag exists."""
-    return run(sys.executable, "-c", "import jax; print(len(jax.devices()), 'devices')", env={**os.environ, "XLA_FLAGS": flags})
+    return run(
+        sys.executable, "-c", "import jax; print(len(jax.devices()), 'devices')", env={**os.environ, "XLA_FLAGS": flags}
+    )
 
 
 def tpu(flags):

@@ -16,7 +16,10 @@ from tests.launch.places import LAUNCH, ROOT, settings
 FILES = sorted((LAUNCH / "kubernetes").glob("*.yaml"))
 DOCUMENTS = [(path.name, one) for path in FILES for one in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
 JOBSETS = {name: one for name, one in DOCUMENTS if one["kind"] == "JobSet"}
-RELEASES = ("1.31", "1.37")  # the oldest with podFailurePolicy and backoffLimitPerIndex as used here, and the newest known
+RELEASES = (
+    "1.31",
+    "1.37",
+)  # the oldest with podFailurePolicy and backoffLimitPerIndex as used here, and the newest known
 
 # What JobSet's own API (jobset.x-k8s.io/v1alpha2) allows of the fields that are used here: no package holds its schema.
 NAME = {"type": "string", "pattern": "^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$"}
@@ -67,7 +70,9 @@ def as_job(jobset):
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, **one["template"]}
 
 
-JOBS = {name: as_job(one) if one["kind"] == "JobSet" else one for name, one in DOCUMENTS if one["kind"] in ("Job", "JobSet")}
+JOBS = {
+    name: as_job(one) if one["kind"] == "JobSet" else one for name, one in DOCUMENTS if one["kind"] in ("Job", "JobSet")
+}
 
 
 def container(job):
@@ -116,7 +121,11 @@ def test_a_pod_has_no_rights_that_it_does_not_need(job):
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 1000
     security = container(job)["securityContext"]
-    assert security == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    assert security == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
     written = {mount["mountPath"] for mount in container(job)["volumeMounts"]}
     assert "/tmp" in written and all(path.startswith(("/m6rec", "-")) for path in options(job).values() if "/" in path)
 
@@ -194,7 +203,7 @@ def test_the_image_is_not_root_and_knows_no_secret():
     last = DOCKERFILE.rpartition("\nFROM ")[2]
     assert re.findall(r"^USER (.*)$", last, re.M) == ["1000:1000"]
     assert last.index("USER ") < last.index("ENTRYPOINT")
-    assert "ENTRYPOINT [\"m6rec\"]" in last  # by itself, so that signals reach it
+    assert 'ENTRYPOINT ["m6rec"]' in last  # by itself, so that signals reach it
     assert not re.search(r"(?i)token|password|--index-url|https?:", DOCKERFILE)
     assert not [what for step, what in STEPS if step in ("ADD", "ARG", "ENV") and re.search(r"(?i)secret|key", what)]
 

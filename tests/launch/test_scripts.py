@@ -46,7 +46,7 @@ def local(count, shell, *, after=None, send=signal.SIGTERM, **environment):
         [LOCAL, count, "bash", "-c", shell], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     first = []
-    while after and not sum(after in line for line in first) == 2:
+    while after and sum(after in line for line in first) != 2:
         first.append(child.stdout.readline().rstrip("\n"))
         assert first[-1], first
     if after:
@@ -89,7 +89,9 @@ def test_signals_reach_every_process_once(send, code):
 
 
 def test_one_process_a_gpu():
-    code, out, _ = local("gpus", "echo $M6REC_PROCESS_ID of $M6REC_PROCESSES: $CUDA_VISIBLE_DEVICES", CUDA_VISIBLE_DEVICES="2,5")
+    code, out, _ = local(
+        "gpus", "echo $M6REC_PROCESS_ID of $M6REC_PROCESSES: $CUDA_VISIBLE_DEVICES", CUDA_VISIBLE_DEVICES="2,5"
+    )
     assert (code, out) == (0, ["[0] 0 of 2: 2", "[1] 1 of 2: 5"])
 
 
@@ -177,7 +179,9 @@ def test_what_was_stopped_before_the_limit_is_queued_again(tmp_path, name, code,
 
 def pod(tmp_path, *words, **environment):
     env = cluster(tmp_path, gcloud=GCLOUD, work=WAITS.format(75)) | {"TPU": "pod", "ZONE": "here"} | environment
-    return subprocess.Popen([LAUNCH / "tpu/pod.sh", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [LAUNCH / "tpu/pod.sh", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_every_worker_of_a_pod_gets_the_command_its_number_and_the_flags(tmp_path):

@@ -52,7 +52,10 @@ def test_install_all_only_adds(lock, machine):
 def test_an_image_for_hardware_is_the_core_and_its_drivers(lock, machine):
     core, image = installed_on("core", machine), installed_on(lock, machine)
     assert core.items() <= image.items()
-    drivers = {"cuda": ("nvidia-", "jax-cuda13-"), "tpu": ("libtpu", "requests", "urllib3", "certifi", "charset-", "idna")}
+    drivers = {
+        "cuda": ("nvidia-", "jax-cuda13-"),
+        "tpu": ("libtpu", "requests", "urllib3", "certifi", "charset-", "idna"),
+    }
     assert not [name for name in set(image) - set(core) if not name.startswith(drivers[lock])]
 
 
