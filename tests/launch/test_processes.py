@@ -122,7 +122,7 @@ def test_a_process_that_falls_silent_is_named():
 
 
 @pytest.mark.multiprocess
-@pytest.mark.timeout(420)  # ten times what it takes on a machine that does nothing else
+@pytest.mark.timeout(420)  # two processes compile; other tests may have the cores
 def test_a_slurm_job_saves_before_its_limit_and_queues_itself_again(tiny_dataset, tmp_path):  # noqa: F811
     """The batch script as it is; `srun` starts two tasks here, with the variables that Slurm gives them."""
     environment = cluster(tmp_path, srun=SRUN, scontrol=SCONTROL)

@@ -31,7 +31,7 @@ def together(*words, count=2):
     """What the processes of one job said on stderr, each by itself, when launch/local.sh started them."""
     environment = {**os.environ, "PYTHON": sys.executable}
     program = [ROOT / "launch/local.sh", str(count), sys.executable, "-m", "m6rec_jax.cli", *words]
-    ended = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=170, check=False)
+    ended = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert ended.returncode == SUCCESS, ended.stderr
     lines = ended.stderr.splitlines()
     return ["\n".join(line[4:] for line in lines if line.startswith(f"[{number}] ")) for number in range(count)]
@@ -48,6 +48,7 @@ def alone(tiny_dataset, tmp_path_factory):  # noqa: F811
     return run
 
 
+@pytest.mark.timeout(420)  # two processes compile; other tests may have the cores
 def test_two_processes_train_as_one_and_the_first_alone_speaks(alone, tiny_dataset, tmp_path):  # noqa: F811
     run = tmp_path / "run"
     said = together(*command(tiny_dataset, run))
