@@ -56,8 +56,8 @@ def test_two_processes_train_as_one_and_the_first_alone_speaks(alone, tiny_datas
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
     assert "train: done, 20 steps" in said[0] and "train: " not in said[1]
     for number in range(2):
-        line = rf"process {number} of 2 on \S+: 1 \S+ device of 2, coordinator 127\.0\.0\.1:\d+"
-        assert re.fullmatch(line, next(said for said in said[number].splitlines() if said.startswith("process ")))
+        expected = rf"process {number} of 2 on \S+: 1 \S+ device of 2, coordinator 127\.0\.0\.1:\d+"
+        assert re.fullmatch(expected, next(line for line in said[number].splitlines() if line.startswith("process ")))
     assert main(["verify", str(run)]) == SUCCESS
     # One process takes up what two have saved: the second half again, from step 10.
     import shutil
