@@ -9,6 +9,7 @@
 # (`train` then saves). The exit code is that of the first process that failed, 0 when none did; the others are told
 # to end then, and killed GRACE seconds later.
 set -euo pipefail
+{ # bash reads this as a whole, so that the file may change while a job runs
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0" >&2 && exit 2; }
 [[ $# -ge 2 ]] || usage
@@ -76,3 +77,4 @@ for ((i = 0; i < 20; i++)); do # until the last lines are out; something they le
     sleep 0.1
 done
 exit "$code"
+}

@@ -9,6 +9,7 @@
 # install ...` does that), and folders must be on a file system that they share. PORT (8476) must be open between them.
 # M6REC_ENV: a file of NAME=value lines for all workers (launch/env/tpu.env), empty for none.
 set -euo pipefail
+{ # bash reads this as a whole, so that the file may change while a job runs
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0" >&2 && exit 2; }
 [[ -n ${TPU:-} && -n ${ZONE:-} ]] || usage
@@ -58,3 +59,4 @@ run)
     ;;
 *) usage ;;
 esac
+}

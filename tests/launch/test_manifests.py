@@ -4,6 +4,7 @@ import copy
 import re
 import subprocess
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -16,10 +17,7 @@ from tests.launch.places import LAUNCH, ROOT, settings
 FILES = sorted((LAUNCH / "kubernetes").glob("*.yaml"))
 DOCUMENTS = [(path.name, one) for path in FILES for one in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
 JOBSETS = {name: one for name, one in DOCUMENTS if one["kind"] == "JobSet"}
-RELEASES = (
-    "1.31",
-    "1.37",
-)  # the oldest with podFailurePolicy and backoffLimitPerIndex as used here, and the newest known
+RELEASES = ("1.31", "1.37")
 
 # What JobSet's own API (jobset.x-k8s.io/v1alpha2) allows of the fields that are used here: no package holds its schema.
 NAME = {"type": "string", "pattern": "^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$"}
@@ -89,8 +87,6 @@ def options(job):
 @pytest.mark.parametrize(("name", "document"), DOCUMENTS, ids=[f"{name}-{one['kind']}" for name, one in DOCUMENTS])
 def test_kubernetes_knows_every_field(name, document, release):
     if document["kind"] == "JobSet":
-        import jsonschema
-
         jsonschema.validate(document, JOBSET)
         document = as_job(document)
     kubernetes_validate.validate(document, release, strict=True)

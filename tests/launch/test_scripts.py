@@ -39,17 +39,19 @@ def test_bash_can_read_it_and_it_stops_at_the_first_fault(script):
 # -- local.sh: processes are three lines of shell here; real training through it is in tests/multiprocess ------------
 
 
-def local(count, shell, *, after=None, send=signal.SIGTERM, **environment):
-    """(exit code, lines of stdout, of stderr) of local.sh; `send` goes to it once a line of stdout holds `after`."""
+def local(count, shell, *, script=LOCAL, after=None, send=signal.SIGTERM, meanwhile=lambda: None, **environment):
+    """(exit code, lines of stdout, of stderr) of local.sh; once two lines of stdout hold `after`, `meanwhile` is called
+    and `send` goes to the script."""
     environment = {**os.environ, "PYTHON": sys.executable, **environment}
     child = subprocess.Popen(
-        [LOCAL, count, "bash", "-c", shell], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [script, count, "bash", "-c", shell], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     first = []
     while after and sum(after in line for line in first) != 2:
         first.append(child.stdout.readline().rstrip("\n"))
         assert first[-1], first
     if after:
+        meanwhile()
         child.send_signal(send)
     out, err = child.communicate(timeout=30)
     return child.returncode, sorted(first + out.splitlines()), sorted(err.splitlines())
@@ -86,6 +88,13 @@ def test_signals_reach_every_process_once(send, code):
     said = send.name.removeprefix("SIG")
     assert ended == code
     assert out == [f"[0] {said}", "[0] ready", f"[1] {said}", "[1] ready"]
+
+
+def test_the_file_may_change_while_a_job_runs(tmp_path):
+    mine = shutil.copy(LOCAL, tmp_path / "local.sh")
+    shell = "trap 'exit 75' TERM; echo ready; for i in {1..250}; do sleep .1; done"
+    changed = lambda: mine.write_text("exit 9\n" * 2000)  # noqa: E731
+    assert local("2", shell, script=mine, after="ready", meanwhile=changed)[0] == 75
 
 
 def test_one_process_a_gpu():
