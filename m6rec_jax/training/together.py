@@ -14,11 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jaxlib
 import xxhash
 
 import m6rec_jax
@@ -44,7 +44,7 @@ def started_with(config: Config, domains: Sequence[Domain]) -> dict[str, str]:
         "m6rec_jax": code_version(),
         "digest of m6rec_jax's source": _source(),
         "python": ".".join(map(str, sys.version_info[:2])),
-        "jax": f"{jax.__version__}, jaxlib {jaxlib.__version__}",
+        "jax": f"{jax.__version__}, jaxlib {version('jaxlib')}",
         # What the compiler writes for debugging may have a place of its own in each process.
         "XLA_FLAGS": " ".join(sorted(flag for flag in flags if not flag.startswith("--xla_dump"))),
         "LIBTPU_INIT_ARGS": " ".join(sorted(os.environ.get("LIBTPU_INIT_ARGS", "").split())),
