@@ -10,7 +10,7 @@ PY ?=
 export VENV PY
 
 BIN := $(VENV)/bin
-LOCKS := requirements/core.lock requirements/all.lock requirements/serve.lock benchmarks/decoding/peers.lock
+LOCKS := requirements/core.lock requirements/all.lock requirements/serve.lock requirements/cuda.lock requirements/tpu.lock benchmarks/decoding/peers.lock
 # Universal: one lock for Python 3.11 to 3.14, Linux and macOS (array-record has no Windows wheel). Wheels only, no host.
 # A local find-links folder or index of this machine's must not decide what others get.
 UV ?= $(BIN)/uv
@@ -65,6 +65,8 @@ lock:  ## resolve again; ARGS=--upgrade moves to newer releases
 	$(COMPILE) pyproject.toml --all-extras --group build -o requirements/all.lock $(ARGS)
 	$(COMPILE) pyproject.toml --group build -c requirements/all.lock -o requirements/core.lock
 	$(COMPILE) --group serving -c requirements/all.lock -o requirements/serve.lock
+	$(COMPILE) pyproject.toml --group build --group cuda -c requirements/all.lock -o requirements/cuda.lock
+	$(COMPILE) pyproject.toml --group build --group tpu -c requirements/all.lock -o requirements/tpu.lock
 	$(COMPILE) benchmarks/decoding/peers.in -o benchmarks/decoding/peers.lock
 	@$(MAKE) --no-print-directory check-locks
 

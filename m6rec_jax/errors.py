@@ -1,4 +1,4 @@
-"""The two ways a command ends early on purpose, and faults of the machine; `cli` turns them into exit codes."""
+"""The ways a command ends early on purpose, and faults of the machine; `cli` turns them into exit codes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class InputError(Exception):
 
 class Requeue(Exception):
     """The work was saved after a termination signal and may be started again (exit 75)."""
+
+
+class Alone(Exception):
+    """The other processes of the job did not come, or fell silent (exit 69): one line says which and what to look at."""
 
 
 # What the operating system refuses for reasons that only the user can mend.

@@ -1,7 +1,7 @@
 """`m6rec VERB ...`: finds the verb, imports only its module, turns how it ended into an exit code.
 
-0 success · 2 the user's input or configuration is wrong · 75 saved, may be requeued · 130 interrupted ·
-1 a fault of our own. Errors are one line on stderr; M6REC_DEBUG=1 adds the traceback.
+0 success · 2 the user's input or configuration is wrong · 69 the other processes of the job did not come · 75 saved,
+may be requeued · 130 interrupted · 1 a fault of our own. Errors are one line on stderr; M6REC_DEBUG=1 adds the traceback.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 
 import m6rec_jax
 from m6rec_jax.allocator import keep_freed_memory
-from m6rec_jax.errors import InputError, Requeue, mendable
+from m6rec_jax.errors import Alone, InputError, Requeue, mendable
 
-SUCCESS, FAULT, WRONG_INPUT, REQUEUE, INTERRUPTED = 0, 1, 2, 75, 130
+SUCCESS, FAULT, WRONG_INPUT, ALONE, REQUEUE, INTERRUPTED = 0, 1, 2, 69, 75, 130
 
 # verb: (module in this package, function taking argv, what it does)
 VERBS = {
@@ -38,7 +38,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; never raises."""
+    """Run one command line and return its exit code; never raises. Left alone by its job, the process ends here."""
     keep_freed_memory()  # now, while this is the only thread
     argv = list(sys.argv[1:] if argv is None else argv)
     if not _debug():  # libraries log the tracebacks of their threads; what matters of them we say in one line
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return SUCCESS
     except InputError as error:
         return _end(WRONG_INPUT, str(error))
+    except Alone as error:  # jax would wait at the exit, five minutes more, for those who do not come
+        os._exit(_end(ALONE, str(error)))
     except Requeue as error:
         return _end(REQUEUE, str(error) or "saved after a termination signal; the same command resumes")
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -35,7 +36,11 @@ from m6rec_jax.training.room import check_room
 from m6rec_jax.training.sharding import check_fit, make_mesh, place_items, row_shards
 from m6rec_jax.training.state import abstract_state, init_state
 from m6rec_jax.training.step import make_eval_step, make_train_step
+from m6rec_jax.training.together import agree, started_with
 from m6rec_jax.training.validation import ValidationLoss, unigram_losses, validation_rows
+
+CLAIM = 1800.0  # seconds until the first process has copied what belongs to a run of the largest catalogues
+APPEARS = 60.0  # seconds until a network file system shows what another machine has written
 
 MakeEvaluator = Callable[[Blueprint, Dataset, int], Evaluator]
 
@@ -57,7 +62,7 @@ def train(
     Raises InputError before compiling when anything does not fit, Requeue after SIGTERM.
     """
     run = Path(run)
-    domains = open_domains(datasets, weights)
+    domains = agree(lambda: open_domains(datasets, weights), lambda opened: started_with(config, opened))
 
     # -- mesh ---------------------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
@@ -83,7 +88,8 @@ def train(
         check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains])
     optimizer = make_optimizer(config.optim, config.train.steps)
     resumed = bool(steps(run))
-    lock = _together(lambda: _claim(run, config, domains, blueprint))
+    lock = agree(lambda: _claim(run, config, domains, blueprint) if jax.process_index() == 0 else None, seconds=CLAIM)
+    agree(lambda: _see(run), lambda step: {f"the last step saved in {run}": str(step)})
     items = place_items(mesh, tuple(item_table(domain.dataset.content, domain.dataset.seen) for domain in domains))
 
     # -- state: resumed, or from another run, or fresh ------------------------------------------------------------
@@ -159,24 +165,6 @@ def _evaluator(make: MakeEvaluator, blueprint: Blueprint, domains: Sequence[Doma
     return evaluate
 
 
-def _together(claim: Callable[[], IO[str]]) -> IO[str] | None:
-    """`claim` on the first process; when it refuses, all processes raise the same InputError."""
-    lock, refusal = None, ""
-    if jax.process_index() == 0:
-        try:
-            lock = claim()
-        except InputError as error:
-            refusal = str(error)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        said = np.frombuffer(refusal.encode()[:1024].ljust(1024), np.uint8)
-        refusal = bytes(multihost_utils.broadcast_one_to_all(said)).decode(errors="ignore").strip()
-    if refusal:
-        raise InputError(refusal)
-    return lock
-
-
 def _claim(run: Path, config: Config, domains: Sequence[Domain], blueprint: Blueprint) -> IO[str]:
     """Make the run folder, or check that the one there was trained on these datasets with this model; returns its lock.
 
@@ -217,6 +205,16 @@ def _claim(run: Path, config: Config, domains: Sequence[Domain], blueprint: Blue
     write_text(run / "config.yaml", dump_config(config))
     write_run(record)
     return lock
+
+
+def _see(run: Path) -> int:
+    """The last step saved in a run that the first process has made; InputError when it is not to be seen from here."""
+    until = time.monotonic() + APPEARS
+    while not (run / RUN_FILE).is_file():
+        if time.monotonic() > until:
+            raise InputError(f"{run}: process 0 has made it and it is not to be seen here; --run must lie in a folder that all machines share")  # fmt: skip
+        time.sleep(0.2)
+    return max(steps(run), default=0)
 
 
 def _check_datasets(old: Run, domains: Sequence[Domain]) -> None:

@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 
 from tests.packaging.locks import MACHINES, ROOT, installed_on, read_lock
 
-LOCKS = ("core", "all", "serve")
+LOCKS = ("core", "all", "serve", "cuda", "tpu")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 GROUPS = PROJECT["dependency-groups"]
@@ -18,6 +18,7 @@ ASKED = {
     "core": PROJECT["project"]["dependencies"] + GROUPS["build"],
     "all": PROJECT["project"]["dependencies"] + GROUPS["build"] + [line for lines in EXTRAS.values() for line in lines],
     "serve": GROUPS["serving"],
+    **{name: PROJECT["project"]["dependencies"] + GROUPS["build"] + GROUPS[name] for name in ("cuda", "tpu")},
 }
 
 
@@ -44,6 +45,18 @@ def test_a_lock_holds_what_the_project_asks_for(lock, machine):
 def test_install_all_only_adds(lock, machine):
     everything = installed_on("all", machine)
     assert installed_on(lock, machine).items() <= everything.items()
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize("lock", ["cuda", "tpu"])
+def test_an_image_for_hardware_is_the_core_and_its_drivers(lock, machine):
+    core, image = installed_on("core", machine), installed_on(lock, machine)
+    assert core.items() <= image.items()
+    drivers = {
+        "cuda": ("nvidia-", "jax-cuda13-"),
+        "tpu": ("libtpu", "requests", "urllib3", "certifi", "charset-", "idna"),
+    }
+    assert not [name for name in set(image) - set(core) if not name.startswith(drivers[lock])]
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
