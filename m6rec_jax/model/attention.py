@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from m6rec_jax.model import sharding
@@ -37,7 +40,7 @@ def attend_prefix(
     prefix_lengths: Int[Array, " B"],
     suffix: tuple[Float[Array, "B S M K h"], Float[Array, "B S M K h"]],
     ancestors: Int[Array, "B M S"],
-    slot: int,
+    slot: int | Int[Array, ""],
 ) -> Float[Array, "B M T K G h"]:
     """Beams attend to one prefix a user and to their own short suffix (bifurcated attention, arXiv 2403.08845).
 
@@ -47,43 +50,58 @@ def attend_prefix(
     """
     B, M, T, K, G, h = q.shape
     prefix_k, prefix_v = prefix
-    rows = jnp.arange(B)[:, None, None], jnp.arange(ancestors.shape[2])
-    suffix_k, suffix_v = (x[*rows, ancestors] for x in suffix)  # [B, M, S, K, h]
-    q = q * h**-0.5
-    folded = jnp.moveaxis(q, 3, 1).reshape(B, K, M * T * G, h)
+    queries, near, values = own(q * h**-0.5, suffix, ancestors, slot)
+    folded = queries.reshape(B, K, M * T * G, h)
     far = jnp.einsum("bkqh,bkph->bkqp", folded, prefix_k, preferred_element_type=jnp.float32)
     far = jnp.where((jnp.arange(prefix_k.shape[2]) < prefix_lengths[:, None])[:, None, None], far, NEVER)
-    near = own_products("bmtkgh,bmskh->bkmtgs", q, suffix_k)
-    written = jnp.arange(ancestors.shape[2]) <= slot + jnp.arange(T)[:, None]
-    near = jnp.where(written[:, None], near, NEVER)
-    far = far.reshape(B, K, M, T, G, -1)
-    most = jnp.maximum(far.max(-1), near.max(-1))[..., None]
-    far, near = jnp.exp(far - most), jnp.exp(near - most)
-    total = far.sum(-1) + near.sum(-1)
-    folded = far.reshape(B, K, M * T * G, -1).astype(q.dtype)
-    mixed = jnp.einsum("bkqp,bkph->bkqh", folded, prefix_v, preferred_element_type=jnp.float32)
-    mixed = mixed.reshape(B, K, M, T, G, h) + own_products("bkmtgs,bmskh->bkmtgh", near, suffix_v)
-    return jnp.moveaxis(mixed / total[..., None], 1, 3).astype(q.dtype)
+    near = [scores.reshape(B, K, M * T * G, -1) for scores in near]
+    most = reduce(jnp.maximum, [scores.max(-1, keepdims=True) for scores in (far, *near)])
+    far, *near = (jnp.exp(scores - most) for scores in (far, *near))
+    total = sum(weights.sum(-1, keepdims=True) for weights in (far, *near))
+    mixed = jnp.einsum("bkqp,bkph->bkqh", far.astype(q.dtype), prefix_v, preferred_element_type=jnp.float32)
+    mixed += mix_own([weights.reshape(B, K, M, T * G, -1) for weights in near], values).reshape(mixed.shape)
+    return jnp.moveaxis((mixed / total).astype(q.dtype).reshape(B, K, M, T, G, h), 1, 3)
 
 
-SHORT = 8  # slots of a suffix up to which its products are no matrix products worth the name
+# What each beam wrote itself makes thousands of tiny products. Up to so many slots they are taken slot by slot, as sums of
+# products in one loop, at a fraction of the cost of matrix products; of more slots all at once.
+SHORT = 8
 
 
-def own_products(spec: str, x: Array, suffix: Float[Array, "B M S K h"]) -> Array:
-    """`einsum(spec, x, suffix)` in float32, where every beam has a suffix of its own.
+def own(
+    q: Float[Array, "B M T K G h"],
+    suffix: tuple[Float[Array, "B S M K h"], Float[Array, "B S M K h"]],
+    ancestors: Int[Array, "B M S"],
+    slot: int | Int[Array, ""],
+) -> tuple[Float[Array, "B K M R h"], list[Float[Array, "B K M R s"]], list[Float[Array, "B K M s h"]]]:
+    """Queries with R = T x G, and in lots of slots their scores with the beam's own keys, float32, and its values.
 
-    Of a few slots that is thousands of tiny products, which as one sum of products cost a fraction.
+    `NEVER` where a query does not see a slot. Queries come scaled.
     """
-    if suffix.shape[2] > SHORT:
-        return jnp.einsum(spec, x, suffix, preferred_element_type=jnp.float32)
-    (left, right), out = spec.split("->")[0].split(","), spec.split("->")[1]
-    summed = next(letter for letter in left if letter not in out)
-    every = out + summed
-    x, suffix = (_spread(part, letters, every) for part, letters in ((x, left), (suffix, right)))
-    return jnp.sum(x.astype(jnp.float32) * suffix.astype(jnp.float32), axis=-1)
+    B, M, T, K, G, h = q.shape
+    # What lies behind is not written yet.
+    S = min(ancestors.shape[2], slot + T) if isinstance(slot, int) else ancestors.shape[2]
+    queries = jnp.moveaxis(q, 3, 1).reshape(B, K, M, T * G, h)
+    last = slot + jnp.repeat(jnp.arange(T), G)[:, None]  # slot of each query
+    scores, values = [], []
+    for lot in np.arange(S)[:, None] if S <= SHORT else [np.arange(S)]:
+        at = jnp.arange(B)[:, None, None], lot, ancestors[:, :, lot]
+        k, v = (jnp.moveaxis(x[at], 3, 1) for x in suffix)
+        scores.append(jnp.where(lot <= last, _products(queries, k), NEVER))
+        values.append(v)
+    return queries, scores, values
 
 
-def _spread(x: Array, letters: str, every: str) -> Array:
-    """Axes named by `letters` brought into the order of `every`, with axes of one where it has none."""
-    x = x.transpose([letters.index(letter) for letter in every if letter in letters])
-    return jnp.expand_dims(x, [i for i, letter in enumerate(every) if letter not in letters])
+def mix_own(
+    weights: list[Float[Array, "B K M R s"]], values: list[Float[Array, "B K M s h"]]
+) -> Float[Array, "B K M R h"]:
+    """Values of the beams' own slots, weighted and summed, float32."""
+    if len(values) == 1 and values[0].shape[3] > 1:
+        return jnp.einsum("bkmrs,bkmsh->bkmrh", weights[0], values[0], preferred_element_type=jnp.float32)
+    return sum(w * v.astype(jnp.float32) for w, v in zip(weights, values, strict=True))
+
+
+def _products(queries: Float[Array, "B K M R h"], keys: Float[Array, "B K M s h"]) -> Float[Array, "B K M R s"]:
+    if keys.shape[3] > 1:
+        return jnp.einsum("bkmrh,bkmsh->bkmrs", queries, keys, preferred_element_type=jnp.float32)
+    return jnp.sum(queries.astype(jnp.float32) * keys.astype(jnp.float32), axis=-1, keepdims=True)

@@ -241,14 +241,12 @@ def over_suffix(
     slot: int | Int[Array, ""],
 ) -> tuple[Float[Array, "B M T K G h"], Float[Array, "B M T K G"]]:
     """The part of `attention.attend_prefix` over the beams' own slots: output, and log-sum-exp of its scores."""
-    slots = jnp.arange(ancestors.shape[2])
-    rows = jnp.arange(q.shape[0])[:, None, None]
-    k, v = (x[rows, slots, ancestors] for x in suffix)  # [B, M, S, K, h]
-    scores = attention.own_products("bmtkgh,bmskh->bmtkgs", q, k) * q.shape[-1] ** -0.5
-    written = slots <= slot + jnp.arange(q.shape[2])[:, None]
-    scores = jnp.where(written[None, None, :, None, None], scores, attention.NEVER)
-    sums = jax.nn.logsumexp(scores, axis=-1)
-    return attention.own_products("bmtkgs,bmskh->bmtkgh", jnp.exp(scores - sums[..., None]), v), sums
+    B, M, T, K, G, h = q.shape
+    _, scores, values = attention.own(q * h**-0.5, suffix, ancestors, slot)
+    sums = jax.nn.logsumexp(jnp.concatenate(scores, axis=-1), axis=-1)
+    mixed = attention.mix_own([jnp.exp(part - sums[..., None]) for part in scores], values)
+    unfold = lambda x, *more: jnp.moveaxis(x.reshape(B, K, M, T, G, *more), 1, 3)  # noqa: E731
+    return unfold(mixed, h), unfold(sums)
 
 
 def merge(
