@@ -71,7 +71,9 @@ def generate(
         return lines
     parts.check()
     with parts.working():
-        parts.open(settle)
+        if (lines := parts.open(settle)) is not None:  # by others, since it was asked above
+            note(f"{out}: finished before, for the same job")
+            return lines
         own = (
             None if total is None else sum(min(chunk, total - at) for at in range(shard * chunk, total, shards * chunk))
         )

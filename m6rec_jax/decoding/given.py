@@ -82,7 +82,7 @@ def walk(wave: Wave, vocab: Vocab, requests: Requests, rows: np.ndarray, only: R
     wanted = np.pad(np.maximum(rows, 0), ((0, 0), (0, J - rows.shape[1])))
     asked = np.flatnonzero(there.any(1))
     most_told = max((len(told[u]) for u in asked), default=0)  # each is looked for under each node
-    lot, most = _lot(J, trie.most * max(codebook, *trie.width, most_told), trie.levels - 1)
+    lot, most = _lot(J, trie.most * max(codebook, *trie.width, most_told), trie.most * (trie.levels - 1))
     for at, T, B in batches(lengths[asked], most, wave.devices.count):
         chosen = asked[at]
         some = [told[u] for u in chosen]

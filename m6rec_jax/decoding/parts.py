@@ -52,14 +52,17 @@ class Parts:
         """Whether a part is this process's to make: round-robin."""
         return number % self.shards == self.shard
 
-    def finished(self) -> int | None:
-        """Lines of the job when it was finished before and its bytes are still those; None when something is to do."""
+    def finished(self, say: bool = True) -> int | None:
+        """Lines of the job when it was finished before and its bytes are still those; None when something is to do.
+
+        Damage is said, or not.
+        """
         found = self._read(MANIFEST)
         if found is None or not found["finished"] or found["job"] != self.job:
             return None
         problems = verify_files(*_files(self.folder, found))
         if problems:
-            if self.out is not None:
+            if say and self.out is not None:
                 note(f"{problems[0]}; made again")
             return None
         others = [self._read(name) for name in self._others()]
@@ -75,14 +78,18 @@ class Parts:
         if self.out is None and there and not any(name.startswith("manifest") for name in there):
             raise InputError(f"{self.folder}: holds other things ({there[0]}); name a new or an empty folder, or a file to write")  # fmt: skip
 
-    def open(self, settle: Settle) -> None:
+    def open(self, settle: Settle) -> int | None:
         """Claim the folder and take up what is there of this process's parts; says what is not as it was written.
 
+        The lines of all when the job has been finished meanwhile, else None.
         `settle(kept)` gives what all processes of the job agree on, in JSON: what the first of them settled (`kept`), or
         what this one finds when it is the first (None); the others wait for it. Raises InputError when the folder holds
         parts of another job.
         """
-        self.made, wrong = self._whole(self.mine)
+        with self.alone("finish", wait=True):  # whoever finishes removes what is looked for here
+            if (rows := self.finished(say=False)) is not None:
+                return rows
+            self.made, wrong = self._whole(self.mine)
         if wrong:
             more = f", and {len(wrong) - 1:,} more like it" if len(wrong) > 1 else ""
             note(f"{next(iter(wrong.values()))}{more}; made again")
@@ -93,6 +100,11 @@ class Parts:
             )
             self.settled = json.loads(json.dumps(settle(next(kept, None))))
             self._enter(self.folder / self._own, {"finished": False, **self._said(self.made)})
+        for (
+            name
+        ) in self._others():  # where there are no locks: others who settled another thing are met now, not at the end
+            self._agree(name, self._read(name))
+        return None
 
     def write(self, number: int, table: pl.DataFrame) -> None:
         """Write a part, and enter it. Raises InputError when there is no room for it."""
@@ -141,8 +153,9 @@ class Parts:
                 with suppress(OSError):  # as in `alone`
                     with suppress(BlockingIOError):  # others are here: they have said how many
                         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        os.truncate(held, 0)
-                        os.pwrite(held, str(self.shards).encode(), 0)
+                        with suppress(OSError):  # no room for a number: the lock must not stay as it is
+                            os.truncate(held, 0)
+                            os.pwrite(held, str(self.shards).encode(), 0)
                     fcntl.flock(held, fcntl.LOCK_SH)
                     count = os.pread(held, 20, 0).decode()
                     if count and count != str(self.shards):
@@ -197,9 +210,12 @@ class Parts:
         """
         whole: dict[str, Facts] = {}
         wrong: dict[str, str] = {}
+        last = self._read(MANIFEST)
+        # Of another job that became a file, a kill before it was tidied may have left manifests; they hold nothing.
+        ended = last["job"] if last is not None and last["finished"] and last["job"] != self.job else None
         for name in [MANIFEST, *self._others()]:
             found = self._read(name)
-            if found is None or (self.out is not None and found["finished"]):
+            if found is None or (self.out is not None and (found["finished"] or found["job"] == ended)):
                 continue
             for key in sorted({*self.job, *found["job"]}):
                 if self.job.get(key) != found["job"].get(key):
@@ -207,8 +223,7 @@ class Parts:
                         f"{self.folder}: parts of another job ({key} was {found['job'].get(key)}, is "
                         f"{self.job.get(key)}); delete the folder, or write to another place"
                     )
-            if self.settled and found.get("settled", self.settled) != self.settled:
-                raise InputError(f"{self.folder}: processes that began at the same time do not agree ({name}: {', '.join(self.settled)} differ); delete the folder, and start one before the others")  # fmt: skip
+            self._agree(name, found)
             for part, facts in found["parts"].items():
                 if part not in whole and wanted(_number(part)):
                     if problems := verify_files(self.folder, {part: facts}):
@@ -216,6 +231,11 @@ class Parts:
                     else:
                         whole[part] = facts
         return whole, {part: problem for part, problem in sorted(wrong.items()) if part not in whole}
+
+    def _agree(self, name: str, found: Facts | None) -> None:
+        """Raise InputError when the process whose manifest this is settled something else."""
+        if found is not None and self.settled and found.get("settled", self.settled) != self.settled:
+            raise InputError(f"{self.folder}: processes that began at the same time do not agree ({name}: {', '.join(self.settled)} differ); delete the folder, and start one before the others")  # fmt: skip
 
     def _said(self, parts: dict[str, Facts]) -> dict[str, Any]:
         return {"rows": sum(facts["rows"] for facts in parts.values()), "parts": parts}

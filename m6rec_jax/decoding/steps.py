@@ -85,9 +85,11 @@ def walked(
         child, chosen = first + jnp.arange(K), trie.ancestor[level + 1][rank][..., None]
         left = jnp.where(sign < 0, under[child], 0) + sign * _counted(trie, given, node, level)
         open_ = (child < trie.base[node + 1][..., None]) & (left > 0)
-        logp = jnp.take_along_axis(every, trie.tok[child], axis=-1, mode="clip")
+        # Compared with its own entry there, not with `said`: computed twice, one number may differ in its last bit.
+        logp = jax.lax.optimization_barrier(jnp.take_along_axis(every, trie.tok[child], axis=-1, mode="clip"))
+        own = jnp.take_along_axis(logp, chosen - first, axis=-1, mode="clip")
         logp = jnp.where(open_, logp, -jnp.inf)
-        before = (logp > said[..., None]) | ((logp == said[..., None]) & (child < chosen))
+        before = ((logp > own) | ((logp == own) & (child < chosen))) & (child != chosen)
         spare = ((0, 0), (0, 0), (0, max(0, A + 1 - K)))
         best, at = jax.lax.top_k(jnp.pad(logp, spare, constant_values=-jnp.inf), A + 1)
         best, at = (jnp.broadcast_to(x, (len(rows), J, A + 1)) for x in (best, first + at))

@@ -70,17 +70,19 @@ def attend_prefix(
     if flash is None:
         return attention.attend_prefix(q, prefix, prefix_lengths, suffix, ancestors, slot)
 
-    def run(q, prefix, lengths, suffix, ancestors, slot):
+    # A slot that is known when the program is traced stays so: what lies behind it is not read.
+    known, traced = ((slot,), ()) if isinstance(slot, int) else ((), (slot,))
+
+    def run(q, prefix, lengths, suffix, ancestors, *traced):
+        (slot,) = known or traced
         far, far_lse = over_prefix(flash, q, prefix, lengths)
         near, near_lse = over_suffix(q, suffix, ancestors, slot)
         return merge(far, far_lse, near, near_lse).astype(q.dtype)
 
     wide, kept = ("batch", None, None, "kv", None, None), ("batch", "kv", None, None)
     lanes, names = ("batch", None, None, "kv", None), ("batch", None, None)
-    in_axes = (wide, (kept, kept), ("batch",), (lanes, lanes), names, ())
-    return sharding.per_shard(run, in_axes, wide, check=False)(
-        q, prefix, prefix_lengths, suffix, ancestors, jnp.asarray(slot)
-    )
+    in_axes = (wide, (kept, kept), ("batch",), (lanes, lanes), names, *(() for _ in traced))
+    return sharding.per_shard(run, in_axes, wide, check=False)(q, prefix, prefix_lengths, suffix, ancestors, *traced)
 
 
 def chosen(choice: Attention, queries: int, keys: int, dtype: jnp.dtype) -> Flash | None:

@@ -46,6 +46,10 @@ def kept_as(params: Any, weights: str, dtype: str = "float32") -> Any:
     def keep(path: tuple, x: Any) -> Any:
         names = {getattr(key, "key", None) for key in path}
         summed = next((axes for name, axes in SUMMED.items() if name in names), None)
+        if _is_quantised(x) and weights == "full":
+            raise InputError(
+                "these parameters are int8 and weights=full: assign those of the checkpoint, or take weights=int8"
+            )
         if summed is None or _is_quantised(x):
             return x
         if weights == "full":

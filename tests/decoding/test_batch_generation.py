@@ -18,6 +18,7 @@ import pytest
 from m6rec_jax.artifacts.manifest import file_digest
 from m6rec_jax.cli import SUCCESS, WRONG_INPUT, main
 from m6rec_jax.decoding.batch import COLUMNS, generate
+from m6rec_jax.decoding.parts import Parts
 from m6rec_jax.errors import InputError
 from tests.decoding.jobs import JOB, LINES, USERS, recommend
 
@@ -313,6 +314,30 @@ def test_what_was_settled_first_counts_for_all_processes(tmp_path, kind, monkeyp
     with pytest.raises(InputError, match=r"do not agree \(manifest-1-of-2.json: gate differ\)"):
         generate(recommend, USERS, two, job=JOB, settle=lambda kept: kept, chunk=10, shard=0, shards=2)
     assert part.is_file()
+
+
+def test_a_shard_run_again_while_another_finishes_makes_nothing(tmp_path, kind, monkeypatch):
+    out, check = place(tmp_path, "recs", kind), Parts.check
+    generate(recommend, USERS, out, job=JOB, chunk=10, shard=0, shards=2)
+
+    def meanwhile(self):
+        check(self)
+        monkeypatch.undo()
+        generate(recommend, USERS, out, job=JOB, chunk=10, shard=1, shards=2)
+
+    monkeypatch.setattr(Parts, "check", meanwhile)
+    never = lambda users: pytest.fail("made again")  # noqa: E731
+    assert generate(never, USERS, out, job=JOB, chunk=10, shard=0, shards=2) == LINES
+
+
+def test_what_a_kill_left_of_a_finished_file_is_no_obstacle_to_another_job(tmp_path):
+    out = place(tmp_path, "recs", "file")
+    generate(recommend, USERS, out, job=JOB, chunk=10)
+    folder = Path(f"{out}.parts")
+    kept = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    left = {**kept, "finished": False}
+    (folder / "manifest-0-of-1.json").write_text(json.dumps(left), encoding="utf-8")
+    assert generate(recommend, USERS, out, job={**JOB, "k": 7}, chunk=10) == LINES
 
 
 def test_the_same_work_twice_at_once_is_refused(tmp_path, kind):

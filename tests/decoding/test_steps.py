@@ -77,6 +77,18 @@ def test_the_steps_of_a_list_multiply_to_the_model_part_of_its_scores(any_world)
     assert np.array_equal(np.concatenate([one.place for one in alone]), steps.place)
 
 
+def test_a_place_is_one_more_than_the_codes_that_are_likelier(any_world):
+    engine, histories = any_world.engine, any_world.histories
+    rng = np.random.default_rng(7)
+    for u, history in enumerate(histories):
+        rows = rng.permutation(CATALOGUE)[None, :9]
+        steps = engine.steps([history], rows, temperature=HEAT[u], candidates=rows, others=9)
+        assert (steps.place >= 1).all() and (steps.place <= steps.choices).all()
+        likelier = (steps.other_logp > steps.logp[..., None] + 1e-6).sum(-1)
+        as_likely = (steps.other_logp > steps.logp[..., None] - 1e-6).sum(-1)
+        assert (likelier < steps.place).all() and (steps.place <= 1 + as_likely).all()
+
+
 def test_log_probabilities_of_given_rows_are_those_of_a_full_forward(any_world):
     engine, histories = any_world.engine, any_world.histories
     rng = np.random.default_rng(3)
