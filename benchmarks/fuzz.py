@@ -120,14 +120,14 @@ class Fuzzed:
         for one, gone in zip(may, part["exclude"], strict=True):
             one[gone] = False
         each = self._scored(part, allowed)
-        truth = self._mixed(each, may, part)
-        counts.update(proven=len(chosen), **self._against(_part(lists, chosen), truth))
+        truth, spelled = self._mixed(each, may, part)
+        counts.update(proven=len(chosen), **self._against(_part(lists, chosen), truth, spelled))
         if self.facts["widen"]:
             for u in np.flatnonzero(~lists.exact[chosen])[:WIDENED]:
                 one = {name: _pick(value, np.array([u])) for name, value in part.items()}
                 wide = self.engine.recommend(**one, **shared, widen=self.facts["widen"])
                 counts.update(requests=1, widened=1, **faults(wide, one["exclude"], allowed, C))
-                counts.update(self._against(wide, truth[[u]]))
+                counts.update(self._against(wide, truth[[u]], spelled[[u]]))
         if shared["normalise"] == "level":  # as ranks are
             counts.update(self._ranked(rng, part, each))
         return counts
@@ -154,8 +154,9 @@ class Fuzzed:
         np.put_along_axis(made, found.rows, found.model_logp, axis=1)  # row -1 is the last, which is dropped
         return made[:, :N]
 
-    def _mixed(self, logp: np.ndarray, may: np.ndarray, part: dict[str, Any]) -> np.ndarray:
-        """Score of every item `[U, C]`, -inf where it must not be shown, of the model's part for every spelling."""
+    def _mixed(self, logp: np.ndarray, may: np.ndarray, part: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Score of every item `[U, C]`, -inf where it must not be shown, of the model's part for every spelling; and of
+        every spelling `[U, N]`."""
         U, C = may.shape
         (support, mass), users = part["memory"], np.arange(len(may))[:, None]
         memory = np.zeros((U, C + 1))
@@ -169,17 +170,21 @@ class Fuzzed:
             score[:, :C] = np.logaddexp(score[:, :C], np.log(gate) + np.log(memory))  # the canonical ones come first
         made = np.full((U, C), -np.inf)
         np.maximum.at(made, (slice(None), self.item), score)
-        return np.where(may, made, -np.inf)
+        return np.where(may, made, -np.inf), score
 
-    def _against(self, lists: Lists, truth: np.ndarray) -> dict[str, int]:
+    def _against(self, lists: Lists, truth: np.ndarray, spelled: np.ndarray) -> dict[str, int]:
         """Lists with a score that is not the item's, and lists called exact that are not the best."""
         k = lists.rows.shape[1]
         best = np.pad(-np.sort(-truth, axis=1)[:, :k], ((0, 0), (0, max(0, k - truth.shape[1]))), constant_values=-np.inf)  # fmt: skip
         listed = lists.rows >= 0
         own = np.where(listed, np.take_along_axis(truth, np.maximum(lists.rows, 0), axis=1), -np.inf)
         right = _near(lists.scores, own)
-        if len(self.item) > self.engine.catalogue:  # of a list that is not exact, another spelling may be better
-            right |= ~lists.exact[:, None] & (lists.scores < own)
+        if (
+            len(self.item) > self.engine.catalogue
+        ):  # in a list that is not exact, that of another of the item's spellings
+            for u in np.flatnonzero(~lists.exact):
+                of = self.item[None] == lists.rows[u][:, None]
+                right[u] |= (of & _near(np.broadcast_to(lists.scores[u][:, None], of.shape), spelled[u][None])).any(1)
         return {
             "misscored": int((~right & listed).any(1).sum()),
             "inexact": int((lists.exact & ~_near(lists.scores, best).all(1)).sum()),
@@ -195,7 +200,7 @@ class Fuzzed:
         may = np.zeros((U, C), bool)
         for one, rows in zip(may, own, strict=True):
             one[rows] = True
-        truth, wrong = self._mixed(each, may, part), 0
+        (truth, _), wrong = self._mixed(each, may, part), 0
         for u, rows in enumerate(own):
             n, found, scores = len(rows), ranked.rows[u], ranked.scores[u]
             right = set(found[:n].tolist()) == set(rows.tolist()) and (found[n:] == -1).all()
