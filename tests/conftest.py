@@ -4,7 +4,10 @@ tests/multidevice needs eight fake devices and every other test one. That is a p
 `pytest tests/multidevice` is a run of its own and other runs leave that folder out.
 """
 
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -23,6 +26,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; pools of thr
 # No deadline: a busy machine is not a failure. In CI, hypothesis takes the same examples every time.
 hypothesis.settings.register_profile("no-deadline", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("no-deadline")
+
+
+# A compiled program holds some ten mappings of memory, of which Linux allows a process 65,530 unless told otherwise; past
+# that the compiler dies of a segmentation fault. A worker that has made very many lets go of them between modules.
+MOST_MAPPINGS = 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings() -> Iterator[None]:
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.is_file() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 def _apart(config: pytest.Config) -> bool:
