@@ -59,9 +59,18 @@ def add_config_options(parser: Parser) -> None:
                 f"--{section}.{f.name}",
                 type=hints[f.name],
                 default=getattr(defaults, f.name),
-                metavar="|".join(map(str, get_args(hints[f.name]))) if _is_choice(hints[f.name]) else "VALUE",
+                metavar=_metavar(f"--{section}.{f.name}", hints[f.name]),
                 help=texts[f.name].rstrip("."),
             )
+
+
+HELP_COLUMN = 34  # where the text of an option begins
+
+
+def _metavar(option: str, kind: object) -> str:
+    """The choices where they fit beside the option, whose text names them anyway; else VALUE."""
+    choices = "|".join(map(str, get_args(kind))) if _is_choice(kind) else "VALUE"
+    return choices if len(f"  {option} {choices}  ") <= HELP_COLUMN else "VALUE"
 
 
 def field_help(kind: type) -> dict[str, str]:
@@ -94,7 +103,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         width = min(110, shutil.get_terminal_size().columns)
-        super().__init__(*args, **{**kwargs, "width": width, "max_help_position": 34})
+        super().__init__(*args, **{**kwargs, "width": width, "max_help_position": HELP_COLUMN})
 
     def _get_help_string(self, action: argparse.Action) -> str:
         silent = action.default is None or action.default is False or action.default == argparse.SUPPRESS

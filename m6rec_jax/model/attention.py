@@ -98,7 +98,7 @@ def mix_own(
     """Values of the beams' own slots, weighted and summed, float32."""
     if len(values) == 1 and values[0].shape[3] > 1:
         return jnp.einsum("bkmrs,bkmsh->bkmrh", weights[0], values[0], preferred_element_type=jnp.float32)
-    return sum(w * v.astype(jnp.float32) for w, v in zip(weights, values, strict=True))
+    return reduce(jnp.add, [w * v.astype(jnp.float32) for w, v in zip(weights, values, strict=True)])
 
 
 def _products(queries: Float[Array, "B K M R h"], keys: Float[Array, "B K M s h"]) -> Float[Array, "B K M R s"]:

@@ -358,4 +358,4 @@ def test_every_rule_belongs_to_the_job(tiny_dataset, tiny_run, tmp_path, monkeyp
     for rules in ({}, *every):
         generate(tiny_run, tiny_dataset, ["u7"], out=tmp_path / "x.parquet", engine="popularity", **rules)
     assert len(set(jobs)) == len(jobs) == 1 + len(every)
-    assert set(json.loads(jobs[0])) == {"k", "engine", "users", "dataset", "model", "params", "gate"}
+    assert set(json.loads(jobs[0])) == {"k", "engine", "users", "dataset", "model", "params", "parts", "code"}
