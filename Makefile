@@ -65,7 +65,7 @@ lock:  ## resolve again; ARGS=--upgrade moves to newer releases
 	$(COMPILE) pyproject.toml --all-extras --group build -o requirements/all.lock $(ARGS)
 	$(COMPILE) pyproject.toml --group build -c requirements/all.lock -o requirements/core.lock
 	$(COMPILE) --group serving -c requirements/all.lock -o requirements/serve.lock
-	$(COMPILE) pyproject.toml --group build --group cuda -c requirements/all.lock -o requirements/cuda.lock
+	$(COMPILE) pyproject.toml --extra kernels --group build --group cuda -c requirements/all.lock -o requirements/cuda.lock
 	$(COMPILE) pyproject.toml --group build --group tpu -c requirements/all.lock -o requirements/tpu.lock
 	$(COMPILE) benchmarks/decoding/peers.in -o benchmarks/decoding/peers.lock
 	@$(MAKE) --no-print-directory check-locks

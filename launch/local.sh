@@ -49,6 +49,7 @@ for ((i = 0; i < count; i++)); do
     pids+=($!)
     exec {out}>&- {err}>&-
 done
+set +m # else Ctrl-C reaches only the `sleep` below, in a group of its own
 
 code=0 deadline=0 told=
 declare -A ended=()

@@ -26,6 +26,9 @@ from m6rec_jax.training.state import TrainState
 from m6rec_jax.training.step import make_train_step
 from m6rec_jax.vocab import Vocab
 
+for package in ("libtpu", "jax_cuda13_plugin", "tokamax"):  # of the extras aot and kernels
+    pytest.importorskip(package)
+
 pytestmark = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
     reason="the compilers of the extra aot are for Linux x86-64",

@@ -24,7 +24,11 @@ ask() { gcloud compute tpus tpu-vm describe "$TPU" --zone "$ZONE" --format "$1";
 first=$(ask 'value(networkEndpoints[0].ipAddress)')
 count=$(ask 'value(networkEndpoints.len())')
 
-stop() { for ((i = 0; i < count; i++)); do on "$i" "kill -TERM \$(cat $note)" & done; }
+stop() {
+    set -m
+    for ((i = 0; i < count; i++)); do on "$i" "kill -TERM \$(cat $note)" </dev/null & done
+    set +m
+}
 
 case ${1:-} in
 stop) stop && wait ;;
@@ -36,20 +40,21 @@ run)
         [[ $line != [A-Z]*=* ]] || settings+=("$line")
     done <"${flags:-/dev/null}"
     pids=()
+    set -m # groups of their own: Ctrl-C reaches this script alone, not ssh, which would leave the worker running
     for ((i = 0; i < count; i++)); do
         own=("M6REC_COORDINATOR=$first:${PORT:-8476}" "M6REC_PROCESSES=$count" "M6REC_PROCESS_ID=$i" "${settings[@]}")
         # exec: the number noted is the command's own, and its exit code is what ssh ends with.
         on "$i" "echo \$\$ > $note; exec env ${own[*]@Q} ${*@Q}" \
-            > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2) &
+            </dev/null > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2) &
         pids+=($!)
     done
-    trap stop TERM INT
+    set +m
+    trap 'again=1; stop' TERM INT
     code=0
     for pid in "${pids[@]}"; do
-        its=0
-        wait "$pid" || its=$?
-        while kill -0 "$pid" 2>/dev/null; do # the signal ended the wait, not the process
-            its=0
+        again=1
+        while [[ -n $again ]]; do # a signal ends the wait, not the process; bash keeps the process's exit code
+            its=0 again=''
             wait "$pid" || its=$?
         done
         if [[ $its -ne 0 && $code -eq 0 ]]; then code=$its; fi

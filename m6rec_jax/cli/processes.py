@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import socket
 import sys
 import threading
@@ -53,6 +54,8 @@ def join_processes() -> None:
         # jax itself would abort with a stack trace: it gets more time than we take.
         jax.distributed.initialize(**where, initialization_timeout=int(seconds) + 60)
         local = jax.local_devices()  # here processes that fell behind are waited for once more
+    # jax catches SIGTERM from now on and only takes a note. Until the training loop asks for it, it is to end us.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     count = f"{len(local)} {local[0].device_kind} device{'s' if len(local) > 1 else ''}"
     print(
         f"process {jax.process_index()} of {jax.process_count()} on {platform.node()}: {count} of "

@@ -102,7 +102,7 @@ def chosen(choice: Attention, queries: int, keys: int, dtype: jnp.dtype) -> Flas
         return partial(splash, interpret=device.platform == "cpu") if fits else None
     if choice == "tokamax":
         if not _has_mosaic(device):
-            raise InputError(f"model.attention=tokamax: made for Hopper and Blackwell GPUs, and this is a {device.device_kind}; use auto or xla")  # fmt: skip
+            raise InputError(f"model.attention=tokamax: made for Hopper GPUs (compute capability 9), and this is a {device.device_kind}; use auto or xla")  # fmt: skip
         if not has_tokamax():
             raise InputError("model.attention=tokamax: tokamax is not installed; pip install 'm6rec-jax[kernels]', or use auto")  # fmt: skip
         return tokamax if fits else None
@@ -118,8 +118,9 @@ def _automatic(device: jax.Device, dtype: jnp.dtype) -> Attention:
 
 
 def _has_mosaic(device: jax.Device) -> bool:
-    """Whether tokamax has forward and backward kernels for this GPU that are no Triton kernels, which jax will drop."""
-    return device.platform == "gpu" and 9 <= float(getattr(device, "compute_capability", 0)) < 11
+    """Whether tokamax has forward and backward kernels for this GPU that compile, and are no Triton kernels, which jax
+    will drop. Those for capability 10 do not get through jax's assembler (docs/kernels.md)."""
+    return device.platform == "gpu" and 9 <= float(getattr(device, "compute_capability", 0)) < 10
 
 
 @cache

@@ -196,11 +196,14 @@ class _StopSignals:
         note("stopping after this step; saving (Ctrl-C again to stop at once)")
 
     def asked(self) -> bool:
-        """Whether any process was told to stop; all processes agree at the same step."""
+        """Whether any process was told to stop; all processes agree at the same step. A signal that comes while they
+        exchange is kept for the next step."""
+        told = self._signal or 0
         if jax.process_count() > 1:
-            signals = multihost_utils.process_allgather(np.array(self._signal or 0))
-            self._signal = int(np.max(signals)) or None
-        return self._signal is not None
+            told = int(np.max(multihost_utils.process_allgather(np.array(told))))
+        if told:
+            self._signal = told
+        return bool(told)
 
     def leave(self, step: int) -> None:
         """Raise what the signal means, once the state is safe."""

@@ -84,19 +84,20 @@ def train(
     # -- model and optimiser ------------------------------------------------------------------------------------
     width, *more_widths = (domain.dataset.content.shape[1] for domain in domains)
     blueprint = Blueprint(config.model, joint_vocab(domains), width, tuple(more_widths))
-    if max(steps(run), default=0) < config.train.steps:
+    # Said once for all: what follows is asked of all processes together, or of none.
+    saved = agree(lambda: max(steps(run), default=0), lambda step: {f"the last step saved in {run}": str(step)})
+    if saved < config.train.steps:
         check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains])
     optimizer = make_optimizer(config.optim, config.train.steps)
-    resumed = bool(steps(run))
     lock = agree(lambda: _claim(run, config, domains, blueprint) if jax.process_index() == 0 else None, seconds=CLAIM)
-    agree(lambda: _see(run), lambda step: {f"the last step saved in {run}": str(step)})
+    agree(lambda: _see(run))
     items = place_items(mesh, tuple(item_table(domain.dataset.content, domain.dataset.seen) for domain in domains))
 
     # -- state: resumed, or from another run, or fresh ------------------------------------------------------------
     with jax.set_mesh(mesh):
         state = init_state(blueprint, optimizer, config.train.seed, config.optim.average > 0)
         position = Position()
-        if resumed:
+        if saved:
             state, position = restore(run, abstract_state(state)) or (state, position)
         elif init_from is not None:
             state = state.begun_with(from_run(Path(init_from), [d.dataset for d in domains], blueprint, state.params))
@@ -207,14 +208,13 @@ def _claim(run: Path, config: Config, domains: Sequence[Domain], blueprint: Blue
     return lock
 
 
-def _see(run: Path) -> int:
-    """The last step saved in a run that the first process has made; InputError when it is not to be seen from here."""
+def _see(run: Path) -> None:
+    """Return once the run that the first process has made is to be seen from here; InputError when it never is."""
     until = time.monotonic() + APPEARS
     while not (run / RUN_FILE).is_file():
         if time.monotonic() > until:
             raise InputError(f"{run}: process 0 has made it and it is not to be seen here; --run must lie in a folder that all machines share")  # fmt: skip
         time.sleep(0.2)
-    return max(steps(run), default=0)
 
 
 def _check_datasets(old: Run, domains: Sequence[Domain]) -> None:

@@ -57,7 +57,8 @@ def agree(
     """`make()`, once `facts(make())` is known to be the same in all processes of the job.
 
     Raises InputError, in all of them and in the same words, when one has other facts than the first (which, what, both
-    values) or when `make` raised InputError in one; Alone when one says nothing for `seconds`.
+    values) or when `make` raised InputError in one. Any other error is raised as it is where it arose, and as InputError
+    in the others, who else would wait for this process. Alone when one says nothing for `seconds`.
     """
     if jax.process_count() == 1:
         made = make()
@@ -67,12 +68,15 @@ def agree(
 
     store, room = global_state.client, f"m6rec_jax/agree/{next(_asked)}"
     assert store is not None
-    made, said = None, {"host": platform.node()}
+    made, said, fault = None, {"host": platform.node()}, None
     try:
         made = make()
         said |= {"facts": dict(facts(made))}
     except InputError as error:
         said |= {"refused": str(error)}
+    except Exception as error:
+        said |= {"refused": f"{type(error).__name__}: {error}"}
+        fault = error
     if jax.process_index() == 0:
         kind, text = _verdict(said, lambda other, wait: store.blocking_key_value_get(f"{room}/{other}", wait), seconds)
         store.key_value_set(f"{room}/verdict", json.dumps([kind, text]))
@@ -84,7 +88,9 @@ def agree(
         try:
             kind, text = json.loads(store.blocking_key_value_get(f"{room}/verdict", int(1000 * seconds)))
         except Exception as error:  # XlaRuntimeError or JaxRuntimeError, by the version of jax
-            raise Alone(_silent(0, seconds)) from error
+            raise fault or Alone(_silent(0, seconds)) from error
+    if fault is not None:
+        raise fault
     if kind == "refused":
         raise InputError(text)
     if kind == "silent":

@@ -19,7 +19,8 @@ while [[ $1 == --* ]]; do shift; done
 export SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_TASKS_PER_NODE=2
 pids=()
 for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & pids+=($!); done
-trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM
+echo "${pids[@]}" > "$CALLS.tasks"
+trap 'kill -KILL "${pids[@]}" 2>/dev/null' TERM # Slurm's ends the step
 code=0
 for pid in "${pids[@]}"; do
     wait "$pid"; its=$?
@@ -27,6 +28,11 @@ for pid in "${pids[@]}"; do
     [[ $its -le $code ]] || code=$its
 done
 exit $code
+"""
+SCANCEL = """#!/usr/bin/env bash
+echo "scancel $*" >> "$CALLS"
+read -ra pids < "$CALLS.tasks"
+[[ "$*" == *--batch* || "$*" != *--signal=TERM* ]] || kill -TERM "${pids[@]}"
 """
 SCONTROL = """#!/bin/sh
 echo "scontrol $*" >> "$CALLS"
@@ -39,7 +45,7 @@ case "$*" in
     while [[ $1 != --worker ]]; do shift; done
     worker=$2
     while [[ $1 != --command ]]; do shift; done
-    mkdir -p "$HOME/$worker" && cd "$HOME/$worker" && exec bash -c "$2" ;;
+    mkdir -p "$HOME/$worker" && cd "$HOME/$worker" && exec env --default-signal=INT bash -c "$2" ;; # ssh ends by Ctrl-C
 esac
 """
 
@@ -57,6 +63,14 @@ def cluster(folder: Path, **programs: str) -> dict[str, str]:
         command(folder / "bin", name, text)
     path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "CALLS": str(folder / "calls"), "HOME": str(folder)}
+
+
+# The words before a command that give it a terminal of its own; what comes on stdin is typed there.
+TERMINAL = (
+    sys.executable,
+    "-c",
+    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))",
+)
 
 
 def run(*words: str | Path, **more) -> subprocess.CompletedProcess[str]:

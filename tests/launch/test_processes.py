@@ -8,24 +8,28 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from m6rec_jax.artifacts.checkpoints import steps
-from m6rec_jax.cli import ALONE, REQUEUE, WRONG_INPUT, main
+from m6rec_jax.cli import ALONE, FAULT, REQUEUE, WRONG_INPUT, main
 from m6rec_jax.cli.processes import join_processes, slurm_devices
 from m6rec_jax.config import Config, TrainConfig
 from m6rec_jax.errors import InputError
+from m6rec_jax.training import loop, together
 from m6rec_jax.training import run as training
-from m6rec_jax.training import together
 from m6rec_jax.training.together import differences, started_with
 from tests.fixtures import tiny_dataset, tiny_root  # noqa: F401
-from tests.launch.places import LAUNCH, ROOT, SCONTROL, SRUN, cluster
+from tests.launch.places import LAUNCH, ROOT, SCANCEL, SCONTROL, SRUN, cluster
 
 TINY = [
     "train", "--config", "demo", "--model.layers=1", "--model.width=16", "--data.rows=4", "--data.length=64",
     "--optim.warmup=4", "--train.log_every=1", "--train.eval_every=0",
 ]  # fmt: skip
 MEET = "from m6rec_jax.cli.processes import join_processes as join; join()"
+
+# What a name that nobody knows comes to, without asking a resolver, which may take long or answer with a search page.
+UNKNOWN = "import socket; socket.getaddrinfo = lambda *a, **k: (_ for _ in ()).throw(socket.gaierror(-2, 'unknown'))"
 
 
 def free_port():
@@ -66,9 +70,7 @@ def test_who_cannot_join_says_why_in_a_line_and_leaves():
     with open_port:
         children = {
             "Connection refused; see whether process 0 runs on 127.0.0.1": start(1, 2, free_port(), ["-c", MEET], 3),
-            "this machine knows no host no-such-host.invalid": start(
-                1, 2, 1234, ["-c", MEET], 3, "no-such-host.invalid"
-            ),
+            "this machine knows no host nowhere": start(1, 2, 1234, ["-c", f"{UNKNOWN}; {MEET}"], 3, "nowhere"),
             "not all others came": start(0, 2, free_port(), ["-c", MEET], 3),
             "something answers there, but": start(1, 2, open_port.getsockname()[1], ["-c", MEET], 3),
         }
@@ -122,16 +124,58 @@ def test_a_process_that_falls_silent_is_named():
 
 
 @pytest.mark.multiprocess
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_fault_in_one_process_ends_the_others_in_a_line(broken):
+    ask = (
+        "import os, sys; import m6rec_jax.cli as cli; from m6rec_jax.training.together import agree\n"
+        "def made():\n"
+        f"    if int(os.environ['M6REC_PROCESS_ID']) == {broken}: raise OSError(5, 'Input/output error', '/data/shop')\n"
+        "cli.find = lambda verb: lambda argv: agree(made); sys.exit(cli.main(['train']))"
+    )
+    port = free_port()
+    codes, said = ends(*(start(number, 2, port, ["-c", f"{MEET}; {ask}"], 20) for number in range(2)))
+    assert (codes[broken], codes[1 - broken]) == (FAULT, WRONG_INPUT), said
+    assert "OSError: [Errno 5] Input/output error: '/data/shop'" in own(said[1 - broken])[0]
+    assert own(said[broken])[0].startswith("m6rec: a fault of m6rec itself: OSError")
+
+
+@pytest.mark.multiprocess
+def test_sigterm_before_the_loop_ends_a_process_that_has_joined():
+    """jax takes SIGTERM for itself when processes join, and would go on."""
+    told = f"{MEET}; import os, signal, time; time.sleep(1); os.kill(os.getpid(), signal.SIGTERM); time.sleep(3); os._exit(5)"
+    port = free_port()
+    codes, said = ends(*(start(number, 2, port, ["-c", told]) for number in range(2)))
+    assert codes == [-signal.SIGTERM] * 2, said
+
+
+def test_a_signal_that_comes_while_processes_exchange_is_not_lost(monkeypatch):
+    told = []
+
+    def exchange(mine):
+        if not told:
+            signal.raise_signal(signal.SIGTERM)
+        told.append(int(mine))
+        return np.array([mine, 0])
+
+    monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(loop.multihost_utils, "process_allgather", exchange)
+    with loop._StopSignals() as stop:
+        assert [stop.asked(), stop.asked()] == [False, True]
+    assert told == [0, signal.SIGTERM]
+
+
+@pytest.mark.multiprocess
 @pytest.mark.timeout(420)  # two processes compile; other tests may have the cores
 def test_a_slurm_job_saves_before_its_limit_and_queues_itself_again(tiny_dataset, tmp_path):  # noqa: F811
     """The batch script as it is; `srun` starts two tasks here, with the variables that Slurm gives them."""
-    environment = cluster(tmp_path, srun=SRUN, scontrol=SCONTROL)
+    environment = cluster(tmp_path, srun=SRUN, scancel=SCANCEL, scontrol=SCONTROL)
     # jax derives the port of the coordinator from the number of the job
     port = next(port for port in iter(free_high_port, None) if port)
     environment |= {
         "SLURM_SUBMIT_DIR": str(ROOT),
         "SLURM_JOB_ID": str(port - 61440),
         "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_CPUS_PER_TASK": "3",
         "M6REC_ENV": "",
     }
     run = tmp_path / "run"
@@ -167,8 +211,10 @@ def test_a_slurm_job_saves_before_its_limit_and_queues_itself_again(tiny_dataset
     assert steps(run) and f"saved step {steps(run)[-1]}" in said
     assert {f"process {number} of 2" for number in range(2)} == set(re.findall(r"process \d of 2", said))
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls[0].startswith("srun --label --wait=150 m6rec train --config demo")
-    assert calls[1:] == [f"scontrol requeue {environment['SLURM_JOB_ID']}"]
+    number = environment["SLURM_JOB_ID"]
+    options = "--label --wait=150 --kill-on-bad-exit=0 --cpus-per-task=3"
+    assert calls[0].startswith(f"srun {options} m6rec train --config demo")
+    assert calls[1:] == [f"scancel --signal=TERM {number}", f"scontrol requeue {number}"]
 
 
 def free_high_port():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.places import GCLOUD, LAUNCH, ROOT, SCONTROL, SCRIPTS, cluster, run
+from tests.launch.places import GCLOUD, LAUNCH, ROOT, SCANCEL, SCONTROL, SCRIPTS, SRUN, TERMINAL, cluster, run
 
 LOCAL = LAUNCH / "local.sh"
 SLURM = {name: LAUNCH / "slurm" / f"{name}.sbatch" for name in ("train", "generate", "sweep")}
@@ -39,22 +39,35 @@ def test_bash_can_read_it_and_it_stops_at_the_first_fault(script):
 # -- local.sh: processes are three lines of shell here; real training through it is in tests/multiprocess ------------
 
 
+CTRL_C = "\x03"
+
+
 def local(count, shell, *, script=LOCAL, after=None, send=signal.SIGTERM, meanwhile=lambda: None, **environment):
     """(exit code, lines of stdout, of stderr) of local.sh; once two lines of stdout hold `after`, `meanwhile` is called
-    and `send` goes to the script."""
+    and `send`, a signal, goes to the script, or text to its terminal."""
     environment = {**os.environ, "PYTHON": sys.executable, **environment}
     child = subprocess.Popen(
-        [script, count, "bash", "-c", shell], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [*(TERMINAL if isinstance(send, str) else ()), script, count, "bash", "-c", shell],
+        env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     first = []
     while after and sum(after in line for line in first) != 2:
         first.append(child.stdout.readline().rstrip("\n"))
         assert first[-1], first
     if after:
         meanwhile()
-        child.send_signal(send)
+        tell(child, send)
     out, err = child.communicate(timeout=30)
     return child.returncode, sorted(first + out.splitlines()), sorted(err.splitlines())
+
+
+def tell(child, send):
+    """A signal, or text that is typed on the terminal."""
+    if isinstance(send, str):
+        child.stdin.write(send)
+        child.stdin.flush()
+    else:
+        child.send_signal(send)
 
 
 def test_each_process_knows_its_number_and_its_lines_bear_it():
@@ -81,12 +94,13 @@ def test_who_does_not_heed_the_end_is_killed_after_the_grace():
     assert time.monotonic() - began < 15
 
 
-@pytest.mark.parametrize(("send", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("send", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (CTRL_C, 130)])
 def test_signals_reach_every_process_once(send, code):
     shell = "trap 'echo TERM; exit 75' TERM; trap 'echo INT; exit 130' INT; echo ready; for i in {1..250}; do sleep .1; done"
     ended, out, _ = local("2", shell, after="ready", send=send)
-    said = send.name.removeprefix("SIG")
+    said = "TERM" if code == 75 else "INT"
     assert ended == code
+    out = sorted(line.removeprefix("^C") for line in out)  # which the terminal says itself
     assert out == [f"[0] {said}", "[0] ready", f"[1] {said}", "[1] ready"]
 
 
@@ -130,12 +144,16 @@ def test_slurm_warns_the_script_before_the_limit_and_may_requeue_it(script):
 
 
 def batch(name, tmp_path, *words, m6rec, send=None, **environment):
-    """(process, calls) of a batch script with this `m6rec`; `send` goes to it when `m6rec` has said "ready"."""
-    env = cluster(tmp_path, m6rec=m6rec, scontrol=SCONTROL) | {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "70"}
+    """(exit code, output, calls) of a batch script with this `m6rec`; `send` goes to it when each `m6rec` of it (two in a
+    step of `train`) has said "ready"."""
+    env = cluster(tmp_path, m6rec=m6rec, srun=SRUN, scancel=SCANCEL, scontrol=SCONTROL) | {
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": "70",
+    }
     child = subprocess.Popen(["bash", SLURM[name], *words], env=env | environment, stdout=subprocess.PIPE, text=True)
     out = ""
     if send:
-        out = child.stdout.readline()
+        out = "".join(child.stdout.readline() for _ in range(2 if name == "train" else 1))
         child.send_signal(send)
     out += child.communicate(timeout=30)[0]
     calls = tmp_path / "calls"
@@ -170,6 +188,11 @@ WAITS = "#!/usr/bin/env bash\ntrap 'exit {}' TERM\necho ready\nfor i in {{1..250
         ("sweep", 75, "0", True),
         ("sweep", 2, "0", False),  # wrong input stays wrong
         ("sweep", 75, "100", False),
+        ("sweep", 143, "0", True),  # the signal came before the first step
+        ("train", 75, "0", True),
+        ("train", 143, "0", True),
+        ("train", 2, "0", False),
+        ("train", 75, "100", False),
     ],
 )
 def test_what_was_stopped_before_the_limit_is_queued_again(tmp_path, name, code, restarts, requeued):
@@ -180,17 +203,30 @@ def test_what_was_stopped_before_the_limit_is_queued_again(tmp_path, name, code,
         SLURM_ARRAY_TASK_ID="5", SLURM_RESTART_COUNT=restarts, **ARRAY,
     )  # fmt: skip
     assert ended == code
-    assert calls == (["scontrol requeue 70_5"] if requeued else [])
+    if name == "train":
+        assert calls[0].startswith("srun ") and calls[1] == "scancel --signal=TERM 70"
+        calls = calls[2:]
+    assert calls == ([f"scontrol requeue {'70' if name == 'train' else '70_5'}"] if requeued else [])
+
+
+@pytest.mark.parametrize("name", ["sweep", "train"])
+def test_a_job_that_nobody_stopped_is_not_queued_again_after_143(tmp_path, name):
+    (tmp_path / "settings.txt").write_text("--train.seed=1\n" * 9)
+    words = [str(tmp_path / "settings.txt"), "runs"] if name == "sweep" else []
+    code, _, calls = batch(name, tmp_path, *words, m6rec="#!/bin/sh\nexit 143\n", SLURM_ARRAY_TASK_ID="5", **ARRAY)
+    assert code == 143
+    assert not [call for call in calls if "requeue" in call]
 
 
 # -- TPU pods ----------------------------------------------------------------------------------------------------------
 
 
-def pod(tmp_path, *words, **environment):
+def pod(tmp_path, *words, terminal=(), **environment):
     env = cluster(tmp_path, gcloud=GCLOUD, work=WAITS.format(75)) | {"TPU": "pod", "ZONE": "here"} | environment
     return subprocess.Popen(
-        [LAUNCH / "tpu/pod.sh", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [*terminal, LAUNCH / "tpu/pod.sh", *words],
+        env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
 def test_every_worker_of_a_pod_gets_the_command_its_number_and_the_flags(tmp_path):
@@ -210,9 +246,10 @@ def test_a_stopped_pod_saves_on_every_worker(tmp_path):
     assert child.returncode == 75
 
 
-def test_ctrl_c_here_stops_the_pod_there(tmp_path):
-    child = pod(tmp_path, "run", "work")
+@pytest.mark.parametrize("send", [signal.SIGTERM, signal.SIGINT, CTRL_C])
+def test_ctrl_c_here_stops_the_pod_there(tmp_path, send):
+    child = pod(tmp_path, "run", "work", terminal=TERMINAL if send == CTRL_C else ())
     assert {child.stdout.readline(), child.stdout.readline()} == {"[0] ready\n", "[1] ready\n"}
-    child.send_signal(signal.SIGTERM)
+    tell(child, send)
     child.communicate(timeout=30)
     assert child.returncode == 75

@@ -217,8 +217,11 @@ def test_each_kind_of_device_gets_its_kernel_and_the_cpu_the_code_it_had(monkeyp
     assert auto(256, 256) is kernels.splash
     assert auto(256, 256, dtype=jnp.float32) is None
     assert auto(1, 256) is auto(256, 100) is auto(256, kernels.MOST_KEYS) is None
-    on(monkeypatch, "gpu", compute_capability="8.0")
-    assert auto(256, 256) is None
+    for other in ("8.0", "10.0"):
+        on(monkeypatch, "gpu", compute_capability=other)
+        assert auto(256, 256) is None
+        with pytest.raises(InputError, match="made for Hopper"):
+            kernels.chosen("tokamax", 256, 256, jnp.dtype(jnp.bfloat16))
     on(monkeypatch, "gpu", compute_capability="9.0")
     assert kernels.chosen("auto", 256, 256, jnp.dtype(jnp.bfloat16)) is kernels.tokamax
     monkeypatch.setattr(kernels, "has_tokamax", lambda: False)

@@ -69,6 +69,7 @@ def test_two_processes_train_as_one_and_the_first_alone_speaks(alone, tiny_datas
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
 
 
+@pytest.mark.timeout(420)  # two processes start, after the run that they read was trained
 def test_shards_of_a_batch_are_processes_that_make_the_same_lists(alone, tmp_path):
     words = ["generate", "--run", str(alone), "--users", "all", "--k", "3", "--chunk", "16", "--engine", "popularity"]
     assert main([*words, "--out", str(tmp_path / "one.parquet")]) == SUCCESS

@@ -61,3 +61,18 @@ def installed_on(name: str, machine: dict[str, str] | None = None) -> dict[str, 
     versions = {pin.name: pin.version for pin in pins}
     assert len(versions) == len(pins), f"{name}.lock gives {machine} two versions of a package"
     return versions
+
+
+@cache
+def brought_by(name: str, package: str) -> frozenset[str]:
+    """A package of a lock with all it needs, and what they need; empty when the lock has it not."""
+    wanted_by: dict[str, set[str]] = {}
+    for line in (ROOT / "requirements" / f"{name}.lock").read_text(encoding="utf-8").splitlines():
+        if found := re.match(r"[a-z0-9-]+(?===)", line):
+            parents = wanted_by.setdefault(found[0], set())
+        elif found := re.fullmatch(r"    #   ([a-z0-9-]+)|    # via ([a-z0-9-]+)", line):
+            parents.add(found[1] or found[2])
+    brought = {package} & wanted_by.keys()
+    while more := {one for one, parents in wanted_by.items() if parents & brought} - brought:
+        brought |= more
+    return frozenset(brought)

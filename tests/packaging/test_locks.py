@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.packaging.locks import MACHINES, ROOT, installed_on, read_lock
+from tests.packaging.locks import MACHINES, ROOT, brought_by, installed_on, read_lock
 
 LOCKS = ("core", "all", "serve", "cuda", "tpu")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -18,7 +18,8 @@ ASKED = {
     "core": PROJECT["project"]["dependencies"] + GROUPS["build"],
     "all": PROJECT["project"]["dependencies"] + GROUPS["build"] + [line for lines in EXTRAS.values() for line in lines],
     "serve": GROUPS["serving"],
-    **{name: PROJECT["project"]["dependencies"] + GROUPS["build"] + GROUPS[name] for name in ("cuda", "tpu")},
+    "cuda": PROJECT["project"]["dependencies"] + GROUPS["build"] + GROUPS["cuda"] + EXTRAS["kernels"],
+    "tpu": PROJECT["project"]["dependencies"] + GROUPS["build"] + GROUPS["tpu"],
 }
 
 
@@ -49,14 +50,16 @@ def test_install_all_only_adds(lock, machine):
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 @pytest.mark.parametrize("lock", ["cuda", "tpu"])
-def test_an_image_for_hardware_is_the_core_and_its_drivers(lock, machine):
+def test_an_image_for_hardware_is_the_core_its_drivers_and_kernels(lock, machine):
     core, image = installed_on("core", machine), installed_on(lock, machine)
     assert core.items() <= image.items()
     drivers = {
         "cuda": ("nvidia-", "jax-cuda13-"),
         "tpu": ("libtpu", "requests", "urllib3", "certifi", "charset-", "idna"),
     }
-    assert not [name for name in set(image) - set(core) if not name.startswith(drivers[lock])]
+    kernels = brought_by(lock, "tokamax")
+    assert bool(kernels) == (lock == "cuda")
+    assert not [name for name in set(image) - set(core) - kernels if not name.startswith(drivers[lock])]
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
