@@ -94,16 +94,26 @@ def test_a_port_in_use_is_refused_before_jax_takes_it():
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("what", ["settings", "dataset"])
+@pytest.mark.parametrize("what", ["settings", "dataset", "steps"])
 def test_processes_started_differently_refuse_in_the_same_words(tiny_dataset, tmp_path, what):  # noqa: F811
     port, words = free_port(), ["-m", "m6rec_jax.cli", *TINY, "--run", str(tmp_path / "run")]
     here = ["--train.steps=30", "--dataset", str(tiny_dataset)]
     there = ["--train.steps=20", *here[1:]] if what == "settings" else [*here[:2], str(tmp_path / "nowhere")]
-    codes, said = ends(start(0, 2, port, [*words, *here]), start(1, 2, port, [*words, *there]))
+    if what == "steps":  # as of a disk of its own; what is asked of all processes together must not begin then
+        there, other = here, "from m6rec_jax.training import run; run.steps = lambda run: [40]"
+        program = [
+            "-c",
+            f"{other}; import sys; from m6rec_jax.cli import main; sys.exit(main(sys.argv[1:]))",
+            *words[2:],
+        ]
+    else:
+        program = words
+    codes, said = ends(start(0, 2, port, [*words, *here]), start(1, 2, port, [*program, *there]))
     assert codes == [WRONG_INPUT] * 2, said
     (line,), (other,) = map(own, said)
     assert line == other and re.search(r"process 1 of 2 on \S+", line)
-    assert ("train.steps is 20 there and 30 here" if what == "settings" else "nowhere") in line
+    named = {"settings": "train.steps is 20 there and 30 here", "dataset": "nowhere", "steps": "is 40 there and 0 here"}
+    assert named[what] in line
     assert not (tmp_path / "run").exists()
 
 
