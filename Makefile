@@ -108,8 +108,8 @@ bench-warm: install  ## known users, whose prefixes are kept, against strangers,
 bench-fuzz: install  ## a million random requests: every id real, allowed, unseen, there once; no false certificate
 	$(BIN)/python -m benchmarks.fuzz
 
-bench-exact: install  ## lists proven best by 10 to 100 beams: RUN=... of several code levels, DATASET=...
-	$(BIN)/python -m benchmarks.exact --run $(RUN) --dataset $(DATASET)
+bench-exact: install  ## lists proven best by 10 to 100 beams; RUN=... one run or several
+	$(BIN)/python -m benchmarks.exact --run $(RUN)
 
 bench-text: install  ## texts in slots against batches that run to their longest text, in one run
 	$(BIN)/python -m benchmarks.text
