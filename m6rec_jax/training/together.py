@@ -105,9 +105,10 @@ def _verdict(mine: dict[str, Any], ask: Callable[[int, int], str], seconds: floa
         return "refused", mine["refused"]
     for other in range(1, processes):
         try:
-            its = json.loads(ask(other, max(1, int(1000 * (until - time.monotonic())))))
-        except Exception:
+            told = ask(other, max(1, int(1000 * (until - time.monotonic()))))
+        except Exception:  # no answer in time: XlaRuntimeError or JaxRuntimeError, by the version of jax
             return "silent", _silent(other, seconds)
+        its = json.loads(told)
         if "refused" in its:
             return "refused", f"process {other} of {processes} on {its['host']}: {its['refused']}"
         if found := differences(mine["facts"], its["facts"]):
