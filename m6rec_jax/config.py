@@ -114,14 +114,20 @@ class MeshConfig:
         data: replicas of the parameters, each with its own rows.
         fsdp: rows and parameters sharded together.
         tensor: heads, feed-forward columns and vocabulary rows sharded.
+        sequence: positions of a row sharded.
+        expert: experts of the feed-forward layers sharded.
+        stage: layers sharded, each device holding a run of them (a pipeline).
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    sequence: int = 1
+    expert: int = 1
+    stage: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("data", "fsdp", "tensor"):
+        for name in self.__dataclass_fields__:
             size = getattr(self, name)
             check(size > 0 or size == -1, f"mesh.{name}={size}: must be above 0, or -1 for all devices that are left")
 

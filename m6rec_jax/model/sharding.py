@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence", "expert", "stage")
 BATCH = ("data", "fsdp")
 TENSOR = "tensor"
 
