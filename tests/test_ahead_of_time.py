@@ -100,9 +100,7 @@ def test_the_search_after_a_prefix_runs_the_kernel_in_prefill_and_over_the_prefi
     items = item_table(np.zeros((40, 5)), np.ones(40, bool))
     settings = programs.Settings(4, 8, "level")
     together = jax.jit(programs.recommend, static_argnums=(0, 1))
-    program = compiled(
-        topology(name), together, define, settings, params, items, trie, allowed_under(trie), asked
-    )
+    program = compiled(topology(name), together, define, settings, params, items, trie, allowed_under(trie), asked)
     assert calls(program).count(TARGETS[name]) == 2  # the scanned layers of prefill, and those of the second level
     assert not squares(program)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from m6rec_jax.decoding.beam import Found, Normalise, search, show
+from m6rec_jax.decoding.beam import Normalise, search, show
 from m6rec_jax.decoding.cache import Prefix, append, prefill
 from m6rec_jax.decoding.reuse import read_pages, write_pages, write_tail
 from m6rec_jax.decoding.scoring import in_lots, mixed, spelled_logp, spelling_states
