@@ -33,9 +33,10 @@ class Routing(NamedTuple):
     dropped: Float[Array, "*n"]
     tokens: Float[Array, "*n"]
 
-    def means(self) -> dict[str, Array]:
-        """The three means by name; 0 without tokens."""
-        return {name: getattr(self, name) / jnp.maximum(self.tokens, 1) for name in self._fields[:3]}
+    def means(self) -> dict[str, float]:
+        """The three means by name, of sums that are known; 0 without tokens."""
+        tokens = max(float(self.tokens), 1.0)
+        return {name: float(getattr(self, name)) / tokens for name in self._fields[:3]}
 
 
 def penalty(config: ModelConfig, routing: Routing) -> Float[Array, ""]:

@@ -92,8 +92,8 @@ def test_padding_takes_no_place_from_a_token():
 
 def test_balance_is_one_when_experts_are_used_evenly_and_their_number_when_one_gets_all():
     y, real = jnp.eye(E)[jnp.arange(B * T * E).reshape(B, -1) % E], jnp.ones((B, T * E), bool)
-    config = replace(CONFIG, width=20, experts_per_token=1)
-    even, one = (experts.route(y, real, w, config)[2] for w in (10 * jnp.eye(E), jnp.zeros((E, E)).at[:, 2].set(20)))
+    config = replace(CONFIG, experts_per_token=1)
+    even, one = (experts.route(y, real, w, config)[2] for w in (20 * jnp.eye(E), jnp.zeros((E, E)).at[:, 2].set(20)))
     np.testing.assert_allclose(even.means()["balance"], 1, rtol=1e-4)
     np.testing.assert_allclose(one.means()["balance"], E, rtol=1e-4)
 
