@@ -100,7 +100,9 @@ class ModelConfig:
     attention: Attention = "auto"
 
     def __post_init__(self) -> None:
-        above_zero("model", self, "layers", "width", "heads", "rope_theta", "norm_eps", "experts_per_token", "capacity_factor")
+        above_zero(
+            "model", self, "layers", "width", "heads", "rope_theta", "norm_eps", "experts_per_token", "capacity_factor"
+        )
         at_least(0, "model", self, "kv_heads", "ffn", "experts", "expert_ffn", "shared_experts", "balance", "router_z")
         below_one("model", self, "dropout", "embed_dropout", "id_dropout")
         for name, known in (("dtype", DType), ("remat", Remat), ("attention", Attention), ("routing", Routing)):

@@ -208,7 +208,8 @@ def test_shipped_files_say_how_many_parameters_they_make(name, path):
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"), [("base", 0.28e9, 0.33e9), ("1b", 0.95e9, 1.1e9), ("7b", 6.7e9, 7.2e9), ("moe-100b", 95e9, 105e9)]
+    ("name", "least", "most"),
+    [("base", 0.28e9, 0.33e9), ("1b", 0.95e9, 1.1e9), ("7b", 6.7e9, 7.2e9), ("moe-100b", 95e9, 105e9)],
 )
 def test_names_say_the_size(name, least, most):
     model = nnx.eval_shape(lambda: Transformer(load_config([name]).model, Vocab(4096, (1682,)), 64, rngs=nnx.Rngs(0)))

@@ -1,7 +1,7 @@
 """Mixture of experts: a router sends each token to a few of a layer's many feed-forward networks (docs/experts.md).
 
-Experts lie over the mesh axis `expert`, over which rows of a batch are dealt too. Nothing here adds numbers in an order
-that the device picks: tokens are moved by permutations, whose gradient is the permutation back.
+Experts lie over the mesh axis `expert`, over which rows of a batch are dealt too. Nothing here adds by scatter, whose
+order a device picks: tokens are moved by permutations, whose gradient is the permutation back.
 """
 
 from __future__ import annotations

@@ -268,7 +268,9 @@ class Transformer(nnx.Module):
     def _ready(self, w: dict[str, Array]) -> dict[str, Array]:
         """One layer's weights, gathered along fsdp and cast to the arithmetic of the run."""
         return {
-            name: x if name.endswith("norm") or name == "router" else sharding.gather_weight(self._cast(x), *Block.AXES[name][1:])
+            name: x
+            if name.endswith("norm") or name == "router"
+            else sharding.gather_weight(self._cast(x), *Block.AXES[name][1:])
             for name, x in w.items()
         }
 

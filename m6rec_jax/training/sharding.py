@@ -57,7 +57,11 @@ def check_fit(mesh: jax.sharding.Mesh, config: Config) -> None:
     )
     for axis, name, size in (
         ("tensor", "kv heads (model.kv_heads, or model.heads)", model.n_kv),
-        *(of_experts if model.experts else (("tensor", "columns of the feed-forward layer (model.ffn)", model.ffn_width),)),
+        *(
+            of_experts
+            if model.experts
+            else (("tensor", "columns of the feed-forward layer (model.ffn)", model.ffn_width),)
+        ),
         ("tensor", "rows to which tables are padded", PAD_MULTIPLE),
         ("fsdp", "model.width", model.width),
     ):

@@ -117,7 +117,11 @@ SHARED = replace(CONFIG, shared_experts=1)
 def model(request):
     rng = np.random.default_rng(0)
     blueprint = Blueprint(request.param, VOCAB, WIDTH)
-    return blueprint, blueprint.init(0), jax.tree.map(jnp.asarray, item_table(rng.normal(size=(40, WIDTH)), rng.random(40) < 0.8))
+    return (
+        blueprint,
+        blueprint.init(0),
+        jax.tree.map(jnp.asarray, item_table(rng.normal(size=(40, WIDTH)), rng.random(40) < 0.8)),
+    )
 
 
 def test_prefill_and_extend_answer_as_whole_rows_do_whatever_routing_trains(model):
@@ -150,7 +154,9 @@ def test_training_drops_with_capacity_alone(model):
     _, training = made.routed(rows, rows, view, items, jax.random.key(0))
     _, serving = made.routed(rows, rows, view, items)
     assert (training.dropped > 0) == (blueprint.config.routing == "capacity") and serving.dropped == 0
-    assert training.tokens == serving.tokens == 2 * 32  # of layers and tokens: under `causal`, padding sees what it follows
+    assert (
+        training.tokens == serving.tokens == 2 * 32
+    )  # of layers and tokens: under `causal`, padding sees what it follows
 
 
 @pytest.mark.parametrize("routing", ["dropless", "capacity"])

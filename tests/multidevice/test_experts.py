@@ -12,6 +12,7 @@ from m6rec_jax.model.load import Blueprint
 from m6rec_jax.training.sharding import check_fit, make_mesh, place_batch, place_items
 from m6rec_jax.training.state import init_state
 from m6rec_jax.training.step import make_train_step
+from m6rec_jax.vocab import Vocab
 from tests.fixtures import tiny_dataset, tiny_root  # noqa: F401
 from tests.multidevice.test_meshes import CONFIG, World
 
@@ -73,3 +74,11 @@ def test_experts_that_do_not_divide_are_refused_before_compiling(mesh, sizes, sa
     rows = 12 if "rows" in says else 8
     with pytest.raises(InputError, match=says):
         check_fit(make_mesh(mesh), replace(CONFIG, model=sizes, data=replace(CONFIG.data, rows=rows)))
+
+
+def test_fresh_weights_are_drawn_in_shards():
+    """No device holds a whole weight on the way: those of a hundred billion parameters would not fit."""
+    blueprint = Blueprint(SIZES, Vocab(200, (40,)), 6)
+    with jax.set_mesh(make_mesh(MESHES["fsdp=2 expert=2 tensor=2"][0])):
+        program = jax.jit(lambda: blueprint.init(0)).lower().compile().as_text()
+    assert "f32[2,2,16,16]" in program and "f32[2,4,32,32]" not in program

@@ -96,7 +96,9 @@ def test_memory_told_counts_experts_over_their_axis():
     mesh = dict.fromkeys(("data", "fsdp", "tensor", "expert"), 1)
 
     def parts(expert=1, **model):
-        config = replace(CONFIG, data=replace(CONFIG.data, rows=64), model=ModelConfig(layers=2, width=64, experts=8, **model))
+        config = replace(
+            CONFIG, data=replace(CONFIG.data, rows=64), model=ModelConfig(layers=2, width=64, experts=8, **model)
+        )
         return memory_needed(Blueprint(config.model, Vocab(200, (40,)), 5), config, mesh | {"expert": expert}, [40])
 
     one, eight = parts(), parts(8)
