@@ -6,6 +6,7 @@ order a device picks: tokens are moved by permutations, whose gradient is the pe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import sharding
+from m6rec_jax.model.grouped import grouped
 from m6rec_jax.model.layers import swiglu
 
 WEIGHTS = ("expert_gate", "expert_up", "expert_down")
@@ -71,7 +73,8 @@ def feed_forward(
         tokens = y.reshape(y.shape[0], -1, y.shape[-1])
         weights, chosen, routing = route(tokens, real.reshape(tokens.shape[:2]), router, config, over)
         if dropless:
-            mixed = _dropless(tokens, weights, chosen, experts, axis)
+            experts = [_vary(matrix, tuple(a for a in over if a != axis)) for matrix in experts]
+            mixed = _dropless(_vary(tokens, tensor), weights, _vary(chosen, tensor), experts, axis)
         else:
             mixed, lost = _capacity(tokens, weights, chosen, experts, axis, config)
             lost = jax.lax.psum(lost, over) if over else lost
@@ -116,7 +119,7 @@ def _dropless(
     tokens: Float[Array, "B T D"],
     weights: Float[Array, "B T k"],
     chosen: Int[Array, "B T k"],
-    experts: tuple[Array, ...],
+    experts: Sequence[Array],
     axis: str | None,
 ) -> Float[Array, "B T D"]:
     """Tokens sorted by expert and multiplied in groups of uneven size.
@@ -139,8 +142,8 @@ def _dropless(
     # Rows past the groups belong to other devices' experts: what a kernel leaves in them is never read.
     there, back = jnp.where(jnp.arange(many) < jnp.sum(sizes), there, many), jnp.where(here, back, many)
     rows = send(x, there, back)
-    inner = swiglu(jax.lax.ragged_dot(rows, gate, sizes), jax.lax.ragged_dot(rows, up, sizes))
-    mixed = _mix(fetch(jax.lax.ragged_dot(inner, down, sizes), there, back), scales)
+    inner = swiglu(grouped(rows, gate, sizes), grouped(rows, up, sizes))
+    mixed = _mix(fetch(grouped(inner, down, sizes), there, back), scales)
     if axis:
         mixed = jax.lax.psum_scatter(mixed, axis, tiled=True)
     return mixed.reshape(tokens.shape)
@@ -150,7 +153,7 @@ def _capacity(
     tokens: Float[Array, "B T D"],
     weights: Float[Array, "B T k"],
     chosen: Int[Array, "B T k"],
-    experts: tuple[Array, ...],
+    experts: Sequence[Array],
     axis: str | None,
     config: ModelConfig,
 ) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
@@ -180,6 +183,11 @@ def _capacity(
         out = jax.lax.all_to_all(out, axis, 0, 1, tiled=True)
     mixed = _mix(fetch(out.reshape(-1, D), there, back), weights.reshape(-1, k))
     return mixed.reshape(tokens.shape), jnp.sum((chosen < E) & ~kept).astype(jnp.float32)
+
+
+def _vary(x: Array, axes: tuple[str, ...]) -> Array:
+    """Marked as differing along mesh axes it is the same on, so that its gradient is summed there."""
+    return jax.lax.pcast(x, axes, to="varying") if axes else x
 
 
 def _mix(found: Float[Array, "n k D"], weights: Float[Array, "n k"]) -> Float[Array, "n D"]:
