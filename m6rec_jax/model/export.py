@@ -17,11 +17,13 @@ def llama(blueprint: Blueprint, params: Mapping[str, Any], positions: int) -> tu
 
     `params` is the nested dict that checkpoints hold; `positions` the longest sequence it shall read. Ids stay what
     they are (`vocab`), spare rows among them: probabilities are equal once logits are cut to a slice's ids in use.
-    Raises InputError for a model that reads item content, which Llama has no place for.
+    Raises InputError for a model that reads item content or has experts, which Llama has no place for.
     """
     config, vocab = blueprint.config, blueprint.vocab
     if config.content:
         raise InputError("model.content=true: a Llama knows tokens only; train with model.content=false to export one")
+    if config.experts:
+        raise InputError(f"model.experts={config.experts}: a Llama has one feed-forward network a layer; train with model.experts=0 to export one")  # fmt: skip
     N, D, H, F = config.layers, config.width, config.heads, config.ffn_width
     tables = params["embeddings"]["tables"]
     block = {name: np.asarray(x, np.float32) for name, x in params["block"].items()}

@@ -9,14 +9,16 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert", "stage")
-BATCH = ("data", "fsdp")
+BATCH = ("data", "fsdp", "expert")
 TENSOR = "tensor"
+EXPERT = "expert"
 
 RULES: dict[str | None, tuple[str, ...]] = {
     "batch": BATCH,  # rows of a batch
     "embed": ("fsdp",),  # the model width of a weight; activations keep it whole
     "kv": ("tensor",),  # kv heads, and with them their query heads
     "ffn": ("tensor",),  # columns of the feed-forward layer
+    "experts": ("expert",),  # feed-forward networks of a layer
     "vocab": ("tensor",),  # rows of an embedding table and of the item features
     "layers": (),
     None: (),
@@ -69,6 +71,11 @@ def place(x: jax.Array, *logical: str | None) -> jax.Array:
 def gather_weight(w: jax.Array, *logical: str | None) -> jax.Array:
     """A weight ready for use: gathered along fsdp (its "embed" axis), still sharded along tensor."""
     return place(w, *(None if axis == "embed" else axis for axis in logical))
+
+
+def along(*logical: str | None) -> tuple[str, ...]:
+    """Mesh axes over which a tensor with these logical axes is cut; none where arrays have no place on a mesh."""
+    return tuple(axis for name in logical for axis in RULES[name]) if _places() else ()
 
 
 def per_shard(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m6rec_jax.model import sharding
 from m6rec_jax.model.attention import NEVER
+from m6rec_jax.model.experts import Routing
 from m6rec_jax.model.items import Catalogues, OutputTable, catalogues
 from m6rec_jax.model.transformer import Transformer
 
@@ -18,10 +19,14 @@ CHUNK = 1024  # positions whose logits exist at one time
 
 
 class TaskLoss(NamedTuple):
-    """Sums a task: weighted negative log-likelihood and weight, both `[tasks]`. The mean is taken once, by the caller."""
+    """Sums a task: weighted negative log-likelihood and weight, both `[tasks]`. The mean is taken once, by the caller.
+
+    `routing`: of a model with experts, sums of what the router is judged by.
+    """
 
     loss: Float[Array, " tasks"]
     weight: Float[Array, " tasks"]
+    routing: Routing | None = None
 
 
 def cross_entropy(

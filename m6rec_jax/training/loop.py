@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from m6rec_jax.artifacts.checkpoints import BEST_METRIC
 from m6rec_jax.config import Config
 from m6rec_jax.errors import Requeue
+from m6rec_jax.model.experts import Routing
 from m6rec_jax.model.items import Catalogues
 from m6rec_jax.progress import note, stage
 from m6rec_jax.training.checkpoint import CheckpointWriter, Position
@@ -126,6 +127,7 @@ class _Reader:
         """Begin a row: what passes before this is not counted as training time."""
         self._since, self._steps, self._tokens, self._norm, self._skipped = time.perf_counter(), 0, 0, 0.0, 0
         self._loss = self._weight = np.zeros(len(self.loop.labels))
+        self._routing: Routing | None = None
 
     def take(self, measured: StepMetrics | None) -> None:
         """Hold the step just dispatched and add up the one before it."""
@@ -134,6 +136,8 @@ class _Reader:
             return
         self._loss = self._loss + np.asarray(held.losses.loss)
         self._weight = self._weight + np.asarray(held.losses.weight)
+        if (routing := held.losses.routing) is not None:
+            self._routing = jax.tree.map(np.add, self._routing or Routing(0, 0, 0, 0), jax.device_get(routing))
         self._steps, self._tokens = self._steps + 1, self._tokens + int(held.tokens)
         self._norm, self._skipped = self._norm + float(held.grad_norm), int(held.skipped)
         config = self.loop.config.data
@@ -152,6 +156,7 @@ class _Reader:
             "loss": float(self._loss.sum() / max(self._weight.sum(), 1)),
             **{f"loss/{task}": float(loss / weight) for task, loss, weight in pairs if weight > 0},
             **{f"targets/{task}": float(weight / max(self._weight.sum(), 1)) for task, _, weight in pairs},
+            **({} if self._routing is None else self._routing.means()),
             "tokens_per_s": self._tokens / seconds,
             "padding": 1 - self._tokens / (self._steps * config.rows * config.length),
             "step_seconds": seconds / self._steps,

@@ -31,13 +31,18 @@ def memory_needed(
     """
     model, data = config.model, config.data
     tensor = mesh["tensor"]
-    one = 4.0 * blueprint.parameters() / (tensor * mesh["fsdp"])
+    of_experts = 3 * model.layers * model.experts * model.width * model.expert_width
+    one = 4.0 * (blueprint.parameters() - of_experts + of_experts / mesh["expert"]) / (tensor * mesh["fsdp"])
     state = 3 + (config.optim.average > 0)
     gradients = 1 + (config.train.accumulate > 1)
-    rows = data.rows / (mesh["data"] * mesh["fsdp"] * config.train.accumulate)
+    rows = data.rows / (mesh["data"] * mesh["fsdp"] * mesh["expert"] * config.train.accumulate)
     tokens, size = rows * data.length, jax.numpy.dtype(model.dtype).itemsize
-    width, inner = model.width, model.ffn_width / tensor
-    layer = tokens * size * (10 * width + 4 * inner) + 8 * rows * model.heads / tensor * data.length**2
+    width, inner = model.width, model.dense_width / tensor
+    # Without a limit an expert's device must have room for every choice of all tokens along the axis (model/experts).
+    spread = mesh["expert"] if model.routing == "dropless" else model.capacity_factor
+    choices = tokens * model.experts_per_token * spread * (model.experts > 0)
+    mixed = choices * size * (4 * width + 4 * model.expert_width / tensor)
+    layer = mixed + tokens * size * (10 * width + 4 * inner) + 8 * rows * model.heads / tensor * data.length**2
     dots, carried = tokens * size * (6 * width + 2 * inner), tokens * size * width
     layers = {"none": model.layers * layer, "dots": model.layers * dots + layer, "full": model.layers * carried + layer}
     scores = tables = 0.0

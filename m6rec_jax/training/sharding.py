@@ -49,9 +49,19 @@ def check_fit(mesh: jax.sharding.Mesh, config: Config) -> None:
             f"data.rows={rows} does not divide over {over} row shards (mesh {' x '.join(BATCH)}) times "
             f"train.accumulate={config.train.accumulate}; make it a multiple of {over * config.train.accumulate}"
         )
+    if mesh.shape["expert"] > 1 and not model.experts:
+        raise InputError(f"mesh.expert={mesh.shape['expert']} and model.experts=0: a dense model has no experts to shard; set mesh.expert=1 and give the devices to another axis")  # fmt: skip
+    of_experts = (
+        ("expert", "experts of a layer (model.experts)", model.experts),
+        ("tensor", "columns of an expert (model.expert_ffn)", model.expert_width),
+    )
     for axis, name, size in (
         ("tensor", "kv heads (model.kv_heads, or model.heads)", model.n_kv),
-        ("tensor", "columns of the feed-forward layer (model.ffn)", model.ffn_width),
+        *(
+            of_experts
+            if model.experts
+            else (("tensor", "columns of the feed-forward layer (model.ffn)", model.ffn_width),)
+        ),
         ("tensor", "rows to which tables are padded", PAD_MULTIPLE),
         ("fsdp", "model.width", model.width),
     ):

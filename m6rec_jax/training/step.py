@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from m6rec_jax.model.experts import penalty
 from m6rec_jax.model.items import Catalogues
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View
@@ -41,9 +42,10 @@ def slice_losses(
     key_model, key_loss = (None, None) if key is None else jax.random.split(key)
     model = blueprint.bind(params)
     view = View(batch["positions"], batch["k_start"], batch["k_end"])
-    hidden = model.hidden(batch["tokens"], batch["item_rows"], view, items, key_model)
+    hidden, routing = model.routed(batch["tokens"], batch["item_rows"], view, items, key_model)
     of = (batch["targets"], batch["loss_weights"], batch["task_ids"])
-    return cross_entropy(model, hidden, *of, n_tasks, items, key_loss, smoothing, negatives)
+    losses = cross_entropy(model, hidden, *of, n_tasks, items, key_loss, smoothing, negatives)
+    return losses._replace(routing=routing)
 
 
 def make_train_step(
@@ -58,7 +60,7 @@ def make_train_step(
     """The jitted step over a batch `[accumulate, B, T]`; the state is donated, but on CPU, where XLA then updates it in place one
     buffer after another and takes a third longer.
 
-    The mean over target tokens is taken once, over all slices. A running mean of the parameters (`average`: its decay, less
+    The mean over target tokens is taken once, over all slices, and that of what a router pays over all tokens and layers. A running mean of the parameters (`average`: its decay, less
     over the first steps) follows them where the state holds one. A step whose gradient is not finite changes nothing
     but the counters.
     """
@@ -66,11 +68,16 @@ def make_train_step(
     def step(state: TrainState, batch: Batch, items: Catalogues) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
+        tokens = jnp.sum(batch["segment_ids"] > 0)
+        routed = jnp.maximum(tokens, 1) * blueprint.config.layers
 
         def slice_loss(params: Any, part: Batch, index: jax.Array) -> tuple[jax.Array, TaskLoss]:
             key_of = jax.random.fold_in(key, index)
             losses = slice_losses(blueprint, n_tasks, params, part, items, key_of, smoothing, negatives)
-            return jnp.sum(losses.loss) / total, losses
+            loss = jnp.sum(losses.loss) / total
+            if losses.routing is not None:
+                loss = loss + penalty(blueprint.config, losses.routing) / routed
+            return loss, losses
 
         def add(carry: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             new = jax.grad(slice_loss, has_aux=True)(state.params, *part)
@@ -100,7 +107,7 @@ def make_train_step(
             skipped,
             jax.tree.map(keep, mean, state.average),
         )
-        return new, StepMetrics(losses, norm, jnp.sum(batch["segment_ids"] > 0), skipped)
+        return new, StepMetrics(losses, norm, tokens, skipped)
 
     return jax.jit(step, donate_argnums=() if jax.default_backend() == "cpu" else 0)
 

@@ -74,3 +74,8 @@ def test_a_llama_with_our_weights_gives_our_logits(kv_heads: int):
 def test_content_has_no_place_in_a_llama():
     with pytest.raises(InputError, match=r"model.content=true: .* model.content=false"):
         llama(Blueprint(replace(CONFIG, content=True), VOCAB, 5), {}, 64)
+
+
+def test_experts_have_no_place_in_a_llama():
+    with pytest.raises(InputError, match=r"model.experts=4: .* model.experts=0"):
+        llama(Blueprint(replace(CONFIG, experts=4), VOCAB, 5), {}, 64)
