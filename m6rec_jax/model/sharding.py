@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,12 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert", "stage")
 BATCH = ("data", "fsdp")
+TOKENS = (*BATCH, "sequence")  # over which the tokens of a batch are dealt
 TENSOR = "tensor"
 
 RULES: dict[str | None, tuple[str, ...]] = {
     "batch": BATCH,  # rows of a batch
+    "position": ("sequence",),  # tokens of a row; attention gathers the keys and values of all
     "embed": ("fsdp",),  # the model width of a weight; activations keep it whole
     "kv": ("tensor",),  # kv heads, and with them their query heads
     "ffn": ("tensor",),  # columns of the feed-forward layer
@@ -54,6 +57,12 @@ def _places() -> bool:
 def _has(axes: str | tuple[str, ...]) -> bool:
     """Whether the mesh in force has these axes."""
     return ({axes} if isinstance(axes, str) else set(axes)) <= set(jax.sharding.get_abstract_mesh().axis_names)
+
+
+def shards(logical: str) -> int:
+    """Over how many devices the mesh in force deals this logical axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in RULES[logical]) if _places() else 1
 
 
 def out(*logical: str | None) -> P | None:

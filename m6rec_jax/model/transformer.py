@@ -75,9 +75,12 @@ class Block(nnx.Module):
         return {name: getattr(self, name)[...] for name in self.AXES}
 
 
+LEADING = {"bt": ("batch", "position"), "bmt": ("batch", None, None)}  # logical axes: of rows, and of beams
+
+
 def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, batch: str = "bt") -> tuple[Array, ...]:
     """Normed input to rotated queries, rotated keys, and values. `batch`: einsum letters of the leading axes."""
-    lead = ("batch", *(None,) * (len(batch) - 1))
+    lead = LEADING[batch]
     y = rms_norm(x, w["attention_norm"], config.norm_eps)
     q = jnp.einsum(f"{batch}d,dkgh->{batch}kgh", y, w["query"], out_sharding=sharding.out(*lead, "kv", None, None))
     k = jnp.einsum(f"{batch}d,dkh->{batch}kh", y, w["key"], out_sharding=sharding.out(*lead, "kv", None))
@@ -87,7 +90,7 @@ def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, b
 
 def _close(x: Array, mixed: Array, w: dict[str, Array], config: ModelConfig, keys: Array | None, batch: str = "bt") -> Array:  # fmt: skip
     """Attention output and feed-forward, each added to the residual stream."""
-    lead = ("batch", *(None,) * (len(batch) - 1))
+    lead = LEADING[batch]
     key_a, key_f = (None, None) if keys is None else keys
     to_stream = sharding.out(*lead, None)
     attention = jnp.einsum(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], out_sharding=to_stream)
@@ -129,7 +132,7 @@ class Transformer(nnx.Module):
         config = self.config
         key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings.read(tokens, item_rows, items, key_id)
-        x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", None, None))
+        x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", "position", None))
         turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
         layer_keys = None if key_layers is None else jax.random.split(key_layers, (config.layers, 2))
 

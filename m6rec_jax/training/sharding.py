@@ -11,7 +11,7 @@ from m6rec_jax.model.items import ITEM_AXES, Catalogues, ItemTable
 from m6rec_jax.model.sharding import AXES, BATCH, spec
 from m6rec_jax.vocab import PAD_MULTIPLE
 
-BATCH_AXES = (None, "batch", None)  # [accumulation slice, row, position]
+BATCH_AXES = (None, "batch", "position")  # [accumulation slice, row, position]
 
 
 def make_mesh(config: MeshConfig, devices: int | None = None) -> jax.sharding.Mesh:
@@ -54,6 +54,7 @@ def check_fit(mesh: jax.sharding.Mesh, config: Config) -> None:
         ("tensor", "columns of the feed-forward layer (model.ffn)", model.ffn_width),
         ("tensor", "rows to which tables are padded", PAD_MULTIPLE),
         ("fsdp", "model.width", model.width),
+        ("sequence", "positions of a row (data.length)", config.data.length),
     ):
         if size % mesh.shape[axis]:
             raise InputError(f"mesh.{axis}={mesh.shape[axis]} does not divide the {size} {name}; change one of them")
