@@ -64,6 +64,8 @@ class ModelConfig:
         content: add projected item features to item tokens and to the atomic output table.
         attention: whose code attends (model/kernels): xla (any device), splash (TPU), tokamax (Hopper GPU or later; the extra `kernels`);
             auto = by device, and xla unless dtype is bfloat16.
+        microbatches: parts of a slice's rows that flow through the stages of mesh.stage one behind another; 0 = as many as
+            stages.
     """
 
     layers: int = 2
@@ -80,10 +82,11 @@ class ModelConfig:
     remat: Remat = "none"
     content: bool = True
     attention: Attention = "auto"
+    microbatches: int = 0
 
     def __post_init__(self) -> None:
         above_zero("model", self, "layers", "width", "heads", "rope_theta", "norm_eps")
-        at_least(0, "model", self, "kv_heads", "ffn")
+        at_least(0, "model", self, "kv_heads", "ffn", "microbatches")
         below_one("model", self, "dropout", "embed_dropout", "id_dropout")
         for name, known in (("dtype", DType), ("remat", Remat), ("attention", Attention)):
             value = getattr(self, name)

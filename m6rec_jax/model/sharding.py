@@ -13,6 +13,7 @@ AXES = ("data", "fsdp", "tensor", "sequence", "expert", "stage")
 BATCH = ("data", "fsdp")
 TOKENS = (*BATCH, "sequence")  # over which the tokens of a batch are dealt
 TENSOR = "tensor"
+STAGE = "stage"
 
 RULES: dict[str | None, tuple[str, ...]] = {
     "batch": BATCH,  # rows of a batch
@@ -21,7 +22,7 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "kv": ("tensor",),  # kv heads, and with them their query heads
     "ffn": ("tensor",),  # columns of the feed-forward layer
     "vocab": ("tensor",),  # rows of an embedding table and of the item features
-    "layers": (),
+    "layers": (STAGE,),  # a run of layers each (model/pipeline)
     None: (),
 }
 
@@ -78,6 +79,12 @@ def place(x: jax.Array, *logical: str | None) -> jax.Array:
 def gather_weight(w: jax.Array, *logical: str | None) -> jax.Array:
     """A weight ready for use: gathered along fsdp (its "embed" axis), still sharded along tensor."""
     return place(w, *(None if axis == "embed" else axis for axis in logical))
+
+
+def split_rows(x: jax.Array, parts: int) -> jax.Array:
+    """Rows `[B, ...]` as `[B / parts, parts, ...]`, row r at `[r // parts, r % parts]`: none leaves its device."""
+    where = jax.typeof(x).sharding.spec
+    return jax.lax.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]), out_sharding=P(where[0], None, *where[1:]))
 
 
 def per_shard(

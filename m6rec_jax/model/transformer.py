@@ -15,7 +15,8 @@ from m6rec_jax.model import sharding
 from m6rec_jax.model.attention import NEVER
 from m6rec_jax.model.items import Catalogues, Embeddings
 from m6rec_jax.model.kernels import attend, attend_prefix
-from m6rec_jax.model.layers import Turns, dropout, rms_norm, rope, rope_turns, scale, swiglu, weight
+from m6rec_jax.model.layers import Part, Turns, dropout, rms_norm, rope, rope_turns, scale, swiglu, weight
+from m6rec_jax.model.pipeline import pipelined
 from m6rec_jax.model.quantised import dense
 from m6rec_jax.vocab import Vocab
 
@@ -88,19 +89,19 @@ def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, b
     return rope(q, turns.over(2)), rope(k, turns.over(1)), v
 
 
-def _close(x: Array, mixed: Array, w: dict[str, Array], config: ModelConfig, keys: Array | None, batch: str = "bt") -> Array:  # fmt: skip
+def _close(x: Array, mixed: Array, w: dict[str, Array], config: ModelConfig, keys: Array | None, batch: str = "bt", part: Part = None) -> Array:  # fmt: skip
     """Attention output and feed-forward, each added to the residual stream."""
     lead = LEADING[batch]
     key_a, key_f = (None, None) if keys is None else keys
     to_stream = sharding.out(*lead, None)
     attention = jnp.einsum(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], out_sharding=to_stream)
-    x = x + dropout(attention, config.dropout, key_a, *lead, None)
+    x = x + dropout(attention, config.dropout, key_a, *lead, None, part=part)
     y = rms_norm(x, w["ffn_norm"], config.norm_eps)
     to_ffn = sharding.out(*lead, "ffn")
     gate, up = (jnp.einsum(f"{batch}d,df->{batch}f", y, w[name], out_sharding=to_ffn) for name in ("gate", "up"))
     inner = swiglu(gate, up)
     forward = jnp.einsum(f"{batch}f,fd->{batch}d", inner, w["down"], out_sharding=to_stream)
-    return x + dropout(forward, config.dropout, key_f, *lead, None)
+    return x + dropout(forward, config.dropout, key_f, *lead, None, part=part)
 
 
 class Transformer(nnx.Module):
@@ -136,13 +137,24 @@ class Transformer(nnx.Module):
         turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
         layer_keys = None if key_layers is None else jax.random.split(key_layers, (config.layers, 2))
 
-        def layer(x, inputs):
-            w, keys = inputs
-            w = self._ready(w)
-            q, k, v = _project(x, w, turns, config)
-            return _close(x, attend(q, k, v, view.k_start, view.k_end, config.attention), w, config, keys), None
+        def run(x, layers, rows, part=None):
+            turns, k_start, k_end = rows
 
-        x, _ = jax.lax.scan(_remat(layer, config.remat), x, (self.block.stacked(), layer_keys))
+            def layer(x, inputs):
+                w, keys = inputs
+                w = self._ready(w)
+                q, k, v = _project(x, w, turns, config)
+                return _close(x, attend(q, k, v, k_start, k_end, config.attention), w, config, keys, part=part), None
+
+            return jax.lax.scan(_remat(layer, config.remat), x, layers)[0]
+
+        weights, rows, stages = self.block.stacked(), (turns, view.k_start, view.k_end), sharding.shards("layers")
+        if stages == 1:
+            weights = {name: sharding.place(w, None, *Block.AXES[name][1:]) for name, w in weights.items()}
+            x = run(x, (weights, layer_keys), rows)
+        else:
+            keys = None if layer_keys is None else sharding.place(layer_keys, "layers", None)
+            x = pipelined(run, x, (weights, keys), rows, config.microbatches or stages)
         return rms_norm(x, self.final_norm[...], config.norm_eps)
 
     def prefill(

@@ -257,7 +257,7 @@ def _lock(run: Path) -> IO[str]:
     return file
 
 
-RESUMABLE = {("data", "threads"), ("data", "rows"), ("model", "attention")}
+RESUMABLE = {("data", "threads"), ("data", "rows"), ("model", "attention"), ("model", "microbatches")}
 
 
 def _said_split(split: Any) -> str:

@@ -29,7 +29,7 @@ def mesh_of(config: MeshConfig, devices: Sequence[jax.Device]) -> jax.sharding.M
     Raises InputError when the axes do not multiply to the number of devices, or the factors of `mesh.dcn` to the number
     of slices, before anything is compiled.
     """
-    sizes = _sizes(config, len(devices))
+    sizes = axis_sizes(config, len(devices))
     slices: dict[int, list[jax.Device]] = {}
     for device in devices:
         slices.setdefault(_slice(device), []).append(device)
@@ -61,8 +61,8 @@ def _slice(device: jax.Device) -> int:
     return getattr(device, "slice_index", device.process_index)
 
 
-def _sizes(config: MeshConfig, count: int) -> dict[str, int]:
-    """Devices along each axis, of so many in all."""
+def axis_sizes(config: MeshConfig, count: int) -> dict[str, int]:
+    """Devices along each axis, of so many in all. Raises InputError when they do not multiply to that."""
     sizes = {axis: getattr(config, axis) for axis in AXES}
     shown = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]
@@ -78,7 +78,7 @@ def _sizes(config: MeshConfig, count: int) -> dict[str, int]:
     return sizes
 
 
-def row_shards(mesh: jax.sharding.Mesh) -> int:
+def row_shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """Over how many devices the rows of a batch are dealt."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH]))
 
@@ -104,7 +104,7 @@ def row_part(mesh: jax.sharding.Mesh, process: int | None = None) -> tuple[int, 
     return parts.index(tuple(sorted(held[process]))), len(parts)
 
 
-def check_fit(mesh: jax.sharding.Mesh, config: Config) -> None:
+def check_fit(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, config: Config) -> None:
     """Raise InputError, before compiling, when rows, heads or widths do not divide over the mesh."""
     rows, model = config.data.rows, config.model
     over = row_shards(mesh)
@@ -113,11 +113,20 @@ def check_fit(mesh: jax.sharding.Mesh, config: Config) -> None:
             f"data.rows={rows} does not divide over {over} row shards (mesh {' x '.join(BATCH)}) times "
             f"train.accumulate={config.train.accumulate}; make it a multiple of {over * config.train.accumulate}"
         )
+    stages = mesh.shape["stage"]
+    micro, least = model.microbatches or stages, over * config.train.accumulate * (model.microbatches or stages)
+    if stages > 1 and rows % least:
+        raise InputError(
+            f"data.rows={rows} does not divide over {over} row shards (mesh {' x '.join(BATCH)}) times "
+            f"train.accumulate={config.train.accumulate} times {micro} microbatches (model.microbatches, or mesh.stage); "
+            f"make it a multiple of {least}"
+        )
     for axis, name, size in (
         ("tensor", "kv heads (model.kv_heads, or model.heads)", model.n_kv),
         ("tensor", "columns of the feed-forward layer (model.ffn)", model.ffn_width),
         ("tensor", "rows to which tables are padded", PAD_MULTIPLE),
         ("fsdp", "model.width", model.width),
+        ("stage", "layers (model.layers)", model.layers),
         ("sequence", "positions of a row (data.length)", config.data.length),
     ):
         if size % mesh.shape[axis]:
