@@ -19,8 +19,8 @@ class Device:
     id: int
     process_index: int
     slice_index: int
-    platform: str = "tpu"
-    device_kind: str = "a chip"
+    platform: str = "gpu"
+    device_kind: str = "a card"
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,12 @@ class Unsliced:
     device_kind: str = "cpu"
 
 
-def devices(slices, each, processes=1):
+def devices(slices, each, processes=1, platform="gpu"):
     """So many slices of so many devices, each slice run by some processes."""
     return [
-        Device(s * each + d, s * processes + d * processes // each, s) for s in range(slices) for d in range(each)
+        Device(s * each + d, s * processes + d * processes // each, s, platform)
+        for s in range(slices)
+        for d in range(each)
     ]
 
 
@@ -64,7 +66,7 @@ def test_where_no_slice_is_known_a_process_is_one():
     [
         ({"dcn": {"data": 4}}, (2, 4), r"mesh.dcn=\{data: 4\} reaches over 4 slices and there are 2"),
         ({"dcn": {"data": 2}}, (1, 8), "reaches over 2 slices and there is 1"),
-        ({}, (2, 4), r"mesh.dcn names no axis and there are 2 .*\{data: 2\}"),
+        ({}, (2, 4, 1, "tpu"), r"mesh.dcn names no axis and there are 2 .*\{data: 2\}"),
         ({"data": 2, "fsdp": -1, "dcn": {"fsdp": 3}}, (3, 4), None),
         ({"data": 6, "fsdp": -1, "dcn": {"fsdp": 3}}, (3, 4), "mesh.dcn.fsdp=3 does not divide the 2 devices along mesh.fsdp"),
     ],
@@ -96,7 +98,7 @@ def test_factors_come_from_files_and_from_the_command_line(tmp_path):
     file.write_text("mesh: {data: 8, dcn: {data: 4}}")
     config = load_config([file])
     assert config.mesh.dcn == {"data": 4} and Config.from_dict(config.as_dict()) == config
-    assert load_config([], ["mesh.dcn={data: 2}"]).mesh.dcn == {"data": 2}
+    assert load_config([], ["--mesh.dcn={data: 2}"]).mesh.dcn == {"data": 2}
 
 
 @pytest.mark.parametrize(
