@@ -95,7 +95,9 @@ def topology(name: str) -> Topology:
             found = topologies.get_topology_desc(chip, "cuda", target_config=text, topology=f"1x{layout}")
             return Topology(name, found.devices, GPUS[chip].memory)
         with _without_chips():
-            found = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{layout}", num_slices=int(slices or 1))
+            found = topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{chip}:{layout}", num_slices=int(slices or 1)
+            )
         return Topology(name, found.devices, None)
     except Exception as error:  # a missing plugin is a RuntimeError here and another there
         said = " ".join(str(error).split())[:200]

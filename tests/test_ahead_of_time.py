@@ -167,7 +167,18 @@ def test_every_listed_tpu_can_be_had(chip):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "v5p", "tpu:v9:2x2", "gpu:h100:8", "gpu:v5p:2x2", "tpu:v5p:3x3x3", "tpu:v5p:2x0x1", "tpu:v5p:2x2x1*0", "gpu:h100:1x8*2"]
+    "name",
+    [
+        "",
+        "v5p",
+        "tpu:v9:2x2",
+        "gpu:h100:8",
+        "gpu:v5p:2x2",
+        "tpu:v5p:3x3x3",
+        "tpu:v5p:2x0x1",
+        "tpu:v5p:2x2x1*0",
+        "gpu:h100:1x8*2",
+    ],
 )
 def test_an_unknown_topology_names_those_that_are_known(name):
     with pytest.raises(InputError, match=f"^{re.escape(name)}: ") as error:

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int
 
 from m6rec_jax.model import sharding
 
-
 Part = tuple[Array, int] | None  # (number of a microbatch, how many there are); row r of a batch is in `r % how many`
 
 

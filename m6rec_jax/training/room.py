@@ -30,16 +30,20 @@ def memory_needed(
     the backward pass, and one layer at work. Without donation (CPU) a step makes its new state beside the old one.
     """
     model, data = config.model, config.data
-    tensor = mesh["tensor"]
-    one = 4.0 * blueprint.parameters() / (tensor * mesh["fsdp"])
+    tensor, sequence, stages = mesh["tensor"], mesh["sequence"], mesh["stage"]
+    of_layers = sum(leaf.size for leaf in jax.tree.leaves(blueprint.shapes()["block"]))
+    one = 4.0 * (blueprint.parameters() - of_layers + of_layers / stages) / (tensor * mesh["fsdp"])
     state = 3 + (config.optim.average > 0)
     gradients = 1 + (config.train.accumulate > 1)
     rows = data.rows / (mesh["data"] * mesh["fsdp"] * config.train.accumulate)
-    tokens, size = rows * data.length, jax.numpy.dtype(model.dtype).itemsize
+    tokens, size = rows * data.length / sequence, jax.numpy.dtype(model.dtype).itemsize
     width, inner = model.width, model.ffn_width / tensor
-    layer = tokens * size * (10 * width + 4 * inner) + 8 * rows * model.heads / tensor * data.length**2
+    layer = tokens * size * (10 * width + 4 * inner) + 8 * tokens * model.heads / tensor * data.length
     dots, carried = tokens * size * (6 * width + 2 * inner), tokens * size * width
-    layers = {"none": model.layers * layer, "dots": model.layers * dots + layer, "full": model.layers * carried + layer}
+    # A stage runs a microbatch at a time, and keeps those of all ticks, the idle ones too, for the backward pass.
+    parts = (model.microbatches or stages) if stages > 1 else 1
+    held, one_layer = model.layers / stages * (parts + stages - 1) / parts, layer / parts
+    layers = {"none": held * layer, "dots": held * dots + one_layer, "full": held * carried + one_layer}
     scores = tables = 0.0
     for s in blueprint.vocab.slices:
         sampled = 0 < config.optim.negatives < s.size

@@ -43,7 +43,9 @@ def mesh_of(config: MeshConfig, devices: Sequence[jax.Device]) -> jax.sharding.M
         return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices)
     shown = ", ".join(f"{axis}: {factor}" for axis, factor in config.dcn.items())
     if over != len(slices):
-        raise InputError(f"mesh.dcn={{{shown}}} reaches over {over} slices and {said}; make its factors multiply to that")
+        raise InputError(
+            f"mesh.dcn={{{shown}}} reaches over {over} slices and {said}; make its factors multiply to that"
+        )
     if len(uneven := {len(held) for held in slices.values()}) > 1:
         raise InputError(f"mesh.dcn={{{shown}}}: slices of {' and '.join(map(str, sorted(uneven)))} devices; they must be of one size")  # fmt: skip
     for axis, size in sizes.items():
