@@ -145,8 +145,8 @@ def test_contradictions_raise_when_made(make, says):
 # One value outside the range of every number, at its edge where the range is open; and one inside.
 OUTSIDE = {
     "model": {"layers": 0, "width": 0, "heads": 0, "kv_heads": -2, "ffn": -1, "dropout": 1.0, "embed_dropout": 1.0,
-              "id_dropout": 1.0, "rope_theta": 0.0, "norm_eps": 0.0},
-    "mesh": {"data": 0, "fsdp": 0, "tensor": -2},
+              "id_dropout": 1.0, "rope_theta": 0.0, "norm_eps": 0.0, "microbatches": -1},
+    "mesh": {"data": 0, "fsdp": 0, "tensor": -2, "sequence": 0, "expert": 0, "stage": 0},
     "optim": {"learning_rate": 0.0, "warmup": -1, "final": 1.5, "weight_decay": -0.1, "b1": 1.0, "b2": 1.0, "clip": 0.0,
               "label_smoothing": 1.0,
               "average": 1.0, "negatives": -1},
