@@ -74,6 +74,8 @@ class ModelConfig:
         content: add projected item features to item tokens and to the atomic output table.
         attention: whose code attends (model/kernels): xla (any device), splash (TPU), tokamax (Hopper GPU or later; the extra `kernels`);
             auto = by device, and xla unless dtype is bfloat16.
+        microbatches: parts of a slice's rows that flow through the stages of mesh.stage one behind another; 0 = as many as
+            stages.
     """
 
     layers: int = 2
@@ -98,12 +100,25 @@ class ModelConfig:
     remat: Remat = "none"
     content: bool = True
     attention: Attention = "auto"
+    microbatches: int = 0
 
     def __post_init__(self) -> None:
         above_zero(
             "model", self, "layers", "width", "heads", "rope_theta", "norm_eps", "experts_per_token", "capacity_factor"
         )
-        at_least(0, "model", self, "kv_heads", "ffn", "experts", "expert_ffn", "shared_experts", "balance", "router_z")
+        at_least(
+            0,
+            "model",
+            self,
+            "kv_heads",
+            "ffn",
+            "experts",
+            "expert_ffn",
+            "shared_experts",
+            "balance",
+            "router_z",
+            "microbatches",
+        )
         below_one("model", self, "dropout", "embed_dropout", "id_dropout")
         for name, known in (("dtype", DType), ("remat", Remat), ("attention", Attention), ("routing", Routing)):
             value = getattr(self, name)
@@ -148,6 +163,9 @@ class MeshConfig:
         sequence: positions of a row sharded.
         expert: experts of the feed-forward layers sharded.
         stage: layers sharded, each device holding a run of them (a pipeline).
+        dcn: of several slices (TPU slices, or machines of GPUs, joined by a slower network), over how many an axis reaches:
+            {data: 4} puts four groups of replicas on four slices. The factors multiply to the number of slices; an axis
+            that is not named stays within a slice.
     """
 
     data: int = -1
@@ -156,11 +174,18 @@ class MeshConfig:
     sequence: int = 1
     expert: int = 1
     stage: int = 1
+    dcn: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
+        axes = [name for name in self.__dataclass_fields__ if name != "dcn"]
+        for name in axes:
             size = getattr(self, name)
             check(size > 0 or size == -1, f"mesh.{name}={size}: must be above 0, or -1 for all devices that are left")
+        for name, factor in self.dcn.items():
+            check(name in axes, f"mesh.dcn.{name}={factor}: unknown axis; known: {', '.join(axes)}")
+            check(factor > 0, f"mesh.dcn.{name}={factor}: must be above 0")
+            size = getattr(self, name)
+            check(size == -1 or size % factor == 0, f"mesh.dcn.{name}={factor} does not divide mesh.{name}={size}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from m6rec_jax.model.attention import NEVER
 from m6rec_jax.model.experts import Routing, feed_forward
 from m6rec_jax.model.items import Catalogues, Embeddings
 from m6rec_jax.model.kernels import attend, attend_prefix
-from m6rec_jax.model.layers import Turns, dropout, rms_norm, rope, rope_turns, scale, swiglu, weight
+from m6rec_jax.model.layers import Part, Turns, dropout, rms_norm, rope, rope_turns, scale, swiglu, weight
+from m6rec_jax.model.pipeline import pipelined
 from m6rec_jax.model.quantised import dense
 from m6rec_jax.vocab import Vocab
 
@@ -88,9 +89,12 @@ class Block(nnx.Module):
         return {name: getattr(self, name)[...] for name in self.AXES if hasattr(self, name)}
 
 
+LEADING = {"bt": ("batch", "position"), "bmt": ("batch", None, None)}  # logical axes: of rows, and of beams
+
+
 def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, batch: str = "bt") -> tuple[Array, ...]:
     """Normed input to rotated queries, rotated keys, and values. `batch`: einsum letters of the leading axes."""
-    lead = ("batch", *(None,) * (len(batch) - 1))
+    lead = LEADING[batch]
     y = rms_norm(x, w["attention_norm"], config.norm_eps)
     q = jnp.einsum(f"{batch}d,dkgh->{batch}kgh", y, w["query"], out_sharding=sharding.out(*lead, "kv", None, None))
     k = jnp.einsum(f"{batch}d,dkh->{batch}kh", y, w["key"], out_sharding=sharding.out(*lead, "kv", None))
@@ -106,16 +110,17 @@ def _close(
     keys: Array | None,
     batch: str = "bt",
     real: Array | None = None,
+    part: Part = None,
 ) -> tuple[Array, Routing | None]:
     """Attention output and feed-forward, each added to the residual stream; with experts, how tokens were routed.
 
     `real`: which tokens are no padding; None: all. Capacity, where that is configured, is of training (`keys`) alone.
     """
-    lead = ("batch", *(None,) * (len(batch) - 1))
+    lead = LEADING[batch]
     key_a, key_f = (None, None) if keys is None else keys
     to_stream = sharding.out(*lead, None)
     attention = jnp.einsum(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], out_sharding=to_stream)
-    x = x + dropout(attention, config.dropout, key_a, *lead, None)
+    x = x + dropout(attention, config.dropout, key_a, *lead, None, part=part)
     y = rms_norm(x, w["ffn_norm"], config.norm_eps)
     forward, routing = 0, None
     if "gate" in w:
@@ -127,7 +132,7 @@ def _close(
         dropless = keys is None or config.routing == "dropless"
         of_experts, routing = feed_forward(y, real, w, config, lead, dropless)
         forward = forward + of_experts
-    return x + dropout(forward, config.dropout, key_f, *lead, None), routing
+    return x + dropout(forward, config.dropout, key_f, *lead, None, part=part), routing
 
 
 class Transformer(nnx.Module):
@@ -170,18 +175,30 @@ class Transformer(nnx.Module):
         config = self.config
         key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings.read(tokens, item_rows, items, key_id)
-        x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", None, None))
+        x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", "position", None))
         turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
         layer_keys = None if key_layers is None else jax.random.split(key_layers, (config.layers, 2))
 
-        def layer(x, inputs):
-            w, keys = inputs
-            w = self._ready(w)
-            q, k, v = _project(x, w, turns, config)
-            mixed = attend(q, k, v, view.k_start, view.k_end, config.attention)
-            return _close(x, mixed, w, config, keys, real=view.k_end > view.k_start)
+        def run(x, layers, rows, part=None):
+            turns, k_start, k_end = rows
 
-        x, routing = jax.lax.scan(_remat(layer, config.remat), x, (self.block.stacked(), layer_keys))
+            def layer(x, inputs):
+                w, keys = inputs
+                w = self._ready(w)
+                q, k, v = _project(x, w, turns, config)
+                mixed = attend(q, k, v, k_start, k_end, config.attention)
+                return _close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
+
+            return jax.lax.scan(_remat(layer, config.remat), x, layers)
+
+        weights, rows, stages = self.block.stacked(), (turns, view.k_start, view.k_end), sharding.shards("layers")
+        if stages == 1:
+            weights = {name: sharding.place(w, None, *Block.AXES[name][1:]) for name, w in weights.items()}
+            x, routing = run(x, (weights, layer_keys), rows)
+        else:  # without experts: training/sharding.check_fit
+            keys = None if layer_keys is None else sharding.place(layer_keys, "layers", None)
+            through = lambda *of: run(*of)[0]  # noqa: E731
+            x, routing = pipelined(through, x, (weights, keys), rows, config.microbatches or stages), None
         return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing)
 
     def prefill(

@@ -62,7 +62,7 @@ def cross_entropy(
     def local(hidden, targets, weights, task_ids, tables, samples, seen):
         hidden, targets, weights, task_ids = (x.reshape(-1, *x.shape[2:]) for x in (hidden, targets, weights, task_ids))
         hidden = _vary(hidden, sharding.TENSOR)
-        tables = jax.tree.map(lambda x: _vary(x, sharding.BATCH), tables)
+        tables = jax.tree.map(lambda x: _vary(x, sharding.TOKENS), tables)
         slices = model.vocab.slices
         ends = jnp.array([s.end for s in slices])
         slice_of = jnp.where(weights > 0, jnp.searchsorted(ends, targets, side="right"), len(slices))
@@ -99,9 +99,9 @@ def cross_entropy(
         losses = losses.reshape(-1)[: targets.shape[0]]
         of_task = jax.nn.one_hot(task_ids, n_tasks, dtype=jnp.float32)
         loss = (losses * weights[by_slice]) @ of_task[by_slice]
-        return TaskLoss(*(sharding.psum(x, sharding.BATCH) for x in (loss, weights @ of_task)))
+        return TaskLoss(*(sharding.psum(x, sharding.TOKENS) for x in (loss, weights @ of_task)))
 
-    row, no = ("batch", None), (None,)
+    row, no = ("batch", "position"), (None,)
     in_tables, in_seen = [table.axes for table in tables], [("vocab",)] * len(seen)
     in_axes = ((*row, None), row, row, row, in_tables, dict.fromkeys(samples, no), in_seen)
     run = sharding.per_shard(local, in_axes, TaskLoss(no, no))

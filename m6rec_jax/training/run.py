@@ -33,7 +33,7 @@ from m6rec_jax.training.initial import from_run, on_host
 from m6rec_jax.training.loop import Evaluator, Loop, train_loop
 from m6rec_jax.training.optim import learning_rate, make_optimizer
 from m6rec_jax.training.room import check_room
-from m6rec_jax.training.sharding import check_fit, make_mesh, place_items, row_shards
+from m6rec_jax.training.sharding import check_fit, make_mesh, place_items, row_part, row_shards
 from m6rec_jax.training.state import abstract_state, init_state
 from m6rec_jax.training.step import make_eval_step, make_train_step
 from m6rec_jax.training.together import agree, started_with
@@ -73,8 +73,7 @@ def train(
             f"validated every {config.train.eval_every:,}"
         )
     check_fit(mesh, config)
-    if config.data.rows % jax.process_count():
-        raise InputError(f"data.rows={config.data.rows} does not divide over {jax.process_count()} processes")
+    part, parts = row_part(mesh)
 
     # -- data ---------------------------------------------------------------------------------------------------
     pools = joint_pools(domains, config.mixture, "train", config.data)
@@ -120,7 +119,7 @@ def train(
 
     # -- loop ---------------------------------------------------------------------------------------------------
     left = config.train.steps - int(state.step)
-    source = PlanRows(plan, records, rows, left, config.data.rows, jax.process_index(), jax.process_count())
+    source = PlanRows(plan, records, rows, left, config.data.rows, part, parts)
     loop = Loop(
         config=config,
         run=run,
@@ -258,7 +257,7 @@ def _lock(run: Path) -> IO[str]:
     return file
 
 
-RESUMABLE = {("data", "threads"), ("data", "rows"), ("model", "attention")}
+RESUMABLE = {("data", "threads"), ("data", "rows"), ("model", "attention"), ("model", "microbatches")}
 
 
 def _said_split(split: Any) -> str:
