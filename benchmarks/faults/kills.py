@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.faults.trainer import Trainer, compared, phase
+from benchmarks.faults.trainer import Trainer, compared, phase, taken_up
 from m6rec_jax.artifacts.checkpoints import steps
 from m6rec_jax.progress import Stage
 
@@ -46,7 +46,8 @@ def undisturbed(dataset: Path, folder: Path, end: int = STEPS) -> Trainer:
 def killed(fault: str, count: int, whole: Trainer, folder: Path, bar: Stage, seed: int) -> dict[str, Any]:
     """A run killed `count` times at `fault`, then let go to its end; a kill that came elsewhere is not counted."""
     rng, began = random.Random(seed), time.monotonic()
-    trainer, hits, others = Trainer(whole.dataset, folder, options(STEPS, 2)), 0, 0
+    trainer, hits, others, after = Trainer(whole.dataset, folder, options(STEPS, 2)), 0, 0, []
+    code = None
     while hits < count:
         how: dict[str, Any] = {
             "fault": fault,
@@ -60,8 +61,9 @@ def killed(fault: str, count: int, whole: Trainer, folder: Path, bar: Stage, see
             raise RuntimeError(f"{trainer.run}: ended with {code} and was not killed\n{trainer.said()[-2000:]}")
         hit = fault != "serialise" or phase(trainer.run) == "serialise"
         hits, others = hits + hit, others + (not hit)
+        after += [trainer.life + 1] if hit else []
         bar.advance(int(hit), fault=fault, elsewhere=others)
-    if max(steps(trainer.run), default=0) < STEPS and (code := ended(trainer)):
+    if code != 0 and (code := ended(trainer)):
         raise RuntimeError(f"{trainer.run}: ended with {code}\n{trainer.said()[-2000:]}")
     found = compared(trainer, whole, STEPS)
     return {
@@ -69,14 +71,14 @@ def killed(fault: str, count: int, whole: Trainer, folder: Path, bar: Stage, see
         "count": hits,
         "elsewhere": others,
         **found,
-        "detected": hits,
+        "detected": taken_up(trainer, after),
         "seconds": time.monotonic() - began,
     }
 
 
 def told_to_stop(count: int, whole: Trainer, folder: Path, bar: Stage, seed: int) -> dict[str, Any]:
     """SIGTERM at any moment after training began: out with exit 75, its step saved. `slowest`: seconds it took."""
-    rng, began, taken, bad = random.Random(seed), time.monotonic(), [], 0
+    rng, began, taken, stopped = random.Random(seed), time.monotonic(), [], 0
     trainer = Trainer(whole.dataset, folder, options(STEPS, 2))
     for _ in range(count):
         before = len(trainer.lines())
@@ -91,17 +93,16 @@ def told_to_stop(count: int, whole: Trainer, folder: Path, bar: Stage, seed: int
         code = process.wait(PATIENCE)
         taken.append(time.monotonic() - start)
         last = max(line["step"] for line in trainer.lines() if "step" in line)
-        bad += code not in (0, 75) or max(steps(trainer.run)) != last
+        stopped += code == 75 and max(steps(trainer.run)) == last
         bar.advance(1, fault="sigterm", seconds=f"{max(taken):.1f}")
     if max(steps(trainer.run), default=0) < STEPS:
         ended(trainer)
     found = compared(trainer, whole, STEPS)
-    found["bad"] += bad
     return {
         "fault": "sigterm",
         "count": len(taken),
         **found,
-        "detected": len(taken),
+        "detected": stopped,
         "slowest": max(taken),
         "seconds": time.monotonic() - began,
     }
@@ -142,6 +143,12 @@ def loop(minutes: float, dataset: Path, folder: Path, bar: Stage, seed: int) -> 
                 step=max(steps(trainer.run), default=0),
             )
         wall, end = time.monotonic() - began, max(steps(trainer.run))
+        last = trainer.start()  # once more, only to see where it takes up
+        until = time.monotonic() + PATIENCE
+        while not any(line["life"] == trainer.life for line in trainer.lines()) and time.monotonic() < until:
+            time.sleep(1)
+        last.kill()
+        last.wait()
         while max(steps(whole.run), default=0) < end:  # it starts once and shares the machine: it may be behind
             if other.poll() is not None:
                 raise RuntimeError(f"{whole.run}: ended by itself\n{whole.said()[-2000:]}")
@@ -151,7 +158,8 @@ def loop(minutes: float, dataset: Path, folder: Path, bar: Stage, seed: int) -> 
         other.wait()
     found = compared(trainer, whole, end)
     return {
-        "fault": "kill-loop", "count": kills, **found, "detected": kills, "steps": end,
+        "fault": "kill-loop", "count": kills, **found, "steps": end,
+        "detected": taken_up(trainer, list(range(2, kills + 2))),
         "goodput": useful(trainer.lines(), end) / wall, "seconds": time.monotonic() - began,
     }  # fmt: skip
 

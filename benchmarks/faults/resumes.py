@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,12 @@ def resumed(fault: str, dataset: Path, folder: Path, bar: Stage) -> dict[str, An
             a, b = (surviving(t.lines(), AT + MORE) for t in (same, other))
             flat = lambda some: sorted(e for rows in some.values() for _, entries in rows for e in entries)  # noqa: E731
             row["bad"] += int(not exact or distance > 1e-5 or a != b)
-            row["lost"] += len(set(flat(a)) - set(flat(b)))
-            row["repeated"] += len(flat(b)) - len(set(flat(b)))
+            row["lost"] += (Counter(flat(a)) - Counter(flat(b))).total()
+            row["repeated"] += (Counter(flat(b)) - Counter(flat(a))).total()
             row["count"] += 1
+            row["detected"] += [x["restored"] for x in other.lines() if "restored" in x][-1] == AT
             bar.advance(1, fault=fault, to=name, loss=f"{distance:.1e}")
-    return row | {"detected": row["count"], "next_loss": worst, "seconds": time.monotonic() - began}
+    return row | {"next_loss": worst, "seconds": time.monotonic() - began}
 
 
 def _options() -> list[str]:

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
 from m6rec_jax.artifacts.checkpoints import manifest, step_folder, steps
 from m6rec_jax.artifacts.manifest import MANIFEST
 
@@ -34,6 +38,7 @@ class Trainer:
     devices: int = 1
     processes: int = 1
     life: int = field(default=0)
+    newest: dict[int, int] = field(default_factory=dict)  # the good step that each life found
 
     @property
     def run(self) -> Path:
@@ -47,6 +52,7 @@ class Trainer:
         """A process that trains on from the newest good step, until it ends or its `fault` comes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.life += 1
+        self.newest[self.life] = max(steps(self.run), default=0)
         train = [
             "train",
             "--config",
@@ -93,6 +99,20 @@ class Trainer:
         return {step: manifest(self.run, step)["content"] for step in steps(self.run)}
 
 
+def taken_up(trainer: Trainer, lives: list[int]) -> int:
+    """How many of these lives went on from the newest step that was good when they began (0: from the start)."""
+    restored = {line["life"]: line["restored"] for line in trainer.lines() if "restored" in line}
+    began = {line["life"] for line in trainer.lines()}
+    return sum(life in began and restored.get(life, 0) == trainer.newest[life] for life in lives)
+
+
+def arrays(run: Path, step: int) -> dict[str, tuple[str, bytes]]:
+    """Type and bytes of every array of a step, as Orbax reads them."""
+    tree = ocp.load_checkpointables(step_folder(run, step), {"params": None, "optimizer": None})
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): (str(x.dtype), np.asarray(x).tobytes()) for path, x in leaves}
+
+
 def surviving(lines: list[dict[str, Any]], end: int) -> dict[int, list[tuple[str, list[int]]]]:
     """For each step up to `end` the rows (digest, plan entries) it was last given, over all processes in order.
 
@@ -118,7 +138,7 @@ def compared(trainer: Trainer, whole: Trainer, end: int) -> dict[str, int]:
     """
     lines, contents = trainer.lines(), whole.contents()
     bad = sum(line["content"] != contents.get(line["restored"]) for line in lines if "restored" in line)
-    bad += trainer.contents().get(end) != contents[end]
+    bad += trainer.contents().get(end) != contents[end] or arrays(trainer.run, end) != arrays(whole.run, end)
     mine, theirs = surviving(lines, end), surviving(whole.lines(), end)
     count = lambda some: Counter((e, d) for rows in some.values() for d, entries in rows for e in entries)  # noqa: E731
     a, b = count(mine), count(theirs)

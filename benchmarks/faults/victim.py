@@ -21,7 +21,7 @@ import jax
 import xxhash
 
 from m6rec_jax.artifacts import atomic
-from m6rec_jax.artifacts.checkpoints import manifest
+from m6rec_jax.artifacts.content import content, digests
 from m6rec_jax.cli import main
 from m6rec_jax.training import checkpoint, loop, run
 
@@ -50,7 +50,9 @@ def watch(job: dict[str, Any]) -> None:
         found = restore(folder, abstract)
         if found is not None:
             seen["first"] = int(found[0].step)
-            write(restored=seen["first"], content=manifest(folder, seen["first"])["content"])
+            # Of the arrays as they were restored, by every process; not what the manifest says of them.
+            parts = {"params": found[0].served, "optimizer": checkpoint._rest(found[0])}
+            write(restored=seen["first"], content={name: digests(content(tree)) for name, tree in parts.items()})
         return found
 
     def placed(mesh: Any, batch: Any, accumulate: int) -> Any:
