@@ -42,6 +42,8 @@ def damaged(fault: str, count: int, run: Path, folder: Path, bar: Stage, seed: i
         copy = folder / f"{fault}-{number}"
         shutil.copytree(run, copy)
         files = sorted(p for p in step_folder(copy, newest).rglob("*") if p.is_file())
+        if fault != "deletion":
+            files = [path for path in files if path.stat().st_size]  # an empty one has nothing to flip or to cut
         chosen = rng.choice(files)
         name = chosen.relative_to(step_folder(copy, newest)).as_posix()
         _harm(fault, chosen, rng)
