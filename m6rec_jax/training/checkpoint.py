@@ -1,7 +1,8 @@
 """Writing checkpoints, and taking a run up again.
 
-A step is saved by Orbax in the background, digested, and only then gets its manifest, by rename: from that moment
-it is good. A crash at any point leaves the last good step as it was.
+The content of every array is digested on the devices before the step after may change it; a step is saved by Orbax in
+the background, its files are digested, and only then gets its manifest, by rename: from that moment it is good. A crash
+at any point leaves the last good step as it was.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from m6rec_jax.artifacts.atomic import remove
-from m6rec_jax.artifacts.checkpoints import FOLDER, best_step, check_shapes, check_step, step_folder, steps, tree_shapes
+from m6rec_jax.artifacts.checkpoints import (
+    FOLDER,
+    best_step,
+    check_content,
+    check_shapes,
+    check_step,
+    step_folder,
+    steps,
+    tree_shapes,
+)
+from m6rec_jax.artifacts.content import content, digests
 from m6rec_jax.artifacts.manifest import MANIFEST, write_manifest
 from m6rec_jax.artifacts.schemas import CHECKPOINT
 from m6rec_jax.config import CheckpointConfig
@@ -55,13 +66,15 @@ class CheckpointWriter:
         if jax.process_index() == 0:
             remove(folder)
         parts = {"params": state.served, "optimizer": _rest(state), "data": position._asdict()}
-        shapes = {name: tree_shapes(parts[name]) for name in ("params", "optimizer")}
+        arrays = {name: parts[name] for name in ("params", "optimizer")}
+        shapes = {name: tree_shapes(tree) for name, tree in arrays.items()}
+        held = {name: content(tree) for name, tree in arrays.items()}  # dispatched here, read where the save ends
         body = {"step": step, "rows": position.rows, "metrics": metrics, "shapes": shapes}
         try:
             response = ocp.save_checkpointables_async(folder, parts)
         except Exception as error:
             raise self._failed(error) from error
-        self._thread = threading.Thread(target=self._finish, args=(response, folder, body), daemon=True)
+        self._thread = threading.Thread(target=self._finish, args=(response, folder, body, held), daemon=True)
         self._thread.start()
         return step
 
@@ -74,9 +87,10 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise self._failed(error) from error
 
-    def _finish(self, response: Any, folder: Path, body: dict[str, Any]) -> None:
+    def _finish(self, response: Any, folder: Path, body: dict[str, Any], held: dict[str, Any]) -> None:
         try:
             response.result()
+            body["content"] = {name: digests(sums) for name, sums in held.items()}
             if jax.process_index() == 0:
                 files = [p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST]
                 write_manifest(folder, *CHECKPOINT, body, files)
@@ -127,6 +141,10 @@ def restore(run: Path, abstract: TrainState) -> tuple[TrainState, Position] | No
         loaded = ocp.load_checkpointables(
             step_folder(run, step), {"params": abstract.params, "optimizer": optimizer, "data": None}
         )
+        if problems := check_content(run, step, params=loaded["params"], optimizer=loaded["optimizer"]):
+            note(f"checkpoint {step} is damaged and passed over: {problems[0]}")
+            damaged.append(step)
+            continue
         for bad in damaged if jax.process_index() == 0 else ():
             (step_folder(run, bad) / MANIFEST).unlink(missing_ok=True)
         saved, served = loaded["optimizer"], loaded["params"]
