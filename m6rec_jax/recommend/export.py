@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
@@ -23,7 +23,7 @@ from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.vocab import BOS, EOS, PAD
 
-FORMATS, DTYPES = ("safetensors", "llama"), {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+FORMATS, DTYPES = ("safetensors", "llama"), {"float32": np.float32, "bfloat16": jnp.bfloat16}
 
 
 def export(run: Path | str, out: Path | str, kind: str, *, step: int | str = "best", dtype: str = "float32") -> tuple[int, list[str]]:  # fmt: skip
