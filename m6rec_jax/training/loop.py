@@ -162,6 +162,9 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
             loop.writer.wait()
         if reader.positions:
             note(f"packing: {reader.tokens / reader.positions:.1%} of {reader.positions:,} positions carried a token")
+    except InputError:
+        loop.writer.wait()  # the last good state is still being saved
+        raise
     finally:
         profiler.close()
         if log:

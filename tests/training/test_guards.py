@@ -7,18 +7,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from m6rec_jax.artifacts.checkpoints import manifest, steps
-from m6rec_jax.config import DataConfig, OptimConfig, TrainConfig
+from m6rec_jax.config import TrainConfig
 from m6rec_jax.data.records import SUFFIX, BadRecords, RecordReader
 from m6rec_jax.errors import InputError
 from m6rec_jax.training import guards
 from m6rec_jax.training.goodput import Ledger, totals
-from m6rec_jax.training.guards import NEW, Guard, Rewind, SpikeWatch, judge, past_holes, rewind_of
+from m6rec_jax.training.guards import NEW, Rewind, SpikeWatch, judge, past_holes, rewind_of
 from m6rec_jax.training.metrics import read_rows
 from m6rec_jax.training.run import train
 from m6rec_jax.training.straggler import slow_processes
@@ -61,14 +60,16 @@ def test_skips_in_a_row_stop_the_run_and_nothing_of_them_is_saved(tiny_dataset, 
         return real(guard, jnp.where(counted >= 3, norm * 1e6, norm), counted, explode)
 
     monkeypatch.setattr("m6rec_jax.training.step.judge", judged)
-    with pytest.raises(InputError, match="train.max_skips=3: the gradient of 3 steps in a row, the last of them step 6"):
+    with pytest.raises(
+        InputError, match="train.max_skips=3: the gradient of 3 steps in a row, the last of them step 6"
+    ):
         train(config, [tiny_dataset], tmp_path / "run")
     assert steps(tmp_path / "run") == [1, 2, 3]
 
 
 def test_a_spike_is_told_from_an_outlier():
     watch, rng = SpikeWatch(20.0), np.random.default_rng(0)
-    for step in range(200):
+    for step in range(190):
         assert watch.see(step, 4 * step, 9.0 if step % 40 == 39 else 3 + 0.1 * rng.standard_normal()) is None
     found = [watch.see(200 + i, 4 * (200 + i), float("nan") if i else 9.0) for i in range(guards.LASTS)]
     assert found[:-1] == [None] * (guards.LASTS - 1)
@@ -174,11 +175,10 @@ def test_the_seconds_of_a_run_sum_to_the_wall_and_steps_done_again_are_lost(tmp_
     ledger = Ledger()
     ledger.switch("step")
     ledger.switch("save")
-    assert sum(ledger.seconds.values()) == pytest.approx(ledger._since - ledger._since + sum(ledger.seconds.values()))
     lines = [
-        {"begun": 100.0, "first": 0, "step": 5, "seconds": {k: 0.0 for k in ledger.seconds} | {"init": 1.0, "step": 5.0}},
-        {"begun": 100.0, "first": 0, "step": 10, "seconds": {k: 0.0 for k in ledger.seconds} | {"init": 1.0, "step": 10.0}},
-        {"begun": 120.0, "first": 6, "step": 20, "seconds": {k: 0.0 for k in ledger.seconds} | {"init": 2.0, "step": 14.0}},
+        {"begun": 100.0, "first": 0, "step": 5, "seconds": dict.fromkeys(ledger.seconds, 0.0) | {"init": 1.0, "step": 5.0}},
+        {"begun": 100.0, "first": 0, "step": 10, "seconds": dict.fromkeys(ledger.seconds, 0.0) | {"init": 1.0, "step": 10.0}},
+        {"begun": 120.0, "first": 6, "step": 20, "seconds": dict.fromkeys(ledger.seconds, 0.0) | {"init": 2.0, "step": 14.0}},
     ]  # fmt: skip
     (tmp_path / "goodput.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"begun": 130')
     found = totals(tmp_path)
