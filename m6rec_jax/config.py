@@ -236,6 +236,8 @@ class DataConfig:
         mask_rate: share of a sequence that the masked objectives hide.
         block: plan entries shuffled and packed together.
         threads: reader threads; 0 = the training thread reads.
+        bad_records: damaged records that each process leaves out and counts; one more stops the run and names file and
+            record. 0 = the first one stops it.
     """
 
     length: int = 256
@@ -243,13 +245,14 @@ class DataConfig:
     mask_rate: float = 0.3
     block: int = 4096
     threads: int = 2
+    bad_records: int = 0
 
     def __post_init__(self) -> None:
         check(
             self.length == 0 or self.length >= 16, f"data.length={self.length}: must be at least 16, or 0 to be fitted"
         )
         above_zero("data", self, "block")
-        at_least(0, "data", self, "rows", "threads")
+        at_least(0, "data", self, "rows", "threads", "bad_records")
         check(0 < self.mask_rate < 1, f"data.mask_rate={self.mask_rate}: must lie between 0 and 1")
 
 
@@ -314,6 +317,15 @@ class TrainConfig:
         eval_every: steps between validations; 0 = only at the end. With `epochs`, at most so many, and an eighth of the run.
         patience: validations without a better ndcg@10 before training stops; 0 = never.
         seed: of parameters, data order and dropout.
+        explode: a step whose gradient norm is above so many times the running mean changes nothing; 0 = only where it is
+            not finite.
+        max_skips: steps in a row that change nothing before training stops.
+        spike: a loss above the running median by so many times the usual distance from it, for some steps, is rewound
+            (training/guards); 0 = never, so that every plan entry is used exactly once.
+        rewinds: how often, before training stops.
+        hang_seconds: without a finished step, validation or save before the process writes its stacks and ends with exit code 75;
+            0 = waits for ever.
+        profile: steps START:STOP whose trace is written under run/profile; empty = none.
     """
 
     steps: int = 1000
@@ -323,10 +335,20 @@ class TrainConfig:
     eval_every: int = 200
     patience: int = 0
     seed: int = 0
+    explode: float = 100.0
+    max_skips: int = 10
+    spike: float = 0.0
+    rewinds: int = 3
+    hang_seconds: float = 1800.0
+    profile: str = ""
 
     def __post_init__(self) -> None:
-        above_zero("train", self, "steps", "accumulate", "log_every")
-        at_least(0, "train", self, "epochs", "eval_every", "patience")
+        above_zero("train", self, "steps", "accumulate", "log_every", "max_skips")
+        at_least(0, "train", self, "epochs", "eval_every", "patience", "spike", "rewinds", "hang_seconds")
+        check(self.explode == 0 or self.explode > 1, f"train.explode={self.explode}: must be above 1, or 0 for never")
+        start, colon, stop = self.profile.partition(":")
+        fits = not self.profile or (colon and start.isdigit() and stop.isdigit() and 0 < int(start) < int(stop))
+        check(bool(fits), f"train.profile={self.profile}: give the steps as START:STOP, such as 100:110, START from 1")
         check(0 <= self.seed < 2**32, f"train.seed={self.seed}: must be at least 0 and below 2^32")
 
 

@@ -32,6 +32,7 @@ from m6rec_jax.artifacts.schemas import CHECKPOINT
 from m6rec_jax.config import CheckpointConfig
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
+from m6rec_jax.training.guards import Guard
 from m6rec_jax.training.state import TrainState
 
 
@@ -149,7 +150,7 @@ def restore(run: Path, abstract: TrainState) -> tuple[TrainState, Position] | No
             (step_folder(run, bad) / MANIFEST).unlink(missing_ok=True)
         saved, served = loaded["optimizer"], loaded["params"]
         trained, average = (saved["trained"], served) if "trained" in saved else (served, None)
-        state = TrainState(trained, saved["moments"], saved["step"], saved["skipped"], average)
+        state = TrainState(trained, saved["moments"], saved["step"], saved["skipped"], average, Guard(**saved["guard"]))
         return state, Position(**loaded["data"])
     if known:
         raise InputError(f"{run / FOLDER}: every checkpoint is damaged; restore one from a copy or use another --run")
@@ -159,4 +160,5 @@ def restore(run: Path, abstract: TrainState) -> tuple[TrainState, Position] | No
 def _rest(state: TrainState) -> dict[str, Any]:
     """What only training needs of a state; the parameters that are served lie apart from it."""
     trained = {} if state.average is None else {"trained": state.params}
-    return {"moments": state.optimizer, "step": state.step, "skipped": state.skipped} | trained
+    counters = {"step": state.step, "skipped": state.skipped, "guard": state.guard._asdict()}
+    return {"moments": state.optimizer} | counters | trained
