@@ -17,9 +17,9 @@ from m6rec_jax.progress import Stage
 
 EVERY = 4  # steps between saves
 KEPT = 100_000  # the undisturbed run keeps every step, to be compared with
-STEPS = 600
+STEPS = 300
 POINTS = ("before", "rename", "after", "drop")
-PATIENCE = 300.0
+PATIENCE = 1500.0
 
 
 def options(end: int, keep: int, every: int = EVERY) -> list[str]:
@@ -27,7 +27,7 @@ def options(end: int, keep: int, every: int = EVERY) -> list[str]:
 
 
 def ended(trainer: Trainer, **how: Any) -> int:
-    """The exit code of one start; a process that does not end in five minutes is an error."""
+    """The exit code of one start; a process that does not end in PATIENCE seconds is an error."""
     process = trainer.start(**how)
     try:
         return process.wait(PATIENCE)
@@ -51,7 +51,7 @@ def killed(fault: str, count: int, whole: Trainer, folder: Path, bar: Stage, see
     while hits < count:
         how: dict[str, Any] = {
             "fault": fault,
-            "after": rng.randrange(1, 3 * EVERY) if fault == "step" else rng.randrange(3),
+            "after": rng.randrange(1, 3 * EVERY) if fault == "step" else rng.randrange(2),
         }
         how |= {"point": rng.choice(POINTS), "delay": rng.uniform(0, 0.06)}
         code = ended(trainer, **how)

@@ -43,7 +43,7 @@ def test_training_equals_that_of_one_device(dropless, mesh, devices):
     losses, state = world.losses(make_mesh(mesh, devices=devices))
     np.testing.assert_allclose(losses, alone, rtol=1e-5)
     assert np.ptp(losses) > 0.01  # there is something to agree on
-    assert state.params["block"]["expert_down"].sharding.spec == jax.P(None, "expert", "tensor", "fsdp")
+    assert state.params["block"]["expert_down"].sharding.spec == jax.P("stage", "expert", "tensor", "fsdp")
 
 
 def test_what_capacity_drops_is_the_same_on_every_mesh(tiny_dataset):  # noqa: F811
