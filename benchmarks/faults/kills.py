@@ -37,6 +37,7 @@ def ended(trainer: Trainer, **how: Any) -> int:
 
 def undisturbed(dataset: Path, folder: Path, end: int = STEPS) -> Trainer:
     """The run that nothing happened to, each of its steps saved; taken as it is where an earlier call made it."""
+    folder = folder.with_name(f"{folder.name}-{end}")  # a longer run has another schedule
     whole = Trainer(dataset, folder, options(end, KEPT, 1))
     if max(steps(whole.run), default=0) < end and (code := ended(whole)):
         raise RuntimeError(f"{folder}: the undisturbed run ended with {code}\n{whole.said()[-2000:]}")
