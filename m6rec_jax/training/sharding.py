@@ -14,12 +14,13 @@ from m6rec_jax.vocab import PAD_MULTIPLE
 BATCH_AXES = (None, "batch", None)  # [accumulation slice, row, position]
 
 
-def make_mesh(config: MeshConfig, devices: int | None = None) -> jax.sharding.Mesh:
-    """The mesh of a configuration over all devices, or over the first `devices` of them.
+def make_mesh(config: MeshConfig, devices: int | list[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh of a configuration over all devices, over the first `devices` of them, or over those of a list.
 
     Raises InputError when the axes do not multiply to the number of devices, before anything is compiled.
     """
-    count = devices or jax.device_count()
+    over = devices if isinstance(devices, list) else jax.devices()[:devices]
+    count = len(over)
     sizes = {axis: getattr(config, axis) for axis in AXES}
     shown = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]
@@ -32,7 +33,7 @@ def make_mesh(config: MeshConfig, devices: int | None = None) -> jax.sharding.Me
         sizes[open_axes[0]] = count // fixed
     elif fixed != count:
         raise InputError(f"mesh {shown} needs {fixed} devices and there are {count}; set one axis to -1 or change them")
-    return jax.make_mesh(tuple(sizes.values()), AXES, devices=jax.devices()[:count])
+    return jax.make_mesh(tuple(sizes.values()), AXES, devices=over)
 
 
 def row_shards(mesh: jax.sharding.Mesh) -> int:
