@@ -99,5 +99,5 @@ def _optimizer(made: Compiled, blueprint: Blueprint) -> float:
             blueprint.specs(),
         )
         state = jax.eval_shape(make_optimizer(made.config.optim, made.config.train.steps).init, params)
-    held = lambda x: float(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize  # noqa: E731
+    held = lambda x: float(np.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)) * x.dtype.itemsize  # noqa: E731
     return sum(held(x) for x in jax.tree.leaves(state))
