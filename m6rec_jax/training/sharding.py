@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 
 from m6rec_jax.config import Config, MeshConfig
 from m6rec_jax.errors import InputError
@@ -14,13 +17,17 @@ from m6rec_jax.vocab import PAD_MULTIPLE
 BATCH_AXES = (None, "batch", None)  # [accumulation slice, row, position]
 
 
-def make_mesh(config: MeshConfig, devices: int | list[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh of a configuration over all devices, over the first `devices` of them, or over those of a list.
+def make_mesh(config: MeshConfig, devices: int | None = None) -> jax.sharding.Mesh:
+    """The mesh of a configuration over all devices, or over the first `devices` of them; see `mesh_of`."""
+    return mesh_of(config, jax.devices()[:devices])
+
+
+def mesh_of(config: MeshConfig, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+    """The mesh of a configuration over these devices.
 
     Raises InputError when the axes do not multiply to the number of devices, before anything is compiled.
     """
-    over = devices if isinstance(devices, list) else jax.devices()[:devices]
-    count = len(over)
+    count = len(devices)
     sizes = {axis: getattr(config, axis) for axis in AXES}
     shown = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]
@@ -33,7 +40,9 @@ def make_mesh(config: MeshConfig, devices: int | list[jax.Device] | None = None)
         sizes[open_axes[0]] = count // fixed
     elif fixed != count:
         raise InputError(f"mesh {shown} needs {fixed} devices and there are {count}; set one axis to -1 or change them")
-    return jax.make_mesh(tuple(sizes.values()), AXES, devices=over)
+    # Neighbours in a torus stay neighbours; an axis of 4 may be half of one of 8, which `jax.make_mesh` refuses.
+    placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
 
 
 def row_shards(mesh: jax.sharding.Mesh) -> int:

@@ -107,6 +107,8 @@ def told() -> str:
     for one in compared():
         run = one.run
         lines.append(f"{run.name:<26}{run.topology:<16}{run.speed:>10,.0f}{one.predicted:>11,.0f}{one.error:>+9.1%}  {one.bound:<12}{run.assumed}")  # fmt: skip
-    lines.append(f"tokens a second and chip; median absolute error {error():.1%} over {len(compared())} runs, none fitted")
+    lines.append(
+        f"tokens a second and chip; median absolute error {error():.1%} over {len(compared())} runs, none fitted"
+    )
     lines += [f"not reproduced: {name}: {why}" for name, why in LACKING.items()]
     return "\n".join(lines)

@@ -9,10 +9,12 @@ only what they last longer than all computing; the others are added.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from m6rec_jax.training.plan.hardware import Chip, Place, ring_bandwidth
+from m6rec_jax.training.plan.hlo import Sent
 
 # Matrices whose product the backward pass computes again, and "attention". The last product of a layer ("down") is dead
 # code there: nothing of the backward pass reads the layer's output.
@@ -49,7 +51,6 @@ class Work:
     recomputed: frozenset[str] = frozenset()
     weight_bytes: int = 2  # as gathered
     gradient_bytes: int = 4
-    overlapped: bool = True  # gathering of weights, scattering of gradients
     network: bool = False  # `data` lies across slices, on the data-centre network
 
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -112,10 +113,18 @@ def compute(work: Work, chip: Chip) -> Spent:
         times = 3 + (name in work.recomputed)
         products += work.layers * times * _product(tokens, a, b, chip)
     products += 3 * _product(tokens, work.width, work.vocab / work.tensor, chip)
-    scores = tokens * work.length / 2 * work.heads / work.tensor * work.layers
+    blocks = max(1.0, work.length / chip.block)  # those on the diagonal are computed whole
+    scores = tokens * work.length * (blocks + 1) / (2 * blocks) * work.heads / work.tensor * work.layers
     again = "attention" in work.recomputed
-    # Of each score 2 h operations for q k and 2 h for p v; backward five such products (Dao et al. 2022, appendix B).
-    matrix = scores * 2 * work.head * (2 * (1 + again) + 5) / (chip.peak * chip.reached * _filled(work.head, chip))
+    # Of each score 2 h operations for q k and 2 h for p v; backward five such products (Dao et al. 2022, appendix B), seven
+    # where one kernel makes the gradient of queries and another those of keys and values.
+    matrix = (
+        scores
+        * 2
+        * work.head
+        * (2 * (1 + again) + chip.backward)
+        / (chip.peak * chip.reached * _filled(work.head, chip))
+    )
     vector = scores * (FORWARD * (1 + again) + BACKWARD) / chip.vector + scores * (2 + again) / chip.special
     return Spent(products, max(matrix, vector), _elementwise(work, chip, tokens), 0.0, 0.0)
 
@@ -124,11 +133,10 @@ def sent(work: Work, place: Place) -> tuple[float, float]:
     """Seconds of collectives that have work beside them, and of those that have none."""
     ring = lambda n: (n - 1) / n  # noqa: E731
     held = work.parameters() / work.tensor
-    again = bool(work.recomputed - {"attention"})
-    gathered = held * work.weight_bytes * ring(work.fsdp) * (2 + again) * work.slices
-    scattered = held * work.gradient_bytes * ring(work.fsdp)
-    weights = (gathered + scattered) / ring_bandwidth(place, work.fsdp)
-    exposed = 0.0
+    gathered = held * work.weight_bytes * ring(work.fsdp) * _gathers(work) * work.slices
+    scattered = held * work.gradient_bytes * ring(work.fsdp) * work.slices
+    speed = ring_bandwidth(place, work.fsdp)
+    hidden, exposed = gathered / speed, scattered / speed
     if work.data > 1:
         speed = place.chip.network if work.network else ring_bandwidth(place, work.data, together=False)
         exposed += held / work.fsdp * work.gradient_bytes * 2 * ring(work.data) / speed
@@ -136,7 +144,16 @@ def sent(work: Work, place: Place) -> tuple[float, float]:
         tokens = work.tokens / work.chips * work.tensor
         sums = work.layers * (4 + ("output" in work.recomputed)) * tokens * work.width * 2
         exposed += sums * 2 * ring(work.tensor) / ring_bandwidth(place, work.tensor)
-    return (weights, exposed) if work.overlapped else (0.0, weights + exposed)
+    return hidden, exposed
+
+
+def sent_as_compiled(sent: Sequence[Sent], place: Place) -> tuple[float, float]:
+    """The same of a compiled program's collectives, each overlapped or not as its text shows."""
+    hidden = exposed = 0.0
+    for one in sent:
+        took = one.count * one.size / ring_bandwidth(place, one.group, one.together)
+        hidden, exposed = (hidden + took, exposed) if one.overlapped else (hidden, exposed + took)
+    return hidden, exposed
 
 
 def _product(tokens: float, rows: float, columns: float, chip: Chip) -> float:
@@ -159,5 +176,14 @@ def _elementwise(work: Work, chip: Chip, tokens: float) -> float:
     forward = 2.0 * (8 * D + 2 * heads + 3 * F)
     times = 3 + (1 if work.recomputed else 0)
     logits = 4.0 * work.vocab / work.tensor * 4  # written, read for the sum, read and written as their gradient
-    state = 28.0 * work.parameters() / (work.tensor * work.fsdp)  # parameter, moments and gradient read, three written
+    held = work.parameters() / work.tensor
+    state = 28.0 * held / work.fsdp  # parameter, moments and gradient read, three written
+    # Gathered weights are written before a product reads them; gradients are written, and read to be scattered.
+    if work.fsdp > 1:
+        state += held * work.slices * (work.weight_bytes * _gathers(work) + 2 * work.gradient_bytes)
     return (tokens * (work.layers * forward * times + logits) + state) / chip.bandwidth
+
+
+def _gathers(work: Work) -> int:
+    """How often a step gathers each weight: forward, backward, and to compute the forward again."""
+    return 2 + bool(work.recomputed - {"attention"})

@@ -32,6 +32,16 @@ class Chip(NamedTuple):
     host: int
     ring: int  # an axis of the torus closes to a ring when it is a multiple of this
 
+    @property
+    def block(self) -> int:
+        """Positions in a block of the attention kernel: splash on TPU, flash attention on GPU."""
+        return 128 if self.unit == 16 else 1024
+
+    @property
+    def backward(self) -> int:
+        """Products of the attention kernels' backward pass: dq and dkv each compute the scores again on TPU."""
+        return 5 if self.unit == 16 else 7
+
 
 # One large product alone, in bfloat16: v5e 92.3 % at 8192^3 (jax, docs/pallas/tpu/matmul.ipynb, XLA); v4 and v5p have the
 # same matrix unit and no measurement was found: v5e's. v6e 79 %, TPU7x 90 % (yangwhale/gpu-tpu-pedia, tpu/v7_perf, time on the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from typing import NamedTuple
@@ -15,28 +16,39 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z\-]+
 _CALLS = re.compile(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+FUSED = "async_collective_fusion"  # what TPU calls a computation with work and a part of a collective in it
 _SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 
 
 class Sent(NamedTuple):
-    """A collective of one step: `count` runs of `size` bytes that each device sends, among `group` devices."""
+    """A collective of one step: `count` runs of `size` bytes that each device sends, among `group` devices.
+
+    `together`: the group is of neighbours in the order of devices, not of every n-th.
+    """
 
     kind: str
     count: int
     size: float
     group: int
     overlapped: bool
+    together: bool = True
 
 
 def collectives(text: str, devices: int) -> list[Sent]:
     """Every collective of a compiled program's text, as often as its loops run it.
 
     Bytes are those a device sends by ring: (n-1)/n of the whole array to gather or scatter, twice that to reduce. One is
-    overlapped only where the text has work between its start and its done. A loop whose length is unknown counts once,
+    overlapped only where the text shows work beside it: between its start and its done, or, as TPU has it, in a fusion
+    that carries on a collective which another began (they share a channel). A loop whose length is unknown counts once,
     and of branches all count.
     """
     bodies, entry = _computations(text)
     found: list[Sent] = []
+    carried: dict[
+        tuple[str, int], int
+    ] = {}  # (channel, times) of a collective in several fusions to its place in `found`
 
     def walk(name: str, times: int, seen: tuple[str, ...]) -> None:
         if name in seen:
@@ -49,13 +61,23 @@ def collectives(text: str, devices: int) -> list[Sent]:
             ours, shape, operation, _ = told.groups()
             kind = operation.removesuffix("-start")
             if kind in KINDS:
-                found.append(_sent(kind, shape, line, times, devices, _works_meanwhile(lines, at, ours)))
+                one = _sent(kind, shape, line, times, devices, _works_meanwhile(lines, at, ours))
+                channel = _CHANNEL.search(line)
+                fused = name.startswith(FUSED) or any("AsyncCollective" in other for other in lines)
+                if not fused or channel is None:
+                    found.append(one)
+                elif (channel[1], times) not in carried:
+                    carried[channel[1], times] = len(found)
+                    found.append(one._replace(overlapped=name.startswith(FUSED)))
+                elif name.startswith(FUSED):
+                    there = carried[channel[1], times]
+                    found[there] = found[there]._replace(overlapped=True)
                 continue
-            trips = _TRIPS.search(line) if operation == "while" else None
+            trips = _trips(line, bodies) if operation == "while" else 1
             branches = _BRANCHES.search(line)
             called = _CALLS.findall(line) + ([one.strip().lstrip("%") for one in branches[1].split(",")] if branches else [])  # fmt: skip
             for one in called:
-                walk(one, times * (int(trips[1]) if trips else 1), (*seen, name))
+                walk(one, times * trips, (*seen, name))
 
     walk(entry, 1, ())
     return found
@@ -82,6 +104,15 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often a loop runs: as the line says, or the only number that its condition compares with."""
+    if (known := _TRIPS.search(line)) is not None:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    limits = {int(n) for n in _LIMIT.findall("\n".join(bodies.get(condition[1], [])))} if condition else set()
+    return max(limits.pop(), 1) if len(limits) == 1 else 1
+
+
 def _works_meanwhile(lines: list[str], at: int, start: str) -> bool:
     """Whether something is computed between a start and its done."""
     if "-start(" not in lines[at]:
@@ -106,7 +137,7 @@ def _sent(kind: str, shape: str, line: str, times: int, devices: int, overlapped
             whole = arrays[0]
     n = _group(line, devices)
     ring = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1.0}.get(kind, (n - 1) / n)
-    return Sent(kind, times, whole * ring, n, overlapped)
+    return Sent(kind, times, whole * ring, n, overlapped, _together(line))
 
 
 def _bytes(kind: str, sizes: str) -> float:
@@ -119,8 +150,25 @@ def _bytes(kind: str, sizes: str) -> float:
 
 def _group(line: str, devices: int) -> int:
     """Devices in one group of a collective."""
+    if (axes := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line)) is not None:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes[2]))
     if (iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", line)) is not None:
         return int(iota[2])
     if (first := re.search(r"replica_groups=\{\{([\d,]+)\}", line)) is not None:
         return first[1].count(",") + 1
     return devices
+
+
+def _together(line: str) -> bool:
+    """Whether groups are of neighbours: the last axes of the mesh, or device numbers that follow each other."""
+    if (axes := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line)) is not None:
+        wide = [name for name, size in re.findall(r"'(\w+)'=(\d+)", axes[1]) if int(size) > 1]
+        named = [name for name in re.findall(r"'(\w+)'", axes[2]) if name in wide]
+        return wide[len(wide) - len(named) :] == named
+    if (iota := re.search(r"replica_groups=\[\d+,\d+\]<=\[[\d,]+\](T\()?", line)) is not None:
+        return iota[1] is None
+    if (first := re.search(r"replica_groups=\{\{([\d,]+)\}", line)) is not None:
+        ids = [int(n) for n in first[1].split(",")]
+        return ids == list(range(ids[0], ids[0] + len(ids)))
+    return True

@@ -17,7 +17,7 @@ from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.sharding import spec
 from m6rec_jax.topologies import Topology, compiled
 from m6rec_jax.training.optim import make_optimizer
-from m6rec_jax.training.sharding import BATCH_AXES, check_fit, make_mesh, row_shards
+from m6rec_jax.training.sharding import BATCH_AXES, check_fit, mesh_of, row_shards
 from m6rec_jax.training.state import TrainState
 from m6rec_jax.training.step import make_train_step
 from m6rec_jax.vocab import PAD_MULTIPLE, Vocab
@@ -45,7 +45,7 @@ def blueprint_of(config: Config, items: int, pieces: int, content: int) -> Bluep
 def settled(config: Config, devices: list[jax.Device]) -> Config:
     """The configuration with what it leaves to the data (0) set: rows of 256 tokens, 1,024 tokens a device."""
     length = config.data.length or LENGTH
-    shards = row_shards(make_mesh(config.mesh, devices))
+    shards = row_shards(mesh_of(config.mesh, devices))
     rows = config.data.rows or shards * max(1, TOKENS // length) * config.train.accumulate
     return dataclasses.replace(config, data=dataclasses.replace(config.data, length=length, rows=rows))
 
@@ -55,7 +55,7 @@ def lower(at: Topology, config: Config, blueprint: Blueprint, items: int) -> Com
 
     Raises InputError when the mesh does not divide the devices, or rows, heads or widths the mesh.
     """
-    mesh = make_mesh(config.mesh, at.devices)
+    mesh = mesh_of(config.mesh, at.devices)
     check_fit(mesh, config)
     optimizer = make_optimizer(config.optim, config.train.steps)
     with jax.set_mesh(mesh):

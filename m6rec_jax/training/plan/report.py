@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +14,9 @@ from m6rec_jax.config import Config
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.topologies import Topology
 from m6rec_jax.training.optim import make_optimizer
-from m6rec_jax.training.plan.hardware import chip_of
+from m6rec_jax.training.plan import calibrate
+from m6rec_jax.training.plan.clock import RECOMPUTED, Spent, Work, compute, sent_as_compiled, spent
+from m6rec_jax.training.plan.hardware import TPU7X_DEVICES, Place, place_of
 from m6rec_jax.training.plan.hlo import Sent, by_kind, collectives
 from m6rec_jax.training.plan.lower import Compiled
 from m6rec_jax.training.room import WAYS_OUT, memory_needed
@@ -20,37 +24,85 @@ from m6rec_jax.training.room import WAYS_OUT, memory_needed
 GIB = 2.0**30
 
 
-def model_flops(config: Config, blueprint: Blueprint, devices: int) -> float:
-    """FLOPs of a step a device, nothing computed twice counted: a token costs 6 for each entry of a layer's matrices, 6 for
-    each entry of the largest output table, and 6 N D T for attention that is causal (half of 12 N D T; Chowdhery et al.
-    2022, appendix B).
-    """
+def place(at: Topology) -> Place:
+    """The chip behind one of a topology's devices, and the layout."""
+    there = place_of(at.name)
+    if ":tpu7x:" not in at.name:
+        return there
+    chip, n = there.chip, TPU7X_DEVICES
+    halves = {name: getattr(chip, name) / n for name in ("peak", "memory", "bandwidth", "vector", "special")}
+    return there._replace(chip=chip._replace(**halves))
+
+
+def work_of(config: Config, blueprint: Blueprint, mesh: Mapping[str, int]) -> Work:
+    """A configuration's step in numbers, on a mesh of these sizes. The largest output table stands for all."""
     model, data = config.model, config.data
-    matrices = sum(x.size for x in jax.tree.leaves(blueprint.shapes()["block"]) if x.ndim > 2)
-    table = model.width * max(s.padded for s in blueprint.vocab.slices)
-    token = 6.0 * (matrices + table) + 6.0 * model.layers * model.width * data.length
-    return token * data.rows * data.length / devices
+    experts = getattr(model, "experts", 0)
+    shared = getattr(model, "shared_experts", 0)
+    return Work(
+        layers=model.layers, width=model.width, heads=model.heads, kv_heads=model.n_kv, head=model.head_dim,
+        ffn=getattr(model, "expert_width", 0) if experts else model.ffn_width,
+        vocab=max(s.padded for s in blueprint.vocab.slices), length=data.length, tokens=data.rows * data.length,
+        chips=math.prod(mesh.values()), fsdp=mesh["fsdp"], tensor=mesh["tensor"], data=mesh["data"],
+        slices=config.train.accumulate, experts=experts + shared if experts else 1,
+        active=model.experts_per_token + shared if experts else 1, recomputed=RECOMPUTED[model.remat],
+        weight_bytes=jax.numpy.dtype(model.dtype).itemsize, gradient_bytes=jax.numpy.dtype(model.dtype).itemsize,
+    )  # fmt: skip
 
 
 def plan_of(at: Topology, made: Compiled, blueprint: Blueprint) -> tuple[dict[str, Any], list[Sent]]:
-    """The flat object of plan.json and the collectives behind it.
-
-    Nothing here predicts time: what hangs on a time model is null.
-    """
-    limit = made.limit if made.limit is not None else float(chip_of(at.name).memory)
+    """The flat object of plan.json and the collectives behind it."""
+    there = place(at)
+    limit = made.limit if made.limit is not None else float(there.chip.memory)
     sent = collectives(made.text, len(at.devices))
+    work = work_of(made.config, blueprint, made.mesh.shape)
+    hidden, exposed = sent_as_compiled(sent, there)
+    took = spent(work, there) if made.refused else compute(work, there.chip)._replace(hidden=hidden, exposed=exposed)
     return {
         "fits": not made.refused and made.hbm <= limit,
         "hbm_bytes": made.hbm,
         "hbm_limit_bytes": limit,
-        "flops": model_flops(made.config, blueprint, len(at.devices)),
+        "flops": work.flops(),
         "collectives": sum(one.count for one in sent),
-        "step_seconds": None,
-        "mfu": None,
-        "mfu_error": None,
-        "bound": None,
+        "step_seconds": took.step,
+        "mfu": work.flops() / (took.step * there.chip.peak),
+        "mfu_error": calibrate.error(),
+        "bound": took.bound,
         "compile_seconds": made.seconds,
     }, sent
+
+
+def scaling(at: Topology, made: Compiled, blueprint: Blueprint) -> str:
+    """Predicted weak scaling: the same rows a chip, more chips as data replicas, by ring formulas."""
+    there, work = place(at), work_of(made.config, blueprint, made.mesh.shape)
+    base = work.tokens // work.chips
+    lines, first = [], None
+    for chips in SCALE:
+        inner = work.fsdp * work.tensor
+        if chips % inner:
+            continue
+        grown = dataclasses.replace(work, chips=chips, tokens=base * chips, data=chips // inner)
+        took: Spent = spent(grown, there._replace(layout=_layout(there, chips)))
+        first = first or took.step
+        lines.append(
+            f"  {chips:>5} chips: {took.step:8.3f} s a step, {first / took.step:6.1%} of the smallest's speed a chip"
+        )
+    if not lines:
+        return f"weak scaling: a replica takes {work.fsdp * work.tensor} chips, none of {SCALE} is a multiple"
+    return "\n".join([f"predicted weak scaling, error {calibrate.error():.0%}:", *lines])
+
+
+SCALE = (16, 64, 256, 1024, 4096)
+
+
+def _layout(there: Place, chips: int) -> tuple[int, ...]:
+    """A layout of so many chips: machines of as many GPUs, or the torus as near to a cube as powers of 2 allow."""
+    if there.gpu:
+        return max(1, chips // there.layout[-1]), there.layout[-1]
+    sizes = [1] * len(there.layout)
+    while math.prod(sizes) < chips:
+        sizes[sizes.index(min(sizes))] *= 2
+    return tuple(sizes)
 
 
 def table(at: Topology, made: Compiled, blueprint: Blueprint, plan: dict[str, Any], sent: Sequence[Sent], catalogue: Sequence[int]) -> str:  # fmt: skip
@@ -70,6 +122,11 @@ def table(at: Topology, made: Compiled, blueprint: Blueprint, plan: dict[str, An
     for (kind, overlapped), (count, size) in by_kind(list(sent)).items():
         what = kind + (", overlapped" if overlapped else "")
         lines.append(f"{what:<32}{size / GIB:>10.3f} GiB sent a device and step, {count:,} times")
+    lines.append(
+        f"a step takes {plan['step_seconds']:.3f} s, MFU {plan['mfu']:.1%} (median error of the time model "
+        f"{plan['mfu_error']:.1%}), bound by {plan['bound']}"
+    )
+    lines.append(scaling(at, made, blueprint))
     if not plan["fits"]:
         short = made.hbm - limit
         lines.append(f"does not fit, {short / GIB:.2f} GiB short; {ways_out(parts, made.config)}")
