@@ -40,12 +40,24 @@ class Candidate(NamedTuple):
         return " ".join(f"--{section}.{name}={getattr(getattr(self.config, section), name)}" for section, names in LIMITS.items() for name in names)  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class _Counted(Blueprint):
+    """A blueprint whose parameters are counted already: a mesh and a policy change nothing about them."""
+
+    count: int = 0
+
+    def parameters(self) -> int:
+        return self.count
+
+
 def candidates(at: Topology, config: Config, blueprint: Blueprint, catalogue: Sequence[int]) -> list[Candidate]:
     """Every way that divides and, by estimate, fits, best first. Raises InputError when none fits.
 
     Replicas, fsdp and tensor are varied; other axes of the mesh stay as they are. Batches are of one slice.
     """
     devices, there = len(at.devices), place(at)
+    sized = (blueprint.config, blueprint.vocab, blueprint.content_width, blueprint.more_widths)
+    blueprint = _Counted(*sized, count=blueprint.parameters())
     found, tried = [], 0
     others = math.prod(getattr(config.mesh, axis) for axis in AXES if axis not in LIMITS["mesh"])
     for tensor in _powers(devices // others):
