@@ -35,7 +35,7 @@ def plan(argv: list[str]) -> None:
     at = topology(options["topology"])
     config = settled(options["made"], at.devices)
     blueprint = blueprint_of(config, items, options["text_vocab"], options["content_width"])
-    tries = [config]
+    tries, found = [config], []
     if options["search"]:
         found = search.candidates(at, config, blueprint, [items])
         print(search.told(found))

@@ -16,7 +16,7 @@ from m6rec_jax.training.plan import calibrate, search
 from m6rec_jax.training.plan.clock import RECOMPUTED, Work, sent_as_compiled, spent
 from m6rec_jax.training.plan.hardware import CHIPS, place_of, ring_bandwidth
 from m6rec_jax.training.plan.hlo import Sent, by_kind, collectives
-from m6rec_jax.training.plan.lower import blueprint_of
+from m6rec_jax.training.plan.lower import _refused, blueprint_of
 from m6rec_jax.training.plan.report import work_of
 
 TINY = ["--model.layers=1", "--model.width=64", "--model.heads=2", "--model.dropout=0", "--model.embed_dropout=0",
@@ -143,6 +143,13 @@ def test_the_search_proposes_only_what_divides_and_fits_best_first():
         mesh = one.config.mesh
         assert mesh.data * mesh.fsdp * mesh.tensor == 16 and one.config.data.rows % (mesh.data * mesh.fsdp) == 0
         assert one.memory < CHIPS["v5e"].memory and mesh.tensor <= 4
+
+
+def test_a_refusal_of_the_tpu_compiler_is_read_and_another_error_is_not():
+    said = "Ran out of memory on HBM, the total memory required for HLO temporaries (18.84G) exceeds available HBM (15.75G)."
+    assert _refused(said) == (18.84 * 2**30, 15.75 * 2**30)
+    assert _refused("Used 20.5G of 15.75G hbm. Exceeded") == (20.5 * 2**30, 15.75 * 2**30)
+    assert _refused("INTERNAL: something else (3.0G)") is None
 
 
 compiles = pytest.mark.skipif(

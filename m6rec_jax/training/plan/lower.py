@@ -84,12 +84,16 @@ def lower(at: Topology, config: Config, blueprint: Blueprint, items: int) -> Com
                 raise
             return Compiled(config, mesh, "", *asked, True, time.perf_counter() - start)
     seconds = time.perf_counter() - start
-    m = program.memory_analysis()
-    taken = m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+    m: Any = program.memory_analysis()
+    # The sum counts temporaries that never live together; the peak, where a compiler tells it, holds arguments and results.
+    taken = (
+        getattr(m, "peak_memory_in_bytes", 0)
+        or m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+    )
     return Compiled(config, mesh, program.as_text() or "", float(taken), at.memory, False, seconds)
 
 
-_OUT = re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+_OUT = re.compile(r"(?:[Uu]sed |\()([\d.]+)([KMGT]?)\)? (?:of |exceeds available HBM \()([\d.]+)([KMGT]?)(?: hbm|\))")
 
 
 def _refused(said: str) -> tuple[float, float] | None:

@@ -45,7 +45,7 @@ def work_of(config: Config, blueprint: Blueprint, mesh: Mapping[str, int]) -> Wo
         vocab=max(s.padded for s in blueprint.vocab.slices), length=data.length, tokens=data.rows * data.length,
         chips=math.prod(mesh.values()), fsdp=mesh["fsdp"], tensor=mesh["tensor"], data=mesh["data"],
         slices=config.train.accumulate, experts=experts + shared if experts else 1,
-        active=model.experts_per_token + shared if experts else 1, recomputed=RECOMPUTED[model.remat],
+        active=getattr(model, "experts_per_token", 1) + shared if experts else 1, recomputed=RECOMPUTED[model.remat],
         weight_bytes=jax.numpy.dtype(model.dtype).itemsize, gradient_bytes=jax.numpy.dtype(model.dtype).itemsize,
     )  # fmt: skip
 
