@@ -18,6 +18,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 	--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-emit-index-url --no-header
 
 .PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean \
+	plan-all \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
 	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-fuzz bench-exact bench-faults
 .DEFAULT_GOAL := help
@@ -69,6 +70,17 @@ lock:  ## resolve again; ARGS=--upgrade moves to newer releases
 	$(COMPILE) pyproject.toml --group build --group tpu -c requirements/all.lock -o requirements/tpu.lock
 	$(COMPILE) benchmarks/decoding/peers.in -o benchmarks/decoding/peers.lock
 	@$(MAKE) --no-print-directory check-locks
+
+plan-all: install-all  ## compile every shipped configuration for the topology its header states; plans in build/plans
+	@mkdir -p build/plans
+	@for file in configs/*.yaml; do \
+		sed -n 's/^# Topology *//p' $$file | while read -r place options; do \
+			name=$$(basename $$file .yaml); \
+			echo "$$name $$place $$options"; \
+			$(BIN)/m6rec plan --config $$name --topology $$place $$options \
+				--out build/plans/$$name-$$(echo $$place | tr : -).json </dev/null || touch build/plans/failed; \
+		done; \
+	done; ! rm build/plans/failed 2>/dev/null
 
 bench-prepare: install  ## events a second of `prepare`
 	$(BIN)/python -m benchmarks.prepare

@@ -15,6 +15,7 @@ from m6rec_jax.model.items import ITEM_AXES, Catalogues, ItemTable
 from m6rec_jax.model.sharding import AXES, BATCH, spec
 from m6rec_jax.vocab import PAD_MULTIPLE
 
+EXPLICIT = (jax.sharding.AxisType.Explicit,) * len(AXES)
 BATCH_AXES = (None, "batch", "position")  # [accumulation slice, row, position]
 
 
@@ -40,7 +41,9 @@ def mesh_of(config: MeshConfig, devices: Sequence[jax.Device]) -> jax.sharding.M
     if over == 1:
         if named and devices[0].platform == "tpu":
             raise InputError(f"mesh.dcn names no axis and {said}; say which one reaches over them, as in {{data: {len(slices)}}}")  # fmt: skip
-        return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices)
+        # Neighbours in a torus stay neighbours; an axis of 4 may be half of one of 8, which `jax.make_mesh` refuses.
+        placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+        return jax.sharding.Mesh(placed, AXES, axis_types=EXPLICIT)
     shown = ", ".join(f"{axis}: {factor}" for axis, factor in config.dcn.items())
     if over != len(slices):
         raise InputError(
@@ -53,9 +56,10 @@ def mesh_of(config: MeshConfig, devices: Sequence[jax.Device]) -> jax.sharding.M
             raise InputError(f"mesh.dcn.{axis}={factors[axis]} does not divide the {size} devices along mesh.{axis}; change one of them")  # fmt: skip
     within = [size // factors[axis] for axis, size in sizes.items()]
     placed = mesh_utils.create_hybrid_device_mesh(
-        within, list(factors.values()), devices, process_is_granule=not hasattr(devices[0], "slice_index")
-    )
-    return jax.sharding.Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
+        within, list(factors.values()), devices, process_is_granule=not hasattr(devices[0], "slice_index"),
+        allow_split_physical_axes=True,
+    )  # fmt: skip
+    return jax.sharding.Mesh(placed, AXES, axis_types=EXPLICIT)
 
 
 def _slice(device: jax.Device) -> int:

@@ -1,0 +1,189 @@
+"""How long a step takes, from what it must compute, read and send and from what chips are published to do.
+
+Nothing in here is fitted to a training run. Products run at the share of the peak that one large product alone reaches, padded
+to the matrix unit; attention at the slower of matrix and vector unit; what is elementwise between products at the
+speed of memory, and so is the optimiser. Collectives follow ring formulas. Those that something is computed beside cost
+only what they last longer than all computing; the others are added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from m6rec_jax.training.plan.hardware import Chip, Place, ring_bandwidth
+from m6rec_jax.training.plan.hlo import Sent
+
+# Matrices whose product the backward pass computes again, and "attention". The last product of a layer ("down") is dead
+# code there: nothing of the backward pass reads the layer's output.
+RECOMPUTED = {
+    "none": frozenset(),
+    "dots": frozenset({"attention"}),
+    "full": frozenset({"query", "key", "value", "output", "gate", "up", "attention"}),
+}
+# Elementwise operations on one score: scale, mask (two compares, select), maximum, difference, sum, rescale, conversion; and
+# backward: mask, difference, two products, conversions. Exponentials: one each.
+FORWARD, BACKWARD = 9, 9
+
+
+@dataclass(frozen=True)
+class Work:
+    """A training step. `tokens`: of all rows together; `experts` of a layer, `active` of them for a token."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head: int
+    ffn: int
+    vocab: int
+    length: int
+    tokens: int
+    chips: int
+    fsdp: int
+    tensor: int = 1
+    data: int = 1
+    slices: int = 1  # gradients of so many are added up; weights are gathered for each
+    experts: int = 1
+    active: int = 1
+    recomputed: frozenset[str] = frozenset()
+    weight_bytes: int = 2  # as gathered
+    gradient_bytes: int = 4
+    network: bool = False  # `data` lies across slices, on the data-centre network
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of a layer's matrices, as one token meets them."""
+        D, Q, K = self.width, self.heads * self.head, self.kv_heads * self.head
+        F = self.ffn * self.active
+        return {"query": (D, Q), "key": (D, K), "value": (D, K), "output": (Q, D), "gate": (D, F), "up": (D, F), "down": (F, D)}  # fmt: skip
+
+    def parameters(self) -> float:
+        """All of them, embeddings included (tied or not, one table)."""
+        F = 3 * self.width * self.ffn * (self.experts - self.active)
+        return self.layers * (sum(a * b for a, b in self.matrices().values()) + F) + self.width * self.vocab
+
+    def flops(self) -> float:
+        """Model FLOPs a chip: 6 for each entry of a matrix and token, and causal attention, 6 T h H N; none twice."""
+        matrices = self.layers * sum(a * b for a, b in self.matrices().values()) + self.width * self.vocab
+        attention = 6.0 * self.layers * self.heads * self.head * self.length
+        return (6.0 * matrices + attention) * self.tokens / self.chips
+
+
+class Spent(NamedTuple):
+    """Seconds of a step, by what they are spent on. `hidden`: of collectives with work beside them."""
+
+    products: float
+    attention: float
+    memory: float
+    exposed: float
+    hidden: float
+
+    @property
+    def computing(self) -> float:
+        return self.products + self.attention + self.memory
+
+    @property
+    def step(self) -> float:
+        return max(self.computing, self.hidden) + self.exposed
+
+    @property
+    def bound(self) -> str:
+        """What takes most of the step: compute, memory or collectives."""
+        sent = self.exposed + max(0.0, self.hidden - self.computing)
+        parts = {"compute": self.products + self.attention, "memory": self.memory, "collectives": sent}
+        return max(parts, key=lambda name: parts[name])
+
+
+def spent(work: Work, place: Place) -> Spent:
+    """Seconds of a step of `work`, its collectives by ring formulas from the mesh."""
+    computing = compute(work, place.chip)
+    hidden, exposed = sent(work, place)
+    return computing._replace(hidden=hidden, exposed=exposed)
+
+
+def compute(work: Work, chip: Chip) -> Spent:
+    """Seconds a chip computes in a step; nothing is sent."""
+    tokens = work.tokens / work.chips * work.tensor  # of those that a chip works on, it does 1 / tensor
+    products = 0.0
+    for name, (rows, columns) in work.matrices().items():
+        split = name in ("output", "down")  # along rows, the others along columns
+        a, b = (rows / work.tensor, columns) if split else (rows, columns / work.tensor)
+        times = 3 + (name in work.recomputed)
+        products += work.layers * times * _product(tokens, a, b, chip)
+    products += 3 * _product(tokens, work.width, work.vocab / work.tensor, chip)
+    blocks = max(1.0, work.length / chip.block)  # those on the diagonal are computed whole
+    scores = tokens * work.length * (blocks + 1) / (2 * blocks) * work.heads / work.tensor * work.layers
+    again = "attention" in work.recomputed
+    # Of each score 2 h operations for q k and 2 h for p v; backward five such products (Dao et al. 2022, appendix B), seven
+    # where one kernel makes the gradient of queries and another those of keys and values.
+    matrix = (
+        scores
+        * 2
+        * work.head
+        * (2 * (1 + again) + chip.backward)
+        / (chip.peak * chip.reached * _filled(work.head, chip))
+    )
+    vector = scores * (FORWARD * (1 + again) + BACKWARD) / chip.vector + scores * (2 + again) / chip.special
+    return Spent(products, max(matrix, vector), _elementwise(work, chip, tokens), 0.0, 0.0)
+
+
+def sent(work: Work, place: Place) -> tuple[float, float]:
+    """Seconds of collectives that have work beside them, and of those that have none."""
+    ring = lambda n: (n - 1) / n  # noqa: E731
+    held = work.parameters() / work.tensor
+    gathered = held * work.weight_bytes * ring(work.fsdp) * _gathers(work) * work.slices
+    scattered = held * work.gradient_bytes * ring(work.fsdp) * work.slices
+    speed = ring_bandwidth(place, work.fsdp)
+    hidden, exposed = gathered / speed, scattered / speed
+    if work.data > 1:
+        speed = place.chip.network if work.network else ring_bandwidth(place, work.data, together=False)
+        exposed += held / work.fsdp * work.gradient_bytes * 2 * ring(work.data) / speed
+    if work.tensor > 1:  # two sums forward and two backward a layer, and those computed again (Shoeybi et al. 2019)
+        tokens = work.tokens / work.chips * work.tensor
+        sums = work.layers * (4 + ("output" in work.recomputed)) * tokens * work.width * 2
+        exposed += sums * 2 * ring(work.tensor) / ring_bandwidth(place, work.tensor)
+    return hidden, exposed
+
+
+def sent_as_compiled(sent: Sequence[Sent], place: Place) -> tuple[float, float]:
+    """The same of a compiled program's collectives, each overlapped or not as its text shows."""
+    hidden = exposed = 0.0
+    for one in sent:
+        took = one.count * one.size / ring_bandwidth(place, one.group, one.together)
+        hidden, exposed = (hidden + took, exposed) if one.overlapped else (hidden, exposed + took)
+    return hidden, exposed
+
+
+def _product(tokens: float, rows: float, columns: float, chip: Chip) -> float:
+    """Seconds of `[tokens, rows] x [rows, columns]`: the matrix unit's or the memory's, whichever is slower."""
+    filled = _filled(rows, chip) * _filled(columns, chip)
+    flops = 2.0 * tokens * rows * columns / (chip.peak * chip.reached * filled)
+    return max(flops, 2.0 * (tokens * rows + rows * columns + tokens * columns) / chip.bandwidth)
+
+
+def _filled(size: float, chip: Chip) -> float:
+    """Share of the matrix unit's side that a dimension fills."""
+    return size / (math.ceil(size / chip.unit) * chip.unit)
+
+
+def _elementwise(work: Work, chip: Chip, tokens: float) -> float:
+    """Seconds of what is read and written between products, of logits and of the optimiser."""
+    D, heads = work.width, (work.heads + 2 * work.kv_heads) * work.head / work.tensor
+    F = work.ffn * work.active / work.tensor
+    # Two norms (read, write), two residual sums (read, write beside a product's own), turned queries and keys, SwiGLU.
+    forward = 2.0 * (8 * D + 2 * heads + 3 * F)
+    times = 3 + (1 if work.recomputed else 0)
+    logits = 4.0 * work.vocab / work.tensor * 4  # written, read for the sum, read and written as their gradient
+    held = work.parameters() / work.tensor
+    state = 28.0 * held / work.fsdp  # parameter, moments and gradient read, three written
+    # Gathered weights are written before a product reads them; gradients are written, and read to be scattered.
+    if work.fsdp > 1:
+        state += held * work.slices * (work.weight_bytes * _gathers(work) + 2 * work.gradient_bytes)
+    return (tokens * (work.layers * forward * times + logits) + state) / chip.bandwidth
+
+
+def _gathers(work: Work) -> int:
+    """How often a step gathers each weight: forward, backward, and to compute the forward again."""
+    return 2 + bool(work.recomputed - {"attention"})
