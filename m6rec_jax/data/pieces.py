@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ class Pieces:
 
     def cut(self, text: bytes) -> list[int]:
         """Ids that spell a text, from its start the longest piece each time; none when a byte has no piece."""
-        made, at, most = [], 0, max(map(len, self.texts), default=0)
+        made, at = [], 0
         while at < len(text):
-            ends = range(min(len(text), at + most), at, -1)
+            ends = range(min(len(text), at + self._longest), at, -1)
             end = next((end for end in ends if text[at:end] in self.texts), at + 1)
             one = self.texts.get(text[at:end], self.singles.get(text[at]))
             if one is None:
@@ -35,6 +36,10 @@ class Pieces:
             made.append(one)
             at = end
         return made
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self.texts), default=0)
 
 
 def stand_for(ours: Pieces, theirs: Pieces) -> dict[int, list[int]]:

@@ -3,36 +3,36 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import polars as pl
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from m6rec_jax.artifacts.checkpoints import load_params
-from m6rec_jax.artifacts.run import read_run
 from m6rec_jax.artifacts.tensors import FILE, INDEX, open_tensors, write_tensors
 from m6rec_jax.cli import WRONG_INPUT, main
-from m6rec_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from m6rec_jax.config import ModelConfig
+from m6rec_jax.data.arrays import read_arrays
+from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.pieces import Pieces, of_json, of_sentencepiece, stand_for
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.export import llama
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import causal
-from m6rec_jax.recommend.export import export, facts_of
+from m6rec_jax.recommend.export import facts_of, slices, spellings
 from m6rec_jax.training.initial import start_from
-from m6rec_jax.training.run import train
-from m6rec_jax.vocab import SPECIALS, Vocab
-from tests.fixtures import tiny, tiny_dataset, tiny_root  # noqa: F401
+from m6rec_jax.vocab import SPECIALS
+from tests.fixtures import tiny, tiny_dataset, tiny_levels, tiny_root  # noqa: F401
 
 MODEL = ModelConfig(layers=2, width=24, heads=6, kv_heads=2, ffn=40, rope_theta=500.0, norm_eps=1e-5)
 
 
 def blueprint_for(data, config=MODEL):
-    tokenizer = of_sentencepiece((data.path / "tokenizer.model").read_bytes())
-    pieces = 1 + max([*tokenizer.texts.values(), *tokenizer.singles.values(), *tokenizer.controls.values()])
-    return Blueprint(config, Vocab(pieces, (data.catalogue,)), data.content.shape[1])
+    return Blueprint(config, data.vocab, data.content.shape[1])
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,14 @@ def folder(lent, tmp_path):
     return shutil.copytree(lent[0], tmp_path / "there")
 
 
+@cache
+def fresh(blueprint):
+    return blueprint.init(0)
+
+
 def begun(folder, data, config=MODEL):
     blueprint = blueprint_for(data, config)
-    return start_from(folder, [data], blueprint)(blueprint.init(0))
+    return start_from(folder, [data], blueprint)(fresh(blueprint))
 
 
 def changed(folder, **values):
@@ -79,41 +84,69 @@ def refused(folder, data, match, config=MODEL):
 
 def test_layers_and_text_come_back(lent, tiny, capsys):  # noqa: F811
     folder, params = lent
-    found, fresh = begun(folder, tiny), blueprint_for(tiny).init(0)
+    found, drawn = begun(folder, tiny), fresh(blueprint_for(tiny))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found["block"], params["block"])
     np.testing.assert_allclose(found["final_norm"], params["final_norm"], atol=1e-6)
     size = blueprint_for(tiny).vocab.pieces
     text, theirs = found["embeddings"]["tables"]["text"], params["embeddings"]["tables"]["text"]
     np.testing.assert_array_equal(text[:size], theirs[:size])
-    np.testing.assert_array_equal(found["embeddings"]["tables"]["level1"], fresh["embeddings"]["tables"]["level1"])
-    np.testing.assert_array_equal(found["embeddings"]["content"], fresh["embeddings"]["content"])
+    np.testing.assert_array_equal(found["embeddings"]["tables"]["level1"], drawn["embeddings"]["tables"]["level1"])
+    np.testing.assert_array_equal(found["embeddings"]["content"], drawn["embeddings"]["content"])
     said = capsys.readouterr().err
     assert f"of {size - len(SPECIALS):,} text pieces {size - len(SPECIALS):,} by their like, 0 by" in said
     assert "item codes begin anew" in said
 
 
-def test_an_exported_run_comes_back_with_its_items(tiny, tiny_dataset, tmp_path, capsys):  # noqa: F811
-    config = Config(
-        model=ModelConfig(layers=1, width=16, heads=2),
-        data=DataConfig(length=64, rows=4, block=512),
-        train=TrainConfig(steps=2, eval_every=0),
-    )
-    run = train(config, [tiny_dataset], tmp_path / "run")
-    export(run, tmp_path / "llama", "llama")
-    record = read_run(run)
-    blueprint = Blueprint(record.config.model, record.vocab, record.content_width)
-    ours, back = load_params(run, "best", blueprint.shapes())[1], begun(tmp_path / "llama", tiny, config.model)
-    assert f"codes of {tiny.catalogue:,} items by id" in capsys.readouterr().err
-    rows = np.array([-1, -1, *np.flatnonzero(tiny.seen)[[3, 5, 9]]])
-    tokens = np.where(rows < 0, [2, 300, 0, 0, 0], record.vocab.levels[0].offset + rows)
-    facts, view = facts_of(record, 0), causal((1, 5), np.array([5]))
+def exported(folder, data, blueprint, params):
+    """What `m6rec export --format llama` writes of a run on `data`, as far as it is read again."""
+    run = SimpleNamespace(vocab=blueprint.vocab, names=[data.name], folder=lambda domain: data.path)
+    facts = facts_of(run, 0)
+    described, tensors = llama(blueprint, params, 64, [facts])
+    (folder / "config.json").write_text(json.dumps(described))
+    write_tensors(folder, tensors)
+    shutil.copyfile(data.path / "tokenizer.model", folder / "tokenizer.model")
+    (folder / "vocab.json").write_text(json.dumps({**blueprint.vocab.as_dict(), "slices": slices(run)}))
+    spellings(run).write_parquet(folder / "items.parquet")
+    return facts
+
+
+@pytest.mark.parametrize("content", [True, False])
+def test_an_exported_run_comes_back_with_its_items(tiny, tiny_levels, tmp_path, capsys, content):  # noqa: F811
+    """Where a code is an item and has content, and where items are spelled: the same logits, text and codes."""
+    data = tiny if content else open_dataset(tiny_levels)
+    blueprint = blueprint_for(data, replace(MODEL, content=content))
+    rng = np.random.default_rng(4)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), blueprint.shapes())
+    facts = exported(tmp_path, data, blueprint, params)
+    back = begun(tmp_path, data, blueprint.config)
+    assert f"codes of {data.catalogue:,} items by id" in capsys.readouterr().err
+    known = np.flatnonzero(data.seen)[[3, 5, 9]]
+    spelled = blueprint.vocab.spell(read_arrays(data.path / "codes.npz")["codes"][known])
+    tokens = np.concatenate([[2, 300], spelled.ravel()])
+    rows = np.full(len(tokens), -1)
+    rows[1 + data.levels :: data.levels] = known
+    view = causal((1, len(tokens)), np.array([len(tokens)]))
     logits = []
-    for params in (ours, back):
-        model = blueprint.bind(params)
+    for one in (params, back):
+        model = blueprint.bind(one)
         hidden = model.hidden(tokens[None], rows[None], view, facts)[0]
-        logits.append([np.asarray(model.logits(hidden, i, facts)) for i in (0, 1)])
-    np.testing.assert_allclose(logits[1][0], logits[0][0], atol=1e-4)
-    np.testing.assert_allclose(logits[1][1][:, : tiny.catalogue][:, tiny.seen], logits[0][1][:, : tiny.catalogue][:, tiny.seen], atol=1e-4)  # fmt: skip
+        logits.append([np.asarray(model.logits(hidden, i, facts)) for i in range(1 + data.levels)])
+    for s, ours, theirs in zip(blueprint.vocab.slices, *logits, strict=True):
+        some = np.flatnonzero(data.seen) if s.atomic else np.arange(s.size)
+        np.testing.assert_allclose(theirs[:, some], ours[:, some], atol=1e-4 * np.abs(ours[:, some]).max())
+
+
+def test_codes_of_other_codebooks_stay_fresh(tiny_levels, tmp_path, capsys):  # noqa: F811
+    data = open_dataset(tiny_levels)
+    blueprint = blueprint_for(data, replace(MODEL, content=False))
+    exported(tmp_path, data, blueprint, jax.tree.map(lambda x: np.ones(x.shape, x.dtype), blueprint.shapes()))
+    items = pl.read_parquet(tmp_path / "items.parquet")
+    items.with_columns(pl.col("tokens").reverse()).write_parquet(tmp_path / "items.parquet")
+    tables = begun(tmp_path, data, blueprint.config)["embeddings"]["tables"]
+    np.testing.assert_array_equal(tables["level2"], fresh(blueprint)["embeddings"]["tables"]["level2"])
+    assert "item codes begin anew" in capsys.readouterr().err
+    (tmp_path / "vocab.json").write_text(json.dumps({"Ġred": 1}))  # that of another tokenizer
+    begun(tmp_path, data, blueprint.config)
 
 
 def test_bfloat16_in_several_files_is_read(lent, folder, tiny):  # noqa: F811
@@ -125,8 +158,7 @@ def test_bfloat16_in_several_files_is_read(lent, folder, tiny):  # noqa: F811
     whole, half = begun(lent[0], tiny), begun(folder, tiny)
     for name, x in whole["block"].items():
         np.testing.assert_allclose(half["block"][name], x, rtol=2**-8, atol=2**-8)
-    (folder / "model-00002-of-00002.safetensors").unlink(missing_ok=True)
-    next(folder.glob("model-00002-*")).unlink(missing_ok=True) if any(folder.glob("model-00002-*")) else None
+    next(folder.glob("model-00002-*")).unlink()
     refused(folder, tiny, "model-00002-.*: no such file; fetch the whole folder")
 
 
