@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ import sentencepiece as spm
 from m6rec_jax.errors import InputError
 
 SPACE = "▁"  # of SentencePiece
+BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def of_json(body: Mapping[str, Any]) -> Pieces:
 
 def _enter(made: Pieces, piece: str, i: int) -> None:
     """A piece over characters: a single byte is written `<0x41>`, a space as SPACE."""
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        made.singles[int(piece[3:5], 16)] = i
+    if byte := BYTE.fullmatch(piece):
+        made.singles[int(byte[1], 16)] = i
     else:
         made.texts[piece.replace(SPACE, " ").encode("utf-8", "surrogatepass")] = i
 

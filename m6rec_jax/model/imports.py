@@ -75,8 +75,6 @@ def checked(blueprint: Blueprint, tensors: Mapping[str, Stored]) -> dict[str, St
     """
     config = blueprint.config
     found = {name.removeprefix("model."): x for name, x in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    if EMBEDDINGS not in found and HEAD in found:  # tied, and saved under the other of its names
-        found[EMBEDDINGS] = found[HEAD]
     wanted, shapes = {LAST_NORM: (config.width,)}, _shapes(blueprint)
     for i in range(config.layers):
         for name, own in (INWARDS | OUTWARDS | NORMS).items():

@@ -61,6 +61,7 @@ def train(
     """Train a run on one dataset or on several (domains) to its end, or take it up; returns its folder.
 
     `weights`: one a dataset, its share of the target tokens relative to the others'; all 1 when left out.
+    `init_from`: whose parameters a new run begins with (`initial.start_from`).
     `make_evaluator(blueprint, dataset, length)` gives the validation figures of a domain (among them ndcg@10, whose
     mean over domains picks the best checkpoint) from that domain's parameters on the host; `length`: tokens of a row.
     Raises InputError before compiling when anything does not fit, Requeue after SIGTERM.
