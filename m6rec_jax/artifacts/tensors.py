@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from m6rec_jax.errors import InputError
 from m6rec_jax.progress import stage
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = 4 << 30  # bytes in a file at most, unless one array alone is larger
+HEADER = 100_000_000  # bytes of a header at most, as the format has it
+FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array in a .safetensors file, of which only the header was read. `start`: bytes into the file."""
+
+    file: Path
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+
+    def read(self) -> np.ndarray:
+        """The numbers as they are stored, mapped from the file; `kind` must be one of FLOATS.
+
+        Our own reader, because that of safetensors for NumPy knows no bfloat16.
+        """
+        return np.memmap(self.file, FLOATS[self.kind], "r", self.start, self.shape)
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], shard: int = SHARD) -> list[str]:
@@ -38,3 +62,64 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], shard: int = 
     index = {"metadata": {"total_size": total}, "weight_map": where}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return [*names, INDEX]
+
+
+def open_tensors(folder: Path) -> dict[str, Stored]:
+    """The arrays of `model.safetensors`, or of the files that its index names, by name.
+
+    Raises InputError when there is neither, a file is missing, cut off or no .safetensors file, or lacks what the index
+    says lies in it.
+    """
+    if (folder / FILE).is_file():
+        return _header(folder / FILE)
+    index = folder / INDEX
+    if not index.is_file():
+        raise InputError(f"{folder}: no {FILE} and no {INDEX} in it")
+    try:
+        where = {str(name): folder / Path(str(file)).name for name, file in read_object(index)["weight_map"].items()}
+    except (KeyError, AttributeError):
+        raise InputError(f"{index}: no weight_map in it; fetch it again") from None
+    parts = {file: _header(file) for file in sorted(set(where.values()))}
+    for name, file in where.items():
+        if name not in parts[file]:
+            raise InputError(f"{file}: no {name} in it, where {index.name} says it lies; fetch the folder again")
+    return {name: parts[file][name] for name, file in where.items()}
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object that a file holds; InputError when it is not there, or holds none."""
+    try:
+        body = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; fetch the whole folder") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable as JSON ({error}); fetch it again") from None
+    if not isinstance(body, dict):
+        raise InputError(f"{file}: a JSON object is expected, {type(body).__name__} found; fetch it again")
+    return body
+
+
+def _header(file: Path) -> dict[str, Stored]:
+    """What the header of a file says, once it is known that the file is as long as it must be."""
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = opened.read(length) if length <= min(HEADER, size) else b""
+        made, begin, end = {}, 8 + length, 8 + length
+        for name, one in json.loads(header).items():
+            if name == "__metadata__":
+                continue
+            shape, (first, last) = tuple(map(int, one["shape"])), map(int, one["data_offsets"])
+            width = np.dtype(FLOATS[one["dtype"]]).itemsize if one["dtype"] in FLOATS else None
+            if min(shape, default=0) < 0 or first < 0 or (width and last - first != width * prod(shape)):
+                raise ValueError(f"{name} of {list(shape)} lies in {last - first} bytes")
+            made[name] = Stored(file, str(one["dtype"]), shape, begin + first)
+            end = max(end, begin + last)
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; fetch the whole folder") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: not readable as safetensors ({type(error).__name__}: {error}); fetch it again") from None  # fmt: skip
+    if size < end:
+        raise InputError(f"{file}: {size:,} bytes, and its header speaks of {end:,}: cut off; fetch it again")
+    return made

@@ -1,4 +1,4 @@
-"""`m6rec train`: pretrain, resume, or start from another run."""
+"""`m6rec train`: pretrain, resume, or start from weights that are there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def train(argv: list[str]) -> None:
     parser = Parser(
         prog="m6rec train",
         usage="m6rec train --config CONFIG.yaml [--config MORE.yaml] --dataset DATASET[=WEIGHT] [--dataset ...]\n"
-        "                   --run RUN [--init-from RUN] [--print-config] [--section.key=value ...]",
+        "                   --run RUN [--init-from RUN|FOLDER] [--print-config] [--section.key=value ...]",
         description="Pretrain a model on one dataset or several. The same command again resumes where it stopped.\n"
         "On several machines start it with srun, or give each process M6REC_COORDINATOR=host:port, M6REC_PROCESSES\n"
         "(how many) and M6REC_PROCESS_ID (from 0).\n\n"
@@ -29,7 +29,7 @@ def train(argv: list[str]) -> None:
     add = parser.add_argument
     add("--dataset", action="append", metavar="DATASET[=WEIGHT]", help="folder that `m6rec prepare` wrote; repeat for several, which share one tokenizer (prepare --like) and are trained together. WEIGHT multiplies its share of the target tokens: 1 if left out, so all have the same share; shop=0.5 has half that of the others")  # fmt: skip
     add("--run", metavar="RUN", help="folder of the run: checkpoints, metrics, configuration; made if missing")
-    add("--init-from", metavar="RUN", help="start from this run's best parameters; items are matched by id")
+    add("--init-from", metavar="RUN|FOLDER", help="start from this run's best parameters, items matched by id; or from a Llama in a folder of Hugging Face (config.json, model.safetensors, its tokenizer), text matched by piece: docs/weights.md")  # fmt: skip
     add("--print-config", action="store_true", help="print the merged configuration as YAML and stop")
     add_config_options(parser)
     options = parser.parse(argv)

@@ -13,7 +13,12 @@ from m6rec_jax.model.load import Blueprint
 from m6rec_jax.vocab import BOS, EOS, PAD, domain_prefix
 
 PARTS = {"embeddings", "block", "final_norm"}
-LAYER = {"attention_norm", "query", "key", "value", "output", "ffn_norm", "gate", "up", "down"}
+# The matrices of a layer into heads and inner units, those out of them, and the gains of its norms; by their name there.
+INWARDS = {"self_attn.q_proj": "query", "self_attn.k_proj": "key", "self_attn.v_proj": "value",
+           "mlp.gate_proj": "gate", "mlp.up_proj": "up"}  # fmt: skip
+OUTWARDS = {"self_attn.o_proj": "output", "mlp.down_proj": "down"}
+NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
+LAYER = {*INWARDS.values(), *OUTWARDS.values(), *NORMS.values()}
 
 
 def llama(
@@ -47,14 +52,10 @@ def llama(
     }
     # torch keeps matrices as [out, in]. Query head k * G + g reads key/value head k there as here, and both rotate the
     # pairs (i, i + h/2), so that heads and their entries keep their order.
-    inwards = {"self_attn.q_proj": "query", "self_attn.k_proj": "key", "self_attn.v_proj": "value",
-               "mlp.gate_proj": "gate", "mlp.up_proj": "up"}  # fmt: skip
-    outwards = {"self_attn.o_proj": "output", "mlp.down_proj": "down"}
-    norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
     for i in range(N):
-        layer = {name: block[own][i].reshape(D, -1).T for name, own in inwards.items()}
-        layer |= {name: block[own][i].reshape(-1, D).T for name, own in outwards.items()}
-        layer |= {name: 1 + block[own][i] for name, own in norms.items()}
+        layer = {name: block[own][i].reshape(D, -1).T for name, own in INWARDS.items()}
+        layer |= {name: block[own][i].reshape(-1, D).T for name, own in OUTWARDS.items()}
+        layer |= {name: 1 + block[own][i] for name, own in NORMS.items()}
         tensors |= {f"model.layers.{i}.{name}.weight": np.ascontiguousarray(x) for name, x in layer.items()}
     described = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32",

@@ -1,8 +1,9 @@
-"""Parameters from another run: text weights as they are, items matched by id (DESIGN section 9)."""
+"""Parameters to begin with: of another run, text weights as they are and items matched by id (DESIGN section 9), or of a
+model of another program."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,40 @@ import polars as pl
 
 from m6rec_jax.artifacts.checkpoints import load_params
 from m6rec_jax.artifacts.manifest import file_digest
-from m6rec_jax.artifacts.run import Run, read_run
+from m6rec_jax.artifacts.run import RUN_FILE, Run, read_run
 from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.progress import note
+from m6rec_jax.training.foreign import from_folder
 
 
-def from_run(run: Path, datasets: Sequence[Dataset], blueprint: Blueprint, fresh: Any) -> Any:
-    """`fresh` parameters with everything that run `run` can lend: layers, text table, and to each dataset (domain of
-    `blueprint`) rows of items both know, code tables of the same codebooks, the projection of the same features.
+def start_from(path: Path, datasets: Sequence[Dataset], blueprint: Blueprint) -> Callable[[Any], Any]:
+    """What gives fresh parameters those of `path`: of a run, or of a Llama's folder (`foreign`).
+
+    Raises InputError, before anything is made or compiled, when `path` is neither, or does not fit.
+    """
+    if (path / RUN_FILE).is_file():
+        give = _from_run(path, datasets, blueprint)
+    elif not path.is_dir():
+        raise InputError(f"--init-from {path}: no such folder; name a run, or a folder with config.json and model.safetensors")  # fmt: skip
+    elif not (path / "config.json").is_file():
+        raise InputError(f"--init-from {path}: no {RUN_FILE} and no config.json in it, so neither a run nor a model of another program; name such a folder")  # fmt: skip
+    else:
+        give = from_folder(path, datasets, blueprint)
+
+    def begin(fresh: Any) -> Any:
+        params = give(on_host(fresh["embeddings"]))
+        return jax.tree.map(lambda x, like: jax.device_put(np.asarray(x, like.dtype), like.sharding), params, fresh)
+
+    return begin
+
+
+def _from_run(run: Path, datasets: Sequence[Dataset], blueprint: Blueprint) -> Callable[[Any], Any]:
+    """What makes of fresh embeddings, all on the host, parameters with everything that a run can lend: layers, text
+    table, and to each dataset (domain of `blueprint`) rows of items both know, code tables of the same codebooks, the
+    projection of the same features.
 
     Raises InputError when the tokenizers or the layers differ.
     """
@@ -36,20 +60,25 @@ def from_run(run: Path, datasets: Sequence[Dataset], blueprint: Blueprint, fresh
             raise InputError(
                 f"--init-from {run}: its model.{name} is {old}, this configuration's {new}; make them equal"
             )
-    old_blueprint = Blueprint(lender.config.model, lender.vocab, lender.content_width, lender.more_widths)
-    step, old = load_params(run, "best", old_blueprint.shapes())
-    old = jax.device_get(old)
-    offers = [old_blueprint.domain_params(old, i)["embeddings"] for i in range(old_blueprint.vocab.domains)]
-    params, said = on_host(fresh), []
-    for number, dataset in enumerate(datasets):
-        own = blueprint.domain_params(params, number)["embeddings"]
-        embeddings, matched = _lent(lender, offers, dataset, own)
-        params = blueprint.with_domain(params, number, {**old, "embeddings": embeddings})
-        said.append(
-            f"{matched:,} of {dataset.catalogue:,} items by id" + (f" in {dataset.name}" if len(datasets) > 1 else "")
-        )
-    note(f"--init-from {run}: step {step}; layers and text as they are, {', '.join(said)}")
-    return jax.tree.map(lambda x, like: jax.device_put(np.asarray(x, like.dtype), like.sharding), params, fresh)
+
+    def give(fresh: dict[str, Any]) -> dict[str, Any]:
+        old_blueprint = Blueprint(lender.config.model, lender.vocab, lender.content_width, lender.more_widths)
+        step, old = load_params(run, "best", old_blueprint.shapes())
+        old = jax.device_get(old)
+        offers = [old_blueprint.domain_params(old, i)["embeddings"] for i in range(old_blueprint.vocab.domains)]
+        params, said = {"embeddings": fresh}, []
+        for number, dataset in enumerate(datasets):
+            own = blueprint.domain_params(params, number)["embeddings"]
+            embeddings, matched = _lent(lender, offers, dataset, own)
+            params = blueprint.with_domain(params, number, {**old, "embeddings": embeddings})
+            said.append(
+                f"{matched:,} of {dataset.catalogue:,} items by id"
+                + (f" in {dataset.name}" if len(datasets) > 1 else "")
+            )
+        note(f"--init-from {run}: step {step}; layers and text as they are, {', '.join(said)}")
+        return params
+
+    return give
 
 
 def _lent(

@@ -33,7 +33,7 @@ from m6rec_jax.training.checkpoint import CheckpointWriter, Position, restore
 from m6rec_jax.training.fit import fitted
 from m6rec_jax.training.goodput import Ledger, starts_of, table, totals
 from m6rec_jax.training.guards import Rewind, past_holes
-from m6rec_jax.training.initial import from_run, on_host
+from m6rec_jax.training.initial import on_host, start_from
 from m6rec_jax.training.loop import Evaluator, Loop, train_loop
 from m6rec_jax.training.optim import learning_rate, make_optimizer
 from m6rec_jax.training.room import check_room
@@ -61,6 +61,7 @@ def train(
     """Train a run on one dataset or on several (domains) to its end, or take it up; returns its folder.
 
     `weights`: one a dataset, its share of the target tokens relative to the others'; all 1 when left out.
+    `init_from`: whose parameters a new run begins with (`initial.start_from`).
     `make_evaluator(blueprint, dataset, length)` gives the validation figures of a domain (among them ndcg@10, whose
     mean over domains picks the best checkpoint) from that domain's parameters on the host; `length`: tokens of a row.
     Raises InputError before compiling when anything does not fit, Requeue after SIGTERM.
@@ -93,6 +94,9 @@ def train(
     if saved < config.train.steps:
         check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains])
     optimizer = make_optimizer(config.optim, config.train.steps)
+    lend = None  # asked before the run is made: with another configuration it would not be taken up
+    if init_from is not None and not saved:
+        lend = agree(lambda: start_from(Path(init_from), [domain.dataset for domain in domains], blueprint))
     lock = agree(lambda: _claim(run, config, domains, blueprint) if jax.process_index() == 0 else None, seconds=CLAIM)
     agree(lambda: _see(run))
     items = place_items(mesh, tuple(item_table(domain.dataset.content, domain.dataset.seen) for domain in domains))
@@ -103,8 +107,8 @@ def train(
         position = Position()
         if saved:
             state, position = restore(run, abstract_state(state)) or (state, position)
-        elif init_from is not None:
-            state = state.begun_with(from_run(Path(init_from), [d.dataset for d in domains], blueprint, state.params))
+        elif lend is not None:
+            state = state.begun_with(lend(state.params))
 
     rows, at = position.rows, (position.block, position.block_start)
     plan = Plan(pools, shares, config.data, config.train.seed, at)

@@ -20,7 +20,7 @@ from m6rec_jax.data.prepare import prepare
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.training.initial import from_run
+from m6rec_jax.training.initial import start_from
 from m6rec_jax.training.metrics import read_rows
 from m6rec_jax.training.run import train
 from m6rec_jax.training.step import slice_losses
@@ -148,12 +148,12 @@ def test_resume_refuses_other_datasets_by_name_and_other_weights(both, tiny_data
     assert steps(run) == steps(both)
 
 
-def given(lender, *datasets):
-    """Parameters that a run on these datasets begins with under `--init-from lender`, and its blueprint."""
+def given(path, *datasets):
+    """Parameters that a run on these datasets begins with under `--init-from path`, and its blueprint."""
     opened = [open_dataset(path) for path in datasets]
     width, *more = (data.content.shape[1] for data in opened)
     blueprint = Blueprint(SMALL.model, joint_vocab(open_domains(datasets)), width, tuple(more))
-    return from_run(lender, opened, blueprint, blueprint.init(0)), blueprint
+    return start_from(path, opened, blueprint)(blueprint.init(0)), blueprint
 
 
 def test_a_run_on_both_lends_to_each_and_one_lends_to_both(both, tiny_dataset, films, tmp_path):  # noqa: F811
