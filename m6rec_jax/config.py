@@ -323,7 +323,7 @@ class TrainConfig:
         spike: a loss above the running median by so many times the usual distance from it, for some steps, is rewound
             (training/guards); 0 = never, so that every plan entry is used exactly once.
         rewinds: how often, before training stops.
-        hang_seconds: without a finished step, validation or save before the process writes its stacks and ends with exit code 75;
+        hang_seconds: without a finished step, validation or save before the process writes its stacks and ends with exit code 70;
             0 = waits for ever.
         profile: steps START:STOP whose trace is written under run/profile; empty = none.
     """

@@ -1,7 +1,7 @@
 """`m6rec VERB ...`: finds the verb, imports only its module, turns how it ended into an exit code.
 
-0 success · 2 the user's input or configuration is wrong · 69 the other processes of the job did not come · 75 saved,
-may be requeued · 130 interrupted · 1 a fault of our own. Errors are one line on stderr; M6REC_DEBUG=1 adds the traceback.
+0 success · 2 the user's input or configuration is wrong · 69 the other processes of the job did not come · 70 training
+hung (training/watchdog) · 75 saved, may be requeued · 130 interrupted · 1 a fault of our own. Errors are one line on stderr; M6REC_DEBUG=1 adds the traceback.
 """
 
 from __future__ import annotations

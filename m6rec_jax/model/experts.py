@@ -73,8 +73,8 @@ def feed_forward(
         tokens = y.reshape(y.shape[0], -1, y.shape[-1])
         weights, chosen, routing = route(tokens, real.reshape(tokens.shape[:2]), router, config, over)
         if dropless:
-            experts = [_vary(matrix, tuple(a for a in over if a != axis)) for matrix in experts]
-            mixed = _dropless(_vary(tokens, tensor), weights, _vary(chosen, tensor), experts, axis)
+            varied = [_vary(matrix, tuple(a for a in over if a != axis)) for matrix in experts]
+            mixed = _dropless(_vary(tokens, tensor), weights, _vary(chosen, tensor), varied, axis)
         else:
             mixed, lost = _capacity(tokens, weights, chosen, experts, axis, config)
             lost = jax.lax.psum(lost, over) if over else lost

@@ -22,6 +22,7 @@ from m6rec_jax.artifacts.checkpoints import (
     check_content,
     check_shapes,
     check_step,
+    manifest,
     step_folder,
     steps,
     tree_shapes,
@@ -121,6 +122,21 @@ def sweep(run: Path) -> None:
         if path.is_dir() and not (path / MANIFEST).is_file():
             note(f"{path}: half-written by an earlier run; removed")
             shutil.rmtree(path)
+
+
+def unsaved(run: Path, step: int) -> str:
+    """In words: step `step` ends a start and is not saved, and which one is; both as the disk has it."""
+    good = steps(run)
+    last = f"the last one saved is step {good[-1]}" if good else "none was saved yet"
+    return f"step {step} is not saved, for it was skipped or its validation is not finite; {last}"
+
+
+def disown(run: Path, step: int) -> None:
+    """Take a step's manifest away, unless a validation found figures for its parameters: training went on from it, not one
+    step counted, and whoever goes on from it comes to the same end. Called once no save is under way."""
+    if step in steps(run) and not manifest(run, step)["metrics"]:
+        (step_folder(run, step) / MANIFEST).unlink()
+        note(f"checkpoint {step} is given up: no step after it counted, and no validation says that it is good")
 
 
 def restore(run: Path, abstract: TrainState) -> tuple[TrainState, Position] | None:

@@ -6,7 +6,9 @@ The decisions of the host read replicated figures of the step (loss, norm, count
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -50,15 +52,29 @@ def judge(guard: Guard, norm: jax.Array, counted: jax.Array, explode: float) -> 
     return good, Guard(jnp.where(good, 0, guard.in_a_row + 1), mean)
 
 
+class TooManySkips(InputError):
+    """Training gives up: no step after `counted` counted."""
+
+    def __init__(self, message: str, counted: int):
+        super().__init__(message)
+        self.counted = counted
+
+
 def check_skips(config: TrainConfig, in_a_row: int, step: int, norm: float, usual: float) -> None:
-    """Raise InputError when too many steps in a row were skipped; `step`: the last of them."""
+    """Raise TooManySkips when too many steps in a row were skipped; `step`: the last of them."""
     if in_a_row >= config.max_skips:
-        raise InputError(
+        raise TooManySkips(
             f"train.max_skips={config.max_skips}: the gradient of {in_a_row} steps in a row, the last of them step "
             f"{step}, was not finite or above train.explode={config.explode:g} times the usual {usual:.3g} (it was "
-            f"{norm:.3g}); nothing of it was saved: lower optim.learning_rate, look at the data, or raise the limit, "
-            "then run the same command again"
+            f"{norm:.3g}); nothing of them was saved: look at the data, or raise the limit, and run the same "
+            "command again; or start a new --run with a lower optim.learning_rate",
+            step - in_a_row,
         )
+
+
+def finite(figures: Mapping[str, float]) -> bool:
+    """Whether a validation says anything; parameters that are out of range give losses that are no numbers."""
+    return all(math.isfinite(value) for value in figures.values())
 
 
 @dataclass(frozen=True)
@@ -148,7 +164,7 @@ def rewind_of(spike: Spike, end_row: int, known: list[int], done: list[Rewind], 
         f"where {spike.usual:.4g} was usual"
     )
     if len(done) >= most:
-        raise InputError(f"{begun}, and train.rewinds={most} rewinds are used up; lower optim.learning_rate or optim.clip, look at the data, or raise it, then run the same command again")  # fmt: skip
+        raise InputError(f"{begun}, and train.rewinds={most} rewinds are used up; look at the data, or raise it, and run the same command again; or start a new --run with a lower optim.learning_rate or optim.clip")  # fmt: skip
     before = [step for step in known if step < spike.first]
     if not before:
         raise InputError(f"{begun}, and no checkpoint from before step {spike.first} is left to go back to; lower checkpoint.every, or optim.learning_rate, and start a new --run")  # fmt: skip

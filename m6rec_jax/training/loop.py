@@ -25,13 +25,15 @@ from m6rec_jax.errors import InputError, Requeue
 from m6rec_jax.model.experts import Routing
 from m6rec_jax.model.items import Catalogues
 from m6rec_jax.progress import note, stage
-from m6rec_jax.training.checkpoint import CheckpointWriter, Position, restore, sweep
+from m6rec_jax.training.checkpoint import CheckpointWriter, Position, disown, restore, sweep, unsaved
 from m6rec_jax.training.goodput import Ledger, goodput
 from m6rec_jax.training.guards import (  # fmt: skip
     Rewind,
     Spike,
     SpikeWatch,
+    TooManySkips,
     check_skips,
+    finite,
     past_holes,
     read_rewinds,
     rewind_of,
@@ -87,7 +89,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
     stop, stragglers, profiler = _StopSignals(), Stragglers(), Profiler(loop.run, config.train.profile)
     reader, feed = _Reader(loop), _Feed(loop, Position(rows, *loop.cursor(rows)), first)
     watch = Watchdog(loop.run, jax.process_index(), config.train.hang_seconds)
-    done, put_off = first, False
+    done, look, keep = first, False, False  # the last two: a validation, a save is due
     try:
         with stop, watch, stage("train", config.train.steps, "steps", done=first) as bar:
             ledger.switch("data wait")
@@ -122,36 +124,41 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
 
                 last = done == config.train.steps
                 figures: dict[str, float] = {}
-                validating = last or (config.train.eval_every and done % config.train.eval_every == 0)
-                if validating or done % config.train.log_every == 0:
+                look |= last or bool(config.train.eval_every and done % config.train.eval_every == 0)
+                keep |= look or stopping or done % config.checkpoint.every == 0
+                # What is due while steps are being skipped waits for one that counts.
+                bad = keep and int(state.guard.in_a_row) > 0
+                if look or done % config.train.log_every == 0:
                     line = reader.row(done) | _where(ledger) | feed.counted()
                     if log:
                         log.write(line)
                         ledger.write(loop.run, first, done)
-                if validating:
+                if look and not bad:
+                    look = False
                     ledger.switch("validate")
                     figures = loop.validate(state.served)
                     watch.beat(f"the validation of step {done}")
                     if log:
                         log.write({"step": done, **{f"valid/{name}": value for name, value in figures.items()}})
-                    if figures.get(BEST_METRIC, -1.0) > best:
+                    bad = not finite(figures)
+                    if not bad and figures.get(BEST_METRIC, -1.0) > best:
                         best, since_best = figures[BEST_METRIC], 0
                     else:
                         since_best += 1
                     reader.restart()
                 enough = bool(config.train.patience) and since_best >= config.train.patience
                 ledger.switch("save")
-                leaving = last or enough or stopping
-                if leaving or put_off or figures or done % config.checkpoint.every == 0:
-                    # While steps are being skipped nothing is saved, and what ends then is never the best one.
-                    bad = int(state.guard.in_a_row) > 0
-                    put_off = bad and not leaving
-                    if not put_off:
-                        loop.writer.save(state, Position(rows, *loop.cursor(rows)), {} if bad else figures)
-                        watch.beat(f"the save of step {done}")
-                if stopping:
+                if keep and not bad:
+                    keep = False
+                    loop.writer.save(state, Position(rows, *loop.cursor(rows)), figures)
+                    watch.beat(f"the save of step {done}")
+                if stopping or (keep and (last or enough)):
                     loop.writer.wait()
-                    stop.leave(done)
+                    saved = f"saved step {done}" if not keep else unsaved(loop.run, done)
+                if stopping:
+                    stop.leave(saved)
+                if keep and (last or enough):
+                    note(saved)
                 if enough:
                     note(f"no better {BEST_METRIC} than {best:.4f} in {since_best} validations; stopped at step {done}")
                     break
@@ -163,8 +170,10 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
             loop.writer.wait()
         if reader.positions:
             note(f"packing: {reader.tokens / reader.positions:.1%} of {reader.positions:,} positions carried a token")
-    except InputError:
+    except InputError as error:
         loop.writer.wait()  # the last good state is still being saved
+        if isinstance(error, TooManySkips) and speaking:
+            disown(loop.run, error.counted)
         raise
     finally:
         profiler.close()
@@ -221,7 +230,8 @@ class _Feed:
     """Batches from a position on; `row`: the plan row that the batch last pulled begins with."""
 
     def __init__(self, loop: Loop, position: Position, step: int):
-        self.loop, self.fault = loop, None
+        self.loop = loop
+        self.fault: InputError | None = None
         self._rewinds = read_rewinds(loop.run)
         self.row = -1
         self._next = position.rows
@@ -356,21 +366,26 @@ class _StopSignals:
 
     def asked(self, fault: InputError | None) -> bool:
         """Whether any process was told to stop; all processes agree at the same step. A signal that comes while they
-        exchange is kept for the next step. Raises InputError in all when one has a `fault`."""
+        exchange is kept for the next step. Raises InputError in all, in the same words, when one has a `fault`."""
         told = FAULT if fault else self._signal or 0
         if jax.process_count() > 1:
             told = int(np.max(multihost_utils.process_allgather(np.array(told))))
         if told == FAULT:
-            raise fault or InputError("another process of the job cannot read its data: its own line names file and record; restore the file, or set data.bad_records, then start all again")  # fmt: skip
+            agree(lambda: _refuse(fault))
         if told:
             self._signal = told
         return bool(told)
 
-    def leave(self, step: int) -> None:
+    def leave(self, saved: str) -> None:
         """Raise what the signal means, once the state is safe."""
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
-        raise Requeue(f"saved step {step}; the same command continues from there")
+        raise Requeue(f"{saved}; the same command continues from there")
+
+
+def _refuse(fault: InputError | None) -> None:
+    if fault is not None:
+        raise fault
 
 
 def _best_so_far(run: Path, step: int) -> tuple[float, int]:

@@ -115,8 +115,12 @@ def train(
 
     # -- validation ---------------------------------------------------------------------------------------------
     held_out = joint_pools(domains, config.mixture, "valid", config.data)
-    valid_rows = validation_rows(plan, held_out, joint_records(domains, "valid", bad), config.train.seed)
-    unigram = unigram_losses(plan, records, valid_rows, blueprint.vocab, names)
+
+    def read() -> tuple[list[dict[str, np.ndarray]], dict[str, float]]:
+        found = validation_rows(plan, held_out, joint_records(domains, "valid", bad), config.train.seed)
+        return found, unigram_losses(plan, records, found, blueprint.vocab, names)
+
+    valid_rows, unigram = agree(read, seconds=CLAIM)  # a disk may be damaged for one process alone
     losses = ValidationLoss(make_eval_step(blueprint, len(pools)), valid_rows, names, config.data.rows, mesh, items)
     evaluator = _evaluator(make_evaluator, blueprint, domains, config.data.length) if make_evaluator else None
 

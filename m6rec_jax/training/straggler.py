@@ -34,7 +34,8 @@ class Stragglers:
     """
 
     def __init__(self) -> None:
-        self._own, self._steps, self._since = 0.0, 0, time.perf_counter()
+        self._own, self._since = 0.0, time.perf_counter()
+        self._walls: list[float] = []  # seconds of each step; their median, for the first compiles and some validate
         self._names: list[str] | None = None
 
     @contextmanager
@@ -48,12 +49,15 @@ class Stragglers:
 
     def step(self) -> list[str]:
         """Count a step; every `EVERY` steps exchange, and name who is slow (said by process 0)."""
-        self._steps += 1
-        if self._steps < EVERY or jax.process_count() == 1:
-            return []
         now = time.perf_counter()
-        mine = np.array([self._own / self._steps, (now - self._since) / self._steps], np.float32)
-        self._own, self._steps, self._since = 0.0, 0, now
+        self._walls.append(now - self._since)
+        self._since = now
+        if len(self._walls) < EVERY:
+            return []
+        mine = np.array([self._own / EVERY, np.median(self._walls)], np.float32)
+        self._own, self._walls = 0.0, []
+        if jax.process_count() == 1:
+            return []
         told = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 2)
         names = self._names = self._names or _names()
         own, step = told[:, 0], float(told[:, 1].mean())

@@ -1,4 +1,4 @@
-"""Ends a process that hangs: its stacks are written down, and the exit code lets the scheduler start it again."""
+"""Ends a process that hangs: its stacks are written down, and whoever started it sees that it failed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import threading
 import time
 from pathlib import Path
 
-EXIT = 75  # may be queued again: the last checkpoint is good
+EXIT = 70  # not 75: what hangs at the same place each time is not to be started without end
 COMPILING = 4  # times as long until the first step has ended
 
 
 class Watchdog:
     """A thread that waits for `beat`. Without one for `seconds` it writes the stacks of all threads to stderr and to
-    `run/hang-<process>.txt`, says so in one line and ends the process with exit code 75. `seconds` = 0 waits for ever."""
+    `run/hang-<process>.txt`, says so in one line and ends the process with exit code 70. `seconds` = 0 waits for ever."""
 
     def __init__(self, run: Path, process: int, seconds: float):
         self.path, self.process, self.seconds = run / f"hang-{process}.txt", process, seconds

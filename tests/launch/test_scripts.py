@@ -192,6 +192,7 @@ WAITS = "#!/usr/bin/env bash\ntrap 'exit {}' TERM\necho ready\nfor i in {{1..250
         ("train", 75, "0", True),
         ("train", 143, "0", True),
         ("train", 2, "0", False),
+        ("train", 70, "0", False),  # what hung once may hang again
         ("train", 75, "100", False),
     ],
 )
