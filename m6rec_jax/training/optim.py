@@ -25,6 +25,7 @@ NEWTON_SCHULZ = (
     (2.8366, -3.0525, 1.2012),
 )
 MUON_RMS = 0.2  # of an update's entries, as AdamW's have it, so that both share a learning rate (Liu et al. 2025, 2.2)
+SMALL = 32  # a matrix with a shorter side keeps its second moments whole: heads are as short as that
 COOLDOWN = 0.2  # share of the steps in which `wsd` comes down
 
 
@@ -61,7 +62,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     if config.name == "sgd":
         rule = decayed(optax.trace(config.b1))
     elif config.name == "adafactor":
-        rule = decayed(whole(optax.scale_by_factored_rms()), optax.clip_by_block_rms(1.0))
+        rule = decayed(whole(optax.scale_by_factored_rms(min_dim_size_to_factor=SMALL)), optax.clip_by_block_rms(1.0))
     else:
         muon = decayed(optax.trace(config.b1, nesterov=True), whole(optax.stateless(orthogonal)))
         kind = lambda params: jax.tree.map(lambda yes: "muon" if yes else "adamw", decays(params))  # noqa: E731
