@@ -86,7 +86,7 @@ def main() -> None:
             running[name] = stack.enter_context(asked(name, job, peer if name.startswith("hf") else None))
         check_parity({name: begun["loss"] for name, (_, begun) in running.items()})
         for ask, _ in running.values():
-            ask("steps 2")  # the first compiles what was not compiled, the second is warm
+            ask("steps 1")  # compiles what was not compiled
         seconds: dict[str, list[float]] = {name: [] for name in running}
         peaks: dict[str, list[float]] = {system.dtype: [] for system in SYSTEMS.values()}
         for round_ in range(options.rounds):
