@@ -20,7 +20,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 .PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean \
 	plan-all \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
-	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-fuzz bench-exact bench-faults
+	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-training bench-fuzz bench-exact bench-faults
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -110,6 +110,9 @@ bench-decoding: install-all  ## constrained beam search against transformers' (t
 	$(BIN)/python -m benchmarks.decoding
 	$(BIN)/python -m benchmarks.decoding.table
 	$(BIN)/python -m benchmarks.decoding.kernel
+
+bench-training: install-all  ## training tokens a second against transformers and torch (some GB), beside the matrix peak
+	$(BIN)/python -m benchmarks.training
 
 bench-memory: install  ## what a new event costs the memory at 10^6 items
 	$(BIN)/python -m benchmarks.memory

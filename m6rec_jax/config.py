@@ -14,6 +14,8 @@ from m6rec_jax.errors import InputError
 
 DType = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]
+Optimiser = Literal["adamw", "muon", "adafactor", "sgd"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Attention = Literal["auto", "xla", "splash", "tokamax"]
 Routing = Literal["dropless", "capacity"]
 
@@ -190,9 +192,12 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay (training/optim).
+    """The optimiser and its schedule (training/optim).
 
     Args:
+        name: adamw; muon (orthogonal updates of layer matrices, AdamW for the rest); adafactor (second moments as rows and
+            columns, no first); sgd (with momentum b1).
+        schedule: after the warm-up cosine or linear down to `final`; constant; wsd = constant, then down over the last fifth.
         learning_rate: at the end of the warm-up.
         warmup: steps of linear warm-up.
         final: learning rate at the last step, as a share of learning_rate.
@@ -206,6 +211,8 @@ class OptimConfig:
         negatives: a vocabulary slice of more ids is normalised over so many drawn at random; 0 = always over all.
     """
 
+    name: Optimiser = "adamw"
+    schedule: Schedule = "cosine"
     learning_rate: float = 1e-3
     warmup: int = 100
     final: float = 0.05
@@ -218,6 +225,9 @@ class OptimConfig:
     negatives: int = 0
 
     def __post_init__(self) -> None:
+        for name, known in (("name", Optimiser), ("schedule", Schedule)):
+            value = getattr(self, name)
+            check(value in get_args(known), f"optim.{name}={value}: must be one of {', '.join(get_args(known))}")
         above_zero("optim", self, "learning_rate")
         at_least(0, "optim", self, "warmup", "weight_decay", "negatives")
         below_one("optim", self, "b1", "b2", "label_smoothing", "average")

@@ -18,6 +18,7 @@ from m6rec_jax.model.items import Catalogues, Embeddings
 from m6rec_jax.model.kernels import attend, attend_prefix
 from m6rec_jax.model.layers import Part, Turns, dropout, rms_norm, rope, rope_turns, scale, swiglu, weight
 from m6rec_jax.model.pipeline import pipelined
+from m6rec_jax.model.products import product
 from m6rec_jax.model.quantised import dense
 from m6rec_jax.vocab import Vocab
 
@@ -96,9 +97,9 @@ def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, b
     """Normed input to rotated queries, rotated keys, and values. `batch`: einsum letters of the leading axes."""
     lead = LEADING[batch]
     y = rms_norm(x, w["attention_norm"], config.norm_eps)
-    q = jnp.einsum(f"{batch}d,dkgh->{batch}kgh", y, w["query"], out_sharding=sharding.out(*lead, "kv", None, None))
-    k = jnp.einsum(f"{batch}d,dkh->{batch}kh", y, w["key"], out_sharding=sharding.out(*lead, "kv", None))
-    v = jnp.einsum(f"{batch}d,dkh->{batch}kh", y, w["value"], out_sharding=sharding.out(*lead, "kv", None))
+    q = product(f"{batch}d,dkgh->{batch}kgh", y, w["query"], sharding.out(*lead, "kv", None, None))
+    k = product(f"{batch}d,dkh->{batch}kh", y, w["key"], sharding.out(*lead, "kv", None))
+    v = product(f"{batch}d,dkh->{batch}kh", y, w["value"], sharding.out(*lead, "kv", None))
     return rope(q, turns.over(2)), rope(k, turns.over(1)), v
 
 
@@ -119,15 +120,15 @@ def _close(
     lead = LEADING[batch]
     key_a, key_f = (None, None) if keys is None else keys
     to_stream = sharding.out(*lead, None)
-    attention = jnp.einsum(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], out_sharding=to_stream)
+    attention = product(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], to_stream)
     x = x + dropout(attention, config.dropout, key_a, *lead, None, part=part)
     y = rms_norm(x, w["ffn_norm"], config.norm_eps)
     forward, routing = 0, None
     if "gate" in w:
         to_ffn = sharding.out(*lead, "ffn")
-        gate, up = (jnp.einsum(f"{batch}d,df->{batch}f", y, w[name], out_sharding=to_ffn) for name in ("gate", "up"))
+        gate, up = (product(f"{batch}d,df->{batch}f", y, w[name], to_ffn) for name in ("gate", "up"))
         inner = swiglu(gate, up)
-        forward = jnp.einsum(f"{batch}f,fd->{batch}d", inner, w["down"], out_sharding=to_stream)
+        forward = product(f"{batch}f,fd->{batch}d", inner, w["down"], to_stream)
     if "router" in w:
         dropless = keys is None or config.routing == "dropless"
         of_experts, routing = feed_forward(y, real, w, config, lead, dropless)

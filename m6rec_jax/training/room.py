@@ -13,6 +13,7 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.objectives.loss import CHUNK
 from m6rec_jax.progress import note
+from m6rec_jax.training.optim import make_optimizer
 
 GIB = 1 << 30
 TOLD = 1.0  # GiB; less than this needs no line
@@ -26,7 +27,7 @@ def memory_needed(
 ) -> dict[str, float]:
     """Bytes a device, by what they hold. `mesh`: size of each axis; `catalogue`: items of each domain.
 
-    Parameters, both moments, gradients and the running mean are counted; activations are what `model.remat` keeps for
+    Parameters, what the optimiser keeps, gradients and the running mean are counted; activations are what `model.remat` keeps for
     the backward pass, and one layer at work. Without donation (CPU) a step makes its new state beside the old one.
     """
     model, data = config.model, config.data
@@ -35,7 +36,8 @@ def memory_needed(
     of_experts = 3 * model.layers * model.experts * model.width * model.expert_width
     elsewhere = of_layers * (1 - 1 / stages) + of_experts * (1 - 1 / mesh["expert"])  # experts and stages are not mixed
     one = 4.0 * (blueprint.parameters() - elsewhere) / (tensor * mesh["fsdp"])
-    state = 3 + (config.optim.average > 0)
+    kept = jax.eval_shape(make_optimizer(config.optim, config.train.steps).init, blueprint.shapes())
+    state = 1 + sum(x.size for x in jax.tree.leaves(kept)) / blueprint.parameters() + (config.optim.average > 0)
     gradients = 1 + (config.train.accumulate > 1)
     rows = data.rows / (mesh["data"] * mesh["fsdp"] * mesh["expert"] * config.train.accumulate)
     tokens, size = rows * data.length / sequence, jax.numpy.dtype(model.dtype).itemsize
