@@ -155,9 +155,8 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                 if stopping or (keep and (last or enough)):
                     loop.writer.wait()
                     saved = f"saved step {done}" if not keep else unsaved(loop.run, done)
-                if stopping:
-                    stop.leave(saved)
-                if keep and (last or enough):
+                    if stopping:
+                        stop.leave(saved)
                     note(saved)
                 if enough:
                     note(f"no better {BEST_METRIC} than {best:.4f} in {since_best} validations; stopped at step {done}")
