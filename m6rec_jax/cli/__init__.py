@@ -26,6 +26,7 @@ VERBS = {
     "data card": ("data", "card", "draft a data card from the tables in a folder"),
     "prepare": ("prepare", "prepare", "turn raw tables into a dataset: clean, tokenise, code, split"),
     "train": ("train", "train", "pretrain a model on datasets; run again to resume"),
+    "sweep": ("sweep", "sweep", "search settings: many runs, the best configuration"),
     "evaluate": ("recommend", "evaluate", "measure a run against popularity, item-kNN and the counting floor"),
     "compare": ("compare", "compare", "tell whether runs differ: paired tests over the same users"),
     "generate": ("recommend", "generate", "recommend to many users at once, into Parquet"),
