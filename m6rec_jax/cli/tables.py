@@ -74,7 +74,7 @@ def print_sweep(table: Sequence[Any], keys: Sequence[str], path: str) -> None:
     from rich.table import Table
 
     shown = Table(title=f"{len(table)} trials", title_justify="left")
-    for name in ("trial", "state", "valid/ndcg@10", "step", "seconds"):
+    for name in ("trial", "state", "valid\nndcg@10", "step", "seconds"):
         shown.add_column(name, justify="left" if name == "state" else "right")
     for key in keys:
         shown.add_column(key.replace(".", ".\n"), justify="right", overflow="fold")

@@ -53,6 +53,7 @@ def draw_lines(path: Path, table: Sequence[Row], axes: Sequence[Axis]) -> bool:
         panel.set_xlim(-0.25, last + 0.55)
         panel.set_ylim(-0.06, 1.06)
         panel.spines["bottom"].set_visible(False)
+        figure.subplots_adjust(left=0.02, right=0.98, top=0.99, bottom=0.16)
         state = "Thick: the best trial. Dotted: pruned or unfinished, at the best figure reached. The darker a line, the higher its figure."
         png(figure, path, "Trials of the sweep", state)
     return True
@@ -81,6 +82,7 @@ def draw_importance(path: Path, study: Any, table: Sequence[Row]) -> bool:
         panel.set_xticks([])
         panel.set_xlim(0, 1.12 * max(values))
         panel.spines["bottom"].set_visible(False)
+        figure.subplots_adjust(left=0.02, right=0.98, top=0.99, bottom=0.02)
         few = f" Below {FEW} trials that is a guess." if complete < FEW else ""
         told = f"Share of what tells the best tenth of {complete} complete trials from the others (PED-ANOVA).{few}"
         png(figure, path, f"What mattered for valid {BEST_METRIC}", told)
@@ -98,7 +100,9 @@ def _height(axis: Axis, value: Any) -> float:
 def _ticks(axis: Axis) -> Sequence[Any]:
     if isinstance(axis, Choice):
         return axis.values
-    middle = math.sqrt(axis.low * axis.high) if axis.log else (axis.low + axis.high) / 2
+    if axis.step and (count := round((axis.high - axis.low) / axis.step)) <= 6:
+        return [axis.low + n * axis.step for n in range(count + 1)]
+    middle = float(f"{math.sqrt(axis.low * axis.high):.1g}") if axis.log else (axis.low + axis.high) / 2
     return (axis.low, axis.high) if axis.whole else (axis.low, middle, axis.high)
 
 
