@@ -30,7 +30,7 @@ def sweep(argv: list[str]) -> None:
     add("--trials", type=int, metavar="N", help="how many trials in all, those of earlier calls and failed ones among them")  # fmt: skip
     add("--out", metavar="DIR", help="folder of the sweep: journal, runs of the trials, table, charts; made if missing")
     add("--jobs", type=int, default=1, metavar="N", help="trials side by side; on one machine they share its devices, or are dealt those of CUDA_VISIBLE_DEVICES")  # fmt: skip
-    add("--pruner", choices=list(PRUNERS), default="median", help="which trials are stopped early: median, below the median of the others at the same validation; hyperband; none")  # fmt: skip
+    add("--pruner", choices=list(PRUNERS), default="median", metavar="NAME", help="which trials are stopped early: median, below the median of the others at the same validation; hyperband; none")  # fmt: skip
     add("--launcher", choices=["local", "slurm"], default="local", help="local: processes on this machine; slurm: a job a trial, through submitit")  # fmt: skip
     add("--slurm", action="append", metavar="NAME=VALUE", help="option of submitit for --launcher slurm, such as partition=gpu, gpus_per_node=1, time=720 (minutes); repeat it for more")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="of the choice of settings")
