@@ -24,7 +24,7 @@ from m6rec_jax.sweep.launch import LEAVE_SECONDS, STOPPED, Job, Launcher
 from m6rec_jax.sweep.space import Axis, Value, overrides, text, with_values
 from m6rec_jax.training.metrics import read_rows
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1.0
 SAVED = 75  # of `m6rec train`: saved after a signal, or ended by its watchdog
 RESTARTS = 5  # of a training that ended so without being asked to
 HOPELESS = 5  # failures in a row after which the fault is hardly the trials'
@@ -91,7 +91,7 @@ def run_sweep(sweep: Sweep, tell: Callable[[], None]) -> None:
     with _Signals() as told, stage("sweep", sweep.trials, "trials", done=loop.ended()) as bar:
         try:
             while not told.number:
-                loop.fill()
+                loop.fill(bar)
                 if not loop.under:
                     return
                 time.sleep(POLL_SECONDS)
@@ -120,13 +120,14 @@ class _Loop:
     def ended(self) -> int:
         return sum(one.state.is_finished() for one in self.study.get_trials(deepcopy=False))
 
-    def fill(self) -> None:
+    def fill(self, bar: Stage) -> None:
         """Give every free worker a trial: first those that an earlier sweep left unfinished."""
         while len(self.under) < self.sweep.jobs:
             if self.waiting:
                 trial = self.waiting.pop(0)
                 if set(trial.params) != set(self.space):
                     self.fail(trial, "the sweep ended before its settings were drawn")
+                    bar.advance(1, **self.figures())
                     continue
                 note(f"trial {trial.number}: taken up where it stopped")
             elif len(self.study.get_trials(deepcopy=False)) < self.sweep.trials:
@@ -138,6 +139,7 @@ class _Loop:
                 with_values(self.sweep.base, values)
             except InputError as error:
                 self.fail(trial, str(error))
+                bar.advance(1, **self.figures())
                 continue
             slot = min(set(range(self.sweep.jobs)) - {one.slot for one in self.under})
             before = trial.user_attrs.get("job")
@@ -163,6 +165,7 @@ class _Loop:
             if one.pruned_at:
                 if time.monotonic() - one.pruned_at > LEAVE_SECONDS:
                     one.job.kill()
+                    one.pruned_at = time.monotonic()
             elif len(found) > len(known) and trial.should_prune():
                 one.pruned_at = time.monotonic()
                 one.job.stop()

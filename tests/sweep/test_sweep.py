@@ -82,7 +82,9 @@ def test_every_end_of_a_trial_is_recorded(tmp_path, capsys):
         "", "exit code 2: out of device memory; lower data.rows", "", "killed by signal 9: step 3", "", "",
         "exit code 0, and it said nothing",
     ]  # fmt: skip
-    assert table[0].value == pytest.approx(0.2 * 0.9) and table[0].step == 40  # the first of the two best, as in the run
+    assert (
+        table[0].value == pytest.approx(0.2 * 0.9) and table[0].step == 40
+    )  # the first of the two best, as in the run
     assert (plan.run(4) / "terminated").is_file() and table[4].validations == 2
     assert not (plan.run(0) / "terminated").exists()
     assert best(table).trial == 0
@@ -93,7 +95,15 @@ def test_every_end_of_a_trial_is_recorded(tmp_path, capsys):
 
     write_table(tmp_path / "trials.csv", table, AXES)
     lines = list(csv.DictReader((tmp_path / "trials.csv").open()))
-    assert [line["state"] for line in lines] == ["complete", "failed", "complete", "failed", "pruned", "pruned", "failed"]
+    assert [line["state"] for line in lines] == [
+        "complete",
+        "failed",
+        "complete",
+        "failed",
+        "pruned",
+        "pruned",
+        "failed",
+    ]
     assert lines[0]["optim.warmup"] == "120" and lines[1]["error"] == table[1].error
     command = write_best(tmp_path / "best.yaml", best(table), plan.base, plan.datasets)
     assert load_config([tmp_path / "best.yaml"]).optim.warmup == 120

@@ -46,7 +46,7 @@ def test_three_real_trials(tiny_dataset, tmp_path):
     (tmp_path / "space.yaml").write_text("optim.learning_rate: {low: 1e-3, high: 1e-1, log: true}\ntrain.seed: {values: [0, 1]}\n")  # fmt: skip
     out = tmp_path / "out"
     argv = ["sweep", "--space", str(tmp_path / "space.yaml"), "--dataset", str(tiny_dataset), "--out", str(out)]
-    argv += ["--model.layers=1", "--model.width=16", "--data.rows=4", "--data.length=64", "--optim.warmup=1", "--train.steps=2", "--train.eval_every=1"]  # fmt: skip
+    argv += ["--model.layers=1", "--model.width=16", "--data.rows=4", "--data.length=64", "--optim.warmup=1", "--train.steps=2"]  # fmt: skip
 
     def run(trials):
         words = [sys.executable, "-m", "m6rec_jax.cli", *argv, "--trials", str(trials)]
