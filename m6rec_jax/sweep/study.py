@@ -100,9 +100,11 @@ def run_sweep(sweep: Sweep, tell: Callable[[], None]) -> None:
         finally:
             loop.leave()
             tell()
-    if told.number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise Requeue(f"{loop.ended()} of {sweep.trials} trials have ended, the others are saved; the same command goes on")
+        if told.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Requeue(
+            f"{loop.ended()} of {sweep.trials} trials have ended, the others are saved; the same command goes on"
+        )
 
 
 class _Loop:

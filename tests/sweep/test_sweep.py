@@ -124,7 +124,7 @@ def test_a_training_that_was_stopped_from_outside_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, Requeue), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_signal_ends_the_trials_and_the_same_command_goes_on(tmp_path, number, ends):
+def test_a_signal_ends_the_trials_and_the_same_command_goes_on(tmp_path, number, ends, capsys):
     plan = sweep(tmp_path / "out", [120, 5, 5], jobs=2)
     before = signal.getsignal(signal.SIGTERM)
 
@@ -138,6 +138,7 @@ def test_a_signal_ends_the_trials_and_the_same_command_goes_on(tmp_path, number,
         run_sweep(plan, lambda: None)
     assert signal.getsignal(signal.SIGTERM) == before
     assert states(plan) == ["COMPLETE", "RUNNING", "RUNNING"]
+    assert "sweep: stopped, 1 trials" in capsys.readouterr().err
     spent = plan.study.trials[2].user_attrs["seconds"]
     assert spent > 0
     for trial in (1, 2):
