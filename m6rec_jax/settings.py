@@ -81,11 +81,12 @@ def field_help(kind: type) -> dict[str, str]:
     }
 
 
-def shipped() -> dict[str, Path]:
-    """The configurations that come with the program, by name: inside the installed package or beside it."""
+def shipped(kind: str = "") -> dict[str, Path]:
+    """The configurations that come with the program (those of a subfolder, where `kind` names one), by name: inside the
+    installed package or beside it."""
     here = Path(__file__).resolve().parent
     folder = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted((folder / kind).glob("*.yaml"))}
 
 
 def find_config(name: str) -> Path:

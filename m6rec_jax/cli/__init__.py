@@ -27,6 +27,7 @@ VERBS = {
     "prepare": ("prepare", "prepare", "turn raw tables into a dataset: clean, tokenise, code, split"),
     "train": ("train", "train", "pretrain a model on datasets; run again to resume"),
     "plan": ("plan", "plan", "compile a configuration for hardware that is not here"),
+    "sweep": ("sweep", "sweep", "search settings: many runs, the best configuration"),
     "evaluate": ("recommend", "evaluate", "measure a run against popularity, item-kNN and the counting floor"),
     "compare": ("compare", "compare", "tell whether runs differ: paired tests over the same users"),
     "generate": ("recommend", "generate", "recommend to many users at once, into Parquet"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+MOST_TRIALS = 30  # of a sweep in the printed table; the file holds all
 MEASURES = ("ndcg@10", "recall@10", "coverage@10", "novelty@10")
 
 
@@ -66,6 +67,27 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
             f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f})", p, _plain(row["winner"] or "not significant"),
         )  # fmt: skip
     _print(table, _plain(comparison["method"]), _plain(comparison["protocol"]))
+
+
+def print_sweep(table: Sequence[Any], keys: Sequence[str], path: str) -> None:
+    """The trials of a sweep (`sweep.report.Row`), best first; those without a figure last."""
+    from rich.table import Table
+
+    shown = Table(title=f"{len(table)} trials", title_justify="left")
+    for name in ("trial", "state", "valid\nndcg@10", "step", "seconds"):
+        shown.add_column(name, justify="left" if name == "state" else "right")
+    for key in keys:
+        shown.add_column(key.replace(".", ".\n"), justify="right", overflow="fold")
+    order = sorted(table, key=lambda row: (row.state != "complete", row.value is None, -(row.value or 0.0), row.trial))
+    for row in order[:MOST_TRIALS]:
+        figures = ("-" if row.value is None else f"{row.value:.4f}", "-" if row.step is None else f"{row.step:,}")
+        settings = (row.values.get(key, "-") for key in keys)
+        shown.add_row(
+            str(row.trial), row.state, *figures, "-" if row.seconds is None else f"{row.seconds:,.0f}",
+            *(_plain(f"{value:.4g}" if isinstance(value, float) else str(value)) for value in settings),
+        )  # fmt: skip
+    more = len(order) - MOST_TRIALS
+    _print(shown, *([_plain(f"and {more} more in {path}")] if more > 0 else []))
 
 
 def print_lists(sample: Mapping[str, Any]) -> None:

@@ -167,13 +167,9 @@ def test_an_element_of_the_array_makes_its_shard(tmp_path, element):
     assert (code, out) == (0, f"generate --run r --out o/ --shards 3 --shard {int(element) - 4}\n")
 
 
-def test_a_line_of_settings_is_a_run(tmp_path):
-    (tmp_path / "settings.txt").write_text("--train.seed=1\n--train.seed=2 --model.width=64\n")
-    said = '#!/bin/sh\necho "$@"\n'
-    words = [str(tmp_path / "settings.txt"), "runs/sweep", "--config", "small"]
-    code, out, _ = batch("sweep", tmp_path, *words, m6rec=said, SLURM_ARRAY_TASK_ID="2", **ARRAY)
-    assert (code, out) == (0, "train --config small --train.seed=2 --model.width=64 --run runs/sweep/2\n")
-    assert batch("sweep", tmp_path, *words, m6rec=said, SLURM_ARRAY_TASK_ID="3", **ARRAY)[0] == 2
+def test_a_sweep_gets_its_options(tmp_path):
+    code, out, _ = batch("sweep", tmp_path, "--jobs", "4", "--out", "a b", m6rec='#!/bin/sh\nprintf "%s|" "$@"\n')
+    assert (code, out) == (0, "sweep|--jobs|4|--out|a b|")
 
 
 WAITS = "#!/usr/bin/env bash\ntrap 'exit {}' TERM\necho ready\nfor i in {{1..250}}; do sleep .1; done\n"
@@ -188,7 +184,7 @@ WAITS = "#!/usr/bin/env bash\ntrap 'exit {}' TERM\necho ready\nfor i in {{1..250
         ("sweep", 75, "0", True),
         ("sweep", 2, "0", False),  # wrong input stays wrong
         ("sweep", 75, "100", False),
-        ("sweep", 143, "0", True),  # the signal came before the first step
+        ("sweep", 143, "0", True),  # the signal came before the first trial
         ("train", 75, "0", True),
         ("train", 143, "0", True),
         ("train", 2, "0", False),
@@ -197,24 +193,20 @@ WAITS = "#!/usr/bin/env bash\ntrap 'exit {}' TERM\necho ready\nfor i in {{1..250
     ],
 )
 def test_what_was_stopped_before_the_limit_is_queued_again(tmp_path, name, code, restarts, requeued):
-    (tmp_path / "settings.txt").write_text("--train.seed=1\n" * 9)
-    words = [str(tmp_path / "settings.txt"), "runs"] if name == "sweep" else []
     ended, _, calls = batch(
-        name, tmp_path, *words, m6rec=WAITS.format(code), send=signal.SIGTERM,
+        name, tmp_path, m6rec=WAITS.format(code), send=signal.SIGTERM,
         SLURM_ARRAY_TASK_ID="5", SLURM_RESTART_COUNT=restarts, **ARRAY,
     )  # fmt: skip
     assert ended == code
     if name == "train":
         assert calls[0].startswith("srun ") and calls[1] == "scancel --signal=TERM 70"
         calls = calls[2:]
-    assert calls == ([f"scontrol requeue {'70' if name == 'train' else '70_5'}"] if requeued else [])
+    assert calls == ([f"scontrol requeue {'70_5' if name == 'generate' else '70'}"] if requeued else [])
 
 
 @pytest.mark.parametrize("name", ["sweep", "train"])
 def test_a_job_that_nobody_stopped_is_not_queued_again_after_143(tmp_path, name):
-    (tmp_path / "settings.txt").write_text("--train.seed=1\n" * 9)
-    words = [str(tmp_path / "settings.txt"), "runs"] if name == "sweep" else []
-    code, _, calls = batch(name, tmp_path, *words, m6rec="#!/bin/sh\nexit 143\n", SLURM_ARRAY_TASK_ID="5", **ARRAY)
+    code, _, calls = batch(name, tmp_path, m6rec="#!/bin/sh\nexit 143\n", SLURM_ARRAY_TASK_ID="5", **ARRAY)
     assert code == 143
     assert not [call for call in calls if "requeue" in call]
 

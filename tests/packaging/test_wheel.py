@@ -27,7 +27,8 @@ def text(wheel, ending):
 def test_it_holds_every_file_of_the_package(wheel):
     package = [path for path in (ROOT / "m6rec_jax").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     here = {path.relative_to(ROOT).as_posix() for path in package}
-    configs = {f"m6rec_jax/configs/{path.name}" for path in (ROOT / "configs").iterdir()}
+    configs = {f"m6rec_jax/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert "m6rec_jax/configs/sweep/quality.yaml" in configs
     assert any(name.endswith(".html.j2") for name in here)
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == here | configs
 

@@ -1,0 +1,1 @@
+from tests.fixtures import tiny_dataset, tiny_root  # noqa: F401
