@@ -64,7 +64,9 @@ def settings(described: Mapping[str, Any]) -> dict[str, int | float]:
 
 def to_change(config: ModelConfig, wanted: Mapping[str, int | float]) -> list[str]:
     """The settings that must change for weights with the settings `wanted`, as they are written on a command line."""
-    ours = {"kv_heads": config.n_kv, "ffn": config.ffn_width}
+    # What is left open follows from the others once they are changed, and not from what they are now.
+    after = ModelConfig(width=int(wanted["width"]), heads=int(wanted["heads"]))
+    ours = {"kv_heads": config.kv_heads or after.n_kv, "ffn": config.ffn or after.ffn_width}
     return [f"--model.{n}={value}" for n, value in wanted.items() if ours.get(n, getattr(config, n)) != value]
 
 

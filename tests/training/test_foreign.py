@@ -168,6 +168,8 @@ def test_sizes_that_differ_are_told_as_settings(folder, tiny):  # noqa: F811
     other = replace(MODEL, heads=4, kv_heads=0, ffn=0, norm_eps=1e-6, experts=4)
     changed(folder, rope_parameters=None, rope_theta=500.0, num_hidden_layers=2)
     refused(folder, tiny, "with --model.heads=6 --model.kv_heads=2 --model.ffn=40 --model.experts=0 --model.norm_eps=1e-05$", other)  # fmt: skip
+    follows = replace(MODEL, width=16, heads=2, kv_heads=0)  # two now, and six once heads are six
+    refused(folder, tiny, "train with --model.width=24 --model.heads=6 --model.kv_heads=2$", follows)
 
 
 @pytest.mark.parametrize("values, match", [
