@@ -154,10 +154,9 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                     watch.beat(f"the save of step {done}")
                 if stopping or (keep and (last or enough)):
                     loop.writer.wait()
-                    saved = f"saved step {done}" if not keep else unsaved(loop.run, done)
-                if stopping:
-                    stop.leave(saved)
-                if keep and (last or enough):
+                    saved = unsaved(loop.run, done) if keep else f"saved step {done}"
+                    if stopping:
+                        stop.leave(saved)
                     note(saved)
                 if enough:
                     note(f"no better {BEST_METRIC} than {best:.4f} in {since_best} validations; stopped at step {done}")
