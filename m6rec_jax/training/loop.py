@@ -154,7 +154,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                     watch.beat(f"the save of step {done}")
                 if stopping or (keep and (last or enough)):
                     loop.writer.wait()
-                    saved = f"saved step {done}" if not keep else unsaved(loop.run, done)
+                    saved = unsaved(loop.run, done) if keep else f"saved step {done}"
                     if stopping:
                         stop.leave(saved)
                     note(saved)

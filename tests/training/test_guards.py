@@ -58,10 +58,11 @@ def little(
     run: Path,
     norm: Callable[[int], float] = lambda step: 1.0,
     validate: Callable[[float], dict[str, float]] = lambda w: {},
+    every: int = 1,
     **train,
 ) -> TrainState:
     """The loop around a model of one number, which each step that counts moves by 1: `norm(step)` is the gradient."""
-    config = replace(CONFIG, train=TrainConfig(log_every=1, **train), checkpoint=CheckpointConfig(every=1, keep=9))
+    config = replace(CONFIG, train=TrainConfig(log_every=1, **train), checkpoint=CheckpointConfig(every=every, keep=9))
     run.mkdir(exist_ok=True)
     mesh = make_mesh(config.mesh)
     zero = jnp.zeros((), jnp.int32)
@@ -144,6 +145,8 @@ def test_what_is_due_while_steps_are_skipped_comes_with_the_next_that_counts(tmp
     state = little(run, lambda step: 1e6 if step in (5, 6) else 1.0, lambda w: {"ndcg@10": w}, steps=8, eval_every=5)
     assert steps(run) == [1, 2, 3, 4, 7, 8] and int(state.skipped) == 2
     assert [row["step"] for row in read_rows(run) if "valid/ndcg@10" in row] == [7, 8]
+    little(tmp_path / "seldom", lambda step: np.nan if step in (5, 6) else 1.0, every=5, steps=9, eval_every=0)
+    assert steps(tmp_path / "seldom") == [7, 9]
 
 
 @pytest.mark.parametrize("sign", [False, True])
