@@ -10,17 +10,18 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+KEPT = "product"  # by this name model.remat=dots keeps them: no policy sees into a gradient rule
 Places = jax.sharding.PartitionSpec | None
 
 
 def product(subscripts: str, x: jax.Array, w: jax.Array, place: Places = None) -> jax.Array:
     """`jnp.einsum(subscripts, x, w, out_sharding=place)`; no letter may be on one side alone, so that gradients are sums."""
-    if (
-        jax.sharding.get_abstract_mesh().manual_axes
-    ):  # there jax must say itself over which devices a gradient is summed
-        return jnp.einsum(subscripts, x, w, out_sharding=place)
-    return _product(subscripts, place, x, w)
+    # Where a program is one device's part, jax must say itself over which devices a gradient is summed.
+    manual = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    made = jnp.einsum(subscripts, x, w, out_sharding=place) if manual else _product(subscripts, place, x, w)
+    return checkpoint_name(made, KEPT)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -18,7 +18,7 @@ from m6rec_jax.model.items import Catalogues, Embeddings
 from m6rec_jax.model.kernels import attend, attend_prefix
 from m6rec_jax.model.layers import Part, Turns, dropout, rms_norm, rope, rope_turns, scale, swiglu, weight
 from m6rec_jax.model.pipeline import pipelined
-from m6rec_jax.model.products import product
+from m6rec_jax.model.products import KEPT, product
 from m6rec_jax.model.quantised import dense
 from m6rec_jax.vocab import Vocab
 
@@ -300,5 +300,5 @@ def _remat(layer, policy: str):
     """Named remat policies: what the backward pass computes again instead of keeping."""
     if policy == "none":
         return layer
-    saved = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}[policy]
+    saved = {"dots": jax.checkpoint_policies.save_only_these_names(KEPT), "full": None}[policy]
     return partial(jax.checkpoint, prevent_cse=False, policy=saved)(layer)

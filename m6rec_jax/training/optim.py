@@ -90,7 +90,7 @@ def matrix_axes(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Axes of a stacked layer weight that its product sums over, and those it leaves; every other is one of many matrices."""
     axes = Block.AXES[name]
     embed = axes.index("embed")
-    rest = tuple(i for i, axis in enumerate(axes) if axis not in ("layers", "expert", "embed"))
+    rest = tuple(i for i, axis in enumerate(axes) if i and axis != "embed" and (i, axis) != (1, "experts"))
     return (rest, (embed,)) if embed == len(axes) - 1 else ((embed,), rest)
 
 
