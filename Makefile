@@ -10,14 +10,14 @@ PY ?=
 export VENV PY
 
 BIN := $(VENV)/bin
-LOCKS := requirements/core.lock requirements/all.lock requirements/serve.lock requirements/cuda.lock requirements/tpu.lock benchmarks/decoding/peers.lock
+LOCKS := requirements/core.lock requirements/all.lock requirements/serve.lock requirements/cuda.lock requirements/tpu.lock requirements/beam.lock benchmarks/decoding/peers.lock
 # Universal: one lock for Python 3.11 to 3.14, Linux and macOS (array-record has no Windows wheel). Wheels only, no host.
 # A local find-links folder or index of this machine's must not decide what others get.
 UV ?= $(BIN)/uv
 COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compile --quiet --no-config \
 	--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean \
+.PHONY: help install install-all install-beam demo test check check-code check-types check-imports check-packages check-locks lock clean \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
 	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-fuzz bench-exact
 .DEFAULT_GOAL := help
@@ -30,6 +30,9 @@ install:  ## $(VENV) with what the demo needs; then .venv/bin/m6rec is the comma
 
 install-all:  ## and everything else: dev tools, extras, compilers for TPU and GPU
 	@sh requirements/install.sh all
+
+install-beam:  ## .venv-beam: Apache Beam and what preparing data imports, without jax
+	@VENV=.venv-beam sh requirements/install.sh beam
 
 demo: install  ## MovieLens-100K from fetch to report, in demo/; run again to continue
 	$(BIN)/m6rec demo
@@ -67,6 +70,7 @@ lock:  ## resolve again; ARGS=--upgrade moves to newer releases
 	$(COMPILE) --group serving -c requirements/all.lock -o requirements/serve.lock
 	$(COMPILE) pyproject.toml --extra kernels --group build --group cuda -c requirements/all.lock -o requirements/cuda.lock
 	$(COMPILE) pyproject.toml --group build --group tpu -c requirements/all.lock -o requirements/tpu.lock
+	$(COMPILE) --group beam --group build -o requirements/beam.lock $(ARGS)
 	$(COMPILE) benchmarks/decoding/peers.in -o benchmarks/decoding/peers.lock
 	@$(MAKE) --no-print-directory check-locks
 
