@@ -19,7 +19,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 
 .PHONY: help install install-all install-beam demo test check check-code check-types check-imports check-packages check-locks lock clean \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
-	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-fuzz bench-exact
+	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-fuzz bench-exact bench-faults
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -111,6 +111,9 @@ bench-warm: install  ## known users, whose prefixes are kept, against strangers,
 
 bench-fuzz: install  ## a million random requests: every id real, allowed, unseen, there once; no false certificate
 	$(BIN)/python -m benchmarks.fuzz
+
+bench-faults: install  ## kills, damaged checkpoints, SIGTERM, other meshes and processes, each against an undisturbed run; MINUTES=60
+	$(BIN)/python -m benchmarks.faults --minutes $(or $(MINUTES),60)
 
 bench-exact: install  ## lists proven best by 10 to 100 beams; RUN=... one run or several
 	$(BIN)/python -m benchmarks.exact --run $(RUN)

@@ -58,8 +58,9 @@ class WithHead(Transformer):
         self.head_in = weight(rngs, (D, 2 * D), ("embed", "ffn"), D**-0.5)
         self.head_out = weight(rngs, (2 * D, D), ("ffn", "embed"), (2 * D) ** -0.5 / 4)
 
-    def hidden(self, *args: Any, **options: Any) -> jax.Array:
-        return self._head(super().hidden(*args, **options), "bt")
+    def routed(self, *args: Any, **options: Any) -> tuple[jax.Array, Any]:
+        x, routing = super().routed(*args, **options)
+        return self._head(x, "bt"), routing
 
     def prefill(self, *args: Any, **options: Any) -> tuple[jax.Array, Any]:
         x, kv = super().prefill(*args, **options)

@@ -15,6 +15,7 @@ from m6rec_jax.errors import InputError
 DType = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]
 Attention = Literal["auto", "xla", "splash", "tokamax"]
+Routing = Literal["dropless", "capacity"]
 
 
 def check(condition: bool, message: str) -> None:
@@ -54,6 +55,15 @@ class ModelConfig:
         heads: attention heads; must divide width.
         kv_heads: key/value heads (grouped-query attention); 0 = heads.
         ffn: inner size of SwiGLU; 0 = 8/3 of width, rounded up to a multiple of 64.
+        experts: feed-forward networks in each layer, of which a router chooses for each token (model/experts); 0 = one, for all.
+        experts_per_token: experts that a token is sent to.
+        expert_ffn: inner size of an expert; 0 = that of `ffn`.
+        shared_experts: experts that every token passes through beside its chosen ones.
+        routing: of training: dropless, every token reaches its experts; capacity, an expert takes so many tokens of a row
+            and those beyond pass it by. Serving is always dropless.
+        capacity_factor: places in the experts for each choice of a token, with routing=capacity; 1 fits all when even.
+        balance: weight of the loss that keeps experts evenly used (Fedus et al. 2022).
+        router_z: weight of the loss that keeps the router's logits small (Zoph et al. 2022).
         dropout: share of residual-branch activations dropped in training.
         embed_dropout: share of input embedding entries dropped in training.
         id_dropout: share of item id parts dropped in training, so that content must carry them (DESIGN section 5).
@@ -64,6 +74,8 @@ class ModelConfig:
         content: add projected item features to item tokens and to the atomic output table.
         attention: whose code attends (model/kernels): xla (any device), splash (TPU), tokamax (Hopper GPU or later; the extra `kernels`);
             auto = by device, and xla unless dtype is bfloat16.
+        microbatches: parts of a slice's rows that flow through the stages of mesh.stage one behind another; 0 = as many as
+            stages.
     """
 
     layers: int = 2
@@ -71,6 +83,14 @@ class ModelConfig:
     heads: int = 2
     kv_heads: int = 0
     ffn: int = 0
+    experts: int = 0
+    experts_per_token: int = 2
+    expert_ffn: int = 0
+    shared_experts: int = 0
+    routing: Routing = "dropless"
+    capacity_factor: float = 1.25
+    balance: float = 0.01
+    router_z: float = 0.0
     dropout: float = 0.2
     embed_dropout: float = 0.3
     id_dropout: float = 0.1
@@ -80,17 +100,34 @@ class ModelConfig:
     remat: Remat = "none"
     content: bool = True
     attention: Attention = "auto"
+    microbatches: int = 0
 
     def __post_init__(self) -> None:
-        above_zero("model", self, "layers", "width", "heads", "rope_theta", "norm_eps")
-        at_least(0, "model", self, "kv_heads", "ffn")
+        above_zero(
+            "model", self, "layers", "width", "heads", "rope_theta", "norm_eps", "experts_per_token", "capacity_factor"
+        )
+        at_least(
+            0,
+            "model",
+            self,
+            "kv_heads",
+            "ffn",
+            "experts",
+            "expert_ffn",
+            "shared_experts",
+            "balance",
+            "router_z",
+            "microbatches",
+        )
         below_one("model", self, "dropout", "embed_dropout", "id_dropout")
-        for name, known in (("dtype", DType), ("remat", Remat), ("attention", Attention)):
+        for name, known in (("dtype", DType), ("remat", Remat), ("attention", Attention), ("routing", Routing)):
             value = getattr(self, name)
             check(value in get_args(known), f"model.{name}={value}: must be one of {', '.join(get_args(known))}")
         check(self.attention != "tokamax" or self.dtype == "bfloat16", f"model.attention=tokamax and model.dtype={self.dtype}: its kernels compute in bfloat16; change one of them")  # fmt: skip
         check(self.width % self.heads == 0, f"model.heads={self.heads} does not divide model.width={self.width}")
         check((self.width // self.heads) % 2 == 0, f"model.width={self.width} over model.heads={self.heads} gives an odd head size; rotary positions need an even one")  # fmt: skip
+        check(not self.experts or self.experts_per_token <= self.experts, f"model.experts_per_token={self.experts_per_token} is more than model.experts={self.experts}")  # fmt: skip
+        check(self.experts > 0 or self.shared_experts == 0, f"model.shared_experts={self.shared_experts} and model.experts=0: a dense model shares none; change one of them")  # fmt: skip
         check(self.heads % self.n_kv == 0, f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}")
 
     @property
@@ -105,6 +142,15 @@ class ModelConfig:
     def ffn_width(self) -> int:
         return self.ffn or -(-self.width * 8 // 3 // 64) * 64
 
+    @property
+    def expert_width(self) -> int:
+        return self.expert_ffn or self.ffn_width
+
+    @property
+    def dense_width(self) -> int:
+        """Inner size of what every token passes through: the feed-forward layer, or the shared experts as one."""
+        return self.shared_experts * self.expert_width if self.experts else self.ffn_width
+
 
 @dataclass(frozen=True)
 class MeshConfig:
@@ -117,6 +163,9 @@ class MeshConfig:
         sequence: positions of a row sharded.
         expert: experts of the feed-forward layers sharded.
         stage: layers sharded, each device holding a run of them (a pipeline).
+        dcn: of several slices (TPU slices, or machines of GPUs, joined by a slower network), over how many an axis reaches:
+            {data: 4} puts four groups of replicas on four slices. The factors multiply to the number of slices; an axis
+            that is not named stays within a slice.
     """
 
     data: int = -1
@@ -125,11 +174,18 @@ class MeshConfig:
     sequence: int = 1
     expert: int = 1
     stage: int = 1
+    dcn: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
+        axes = [name for name in self.__dataclass_fields__ if name != "dcn"]
+        for name in axes:
             size = getattr(self, name)
             check(size > 0 or size == -1, f"mesh.{name}={size}: must be above 0, or -1 for all devices that are left")
+        for name, factor in self.dcn.items():
+            check(name in axes, f"mesh.dcn.{name}={factor}: unknown axis; known: {', '.join(axes)}")
+            check(factor > 0, f"mesh.dcn.{name}={factor}: must be above 0")
+            size = getattr(self, name)
+            check(size == -1 or size % factor == 0, f"mesh.dcn.{name}={factor} does not divide mesh.{name}={size}")
 
 
 @dataclass(frozen=True)
@@ -180,6 +236,8 @@ class DataConfig:
         mask_rate: share of a sequence that the masked objectives hide.
         block: plan entries shuffled and packed together.
         threads: reader threads; 0 = the training thread reads.
+        bad_records: damaged records that each process leaves out and counts; one more stops the run and names file and
+            record. 0 = the first one stops it.
     """
 
     length: int = 256
@@ -187,13 +245,14 @@ class DataConfig:
     mask_rate: float = 0.3
     block: int = 4096
     threads: int = 2
+    bad_records: int = 0
 
     def __post_init__(self) -> None:
         check(
             self.length == 0 or self.length >= 16, f"data.length={self.length}: must be at least 16, or 0 to be fitted"
         )
         above_zero("data", self, "block")
-        at_least(0, "data", self, "rows", "threads")
+        at_least(0, "data", self, "rows", "threads", "bad_records")
         check(0 < self.mask_rate < 1, f"data.mask_rate={self.mask_rate}: must lie between 0 and 1")
 
 
@@ -258,6 +317,15 @@ class TrainConfig:
         eval_every: steps between validations; 0 = only at the end. With `epochs`, at most so many, and an eighth of the run.
         patience: validations without a better ndcg@10 before training stops; 0 = never.
         seed: of parameters, data order and dropout.
+        explode: a step whose gradient norm is above so many times the running mean changes nothing; 0 = only where it is
+            not finite.
+        max_skips: steps in a row that change nothing before training stops.
+        spike: a loss above the running median by so many times the usual distance from it, for some steps, is rewound
+            (training/guards); 0 = never, so that every plan entry is used exactly once.
+        rewinds: how often, before training stops.
+        hang_seconds: without a finished step, validation or save before the process writes its stacks and ends with exit code 75;
+            0 = waits for ever.
+        profile: steps START:STOP whose trace is written under run/profile; empty = none.
     """
 
     steps: int = 1000
@@ -267,10 +335,20 @@ class TrainConfig:
     eval_every: int = 200
     patience: int = 0
     seed: int = 0
+    explode: float = 100.0
+    max_skips: int = 10
+    spike: float = 0.0
+    rewinds: int = 3
+    hang_seconds: float = 1800.0
+    profile: str = ""
 
     def __post_init__(self) -> None:
-        above_zero("train", self, "steps", "accumulate", "log_every")
-        at_least(0, "train", self, "epochs", "eval_every", "patience")
+        above_zero("train", self, "steps", "accumulate", "log_every", "max_skips")
+        at_least(0, "train", self, "epochs", "eval_every", "patience", "spike", "rewinds", "hang_seconds")
+        check(self.explode == 0 or self.explode > 1, f"train.explode={self.explode}: must be above 1, or 0 for never")
+        start, colon, stop = self.profile.partition(":")
+        fits = not self.profile or (colon and start.isdigit() and stop.isdigit() and 0 < int(start) < int(stop))
+        check(bool(fits), f"train.profile={self.profile}: give the steps as START:STOP, such as 100:110, START from 1")
         check(0 <= self.seed < 2**32, f"train.seed={self.seed}: must be at least 0 and below 2^32")
 
 

@@ -1,7 +1,7 @@
 """Devices that are not here: programs are compiled for them, and nothing is run.
 
 The compilers come with the extra `aot` (libtpu, jax's CUDA plugin). A topology is named `tpu:v5p:8x8x8` (chips along
-the axes of the torus) or `gpu:h100:4x8` (hosts x GPUs in each).
+the axes of the torus), `tpu:v5p:8x8x8*4` (four such slices) or `gpu:h100:4x8` (hosts x GPUs in each).
 """
 
 from __future__ import annotations
@@ -75,18 +75,19 @@ class Topology(NamedTuple):
 def known() -> str:
     """The topologies that can be named, for people."""
     tpus = ", ".join(f"tpu:{chip}:{layout}" for chip, layout in TPUS.items())
-    return f"{tpus} (or another layout of these chips), gpu:{{{','.join(GPUS)}}}:HOSTSxGPUS"
+    return f"{tpus} (or another layout of these chips; *N after it for N slices), gpu:{{{','.join(GPUS)}}}:HOSTSxGPUS"
 
 
 def topology(name: str) -> Topology:
-    """The devices of `tpu:CHIP:LAYOUT` or `gpu:NAME:HOSTSxGPUS`.
+    """The devices of `tpu:CHIP:LAYOUT`, of `tpu:CHIP:LAYOUT*SLICES` or of `gpu:NAME:HOSTSxGPUS`.
 
     Raises InputError when the name is unknown (the line lists the known ones) or its compiler is not installed.
     """
     platform, _, rest = name.partition(":")
     chip, _, layout = rest.partition(":")
+    layout, star, slices = layout.partition("*")
     chips = {"tpu": TPUS, "gpu": GPUS}.get(platform, {})
-    if chip not in chips or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", layout) or (platform == "gpu" and layout.count("x") != 1):  # fmt: skip
+    if chip not in chips or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", layout) or (platform == "gpu" and (star or layout.count("x") != 1)) or (star and not re.fullmatch(r"[1-9]\d*", slices)):  # fmt: skip
         raise InputError(f"{name}: unknown topology; known: {known()}")
     try:
         if platform == "gpu":
@@ -94,7 +95,9 @@ def topology(name: str) -> Topology:
             found = topologies.get_topology_desc(chip, "cuda", target_config=text, topology=f"1x{layout}")
             return Topology(name, found.devices, GPUS[chip].memory)
         with _without_chips():
-            found = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{layout}")
+            found = topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{chip}:{layout}", num_slices=int(slices or 1)
+            )
         return Topology(name, found.devices, None)
     except Exception as error:  # a missing plugin is a RuntimeError here and another there
         said = " ".join(str(error).split())[:200]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from m6rec_jax.config import ModelConfig, OptimConfig
+from m6rec_jax.config import MeshConfig, ModelConfig, OptimConfig
 from m6rec_jax.data.packing import ROW_ARRAYS
 from m6rec_jax.decoding import programs
 from m6rec_jax.decoding.trie import allowed_under, build_trie
@@ -20,6 +20,7 @@ from m6rec_jax.model.items import ITEM_AXES, ItemTable, item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.sharding import AXES, spec
 from m6rec_jax.topologies import GPUS, TPUS, compiled, topology
+from m6rec_jax.training import sharding as meshes
 from m6rec_jax.training.optim import make_optimizer
 from m6rec_jax.training.sharding import BATCH_AXES
 from m6rec_jax.training.state import TrainState
@@ -48,6 +49,7 @@ def squares(program):
 
 
 def mesh_of(at, sizes):
+    sizes = (*sizes, *(1,) * (len(AXES) - len(sizes)))
     devices = np.array(at.devices[: int(np.prod(sizes))]).reshape(sizes)
     return jax.sharding.Mesh(devices, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
 
@@ -56,11 +58,11 @@ def shape(mesh, sizes, dtype, *axes):
     return jax.ShapeDtypeStruct(sizes, dtype, sharding=jax.NamedSharding(mesh, spec(*axes)))
 
 
-def gradient_of_attention(name, choice="auto", dtype=jnp.bfloat16):
+def gradient_of_attention(name, choice="auto", dtype=jnp.bfloat16, sizes=(2, 1, 2), mesh=None):
     """Forward and backward of grouped attention, rows over two chips and heads over two, compiled."""
     at = topology(name)
-    mesh = mesh_of(at, (2, 1, 2))
-    rows = ("batch", None)
+    mesh = mesh or mesh_of(at, sizes)
+    rows = ("batch", "position")
     one = lambda *sizes: shape(mesh, (4, T, 2, *sizes, HEAD), dtype, *rows, "kv", *(None,) * len(sizes), None)  # noqa: E731
     ends = shape(mesh, (4, T), jnp.int32, *rows)
 
@@ -76,6 +78,26 @@ def test_attention_in_training_is_the_kernel_and_holds_neither_scores_nor_mask(n
     program = gradient_of_attention(name)
     assert calls(program).count(TARGETS[name]) == 3  # forward, and backward for queries and for keys and values
     assert not squares(program)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_positions_over_devices_are_the_kernel_too_with_the_keys_of_all(name):
+    program = gradient_of_attention(name, sizes=(1, 1, 2, 2))
+    assert calls(program).count(TARGETS[name]) == 3
+    assert "all-gather" in program.as_text()
+    assert not re.findall(rf"\w+\[(?:\d+,)*{T // 2},{T}\]", program.as_text())  # the scores of a device
+
+
+def test_a_mesh_over_two_slices_keeps_what_is_not_named_within_one():
+    name = "tpu:v5p:2x2x1*2"
+    at = topology(name)
+    assert [device.slice_index for device in at.devices] == [0] * 4 + [1] * 4
+    mesh = meshes.mesh_of(MeshConfig(data=4, tensor=2, dcn={"data": 2}), at.devices)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices).reshape(4, 2)
+    assert slices.tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert calls(gradient_of_attention(name, mesh=mesh)).count("tpu_custom_call") == 3
+    with pytest.raises(InputError, match="mesh.dcn names no axis and there are 2"):
+        meshes.mesh_of(MeshConfig(), at.devices)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -99,9 +121,8 @@ def test_the_search_after_a_prefix_runs_the_kernel_in_prefill_and_over_the_prefi
     asked = programs.Asked(whole(B, T), whole(B, T), whole(B), whole(B, 8), whole(B, 16), real(B, 16), real(B), real(B))
     items = item_table(np.zeros((40, 5)), np.ones(40, bool))
     settings = programs.Settings(4, 8, "level")
-    program = compiled(
-        topology(name), programs.recommend, define, settings, params, items, trie, allowed_under(trie), asked
-    )
+    together = jax.jit(programs.recommend, static_argnums=(0, 1))
+    program = compiled(topology(name), together, define, settings, params, items, trie, allowed_under(trie), asked)
     assert calls(program).count(TARGETS[name]) == 2  # the scanned layers of prefill, and those of the second level
     assert not squares(program)
 
@@ -109,12 +130,13 @@ def test_the_search_after_a_prefix_runs_the_kernel_in_prefill_and_over_the_prefi
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_whole_training_step_on_a_mesh(name):
+@pytest.mark.parametrize("sizes", [(2, 1, 2), (1, 1, 1, 2, 1, 2)], ids=["data, tensor", "sequence, stage"])
+def test_a_whole_training_step_on_a_mesh(name, sizes):
     at = topology(name)
-    mesh = mesh_of(at, (2, 1, 2))
+    mesh = mesh_of(at, sizes)
     still = {"dropout": 0.0, "embed_dropout": 0.0, "id_dropout": 0.0}  # random bits take most of the compiler's time
-    sizes = ModelConfig(layers=2, width=128, heads=4, kv_heads=2, dtype="bfloat16", remat="dots", **still)
-    blueprint, optimizer = Blueprint(sizes, Vocab(300, (100,)), 6), make_optimizer(OptimConfig(), 100)
+    config = ModelConfig(layers=2, width=128, heads=4, kv_heads=2, dtype="bfloat16", remat="dots", **still)
+    blueprint, optimizer = Blueprint(config, Vocab(300, (100,)), 6), make_optimizer(OptimConfig(), 100)
     with jax.set_mesh(mesh):
         placed = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, s))  # noqa: E731
         params = jax.tree.map(placed, blueprint.shapes(), blueprint.specs())
@@ -144,7 +166,18 @@ def test_every_listed_tpu_can_be_had(chip):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "v5p", "tpu:v9:2x2", "gpu:h100:8", "gpu:v5p:2x2", "tpu:v5p:3x3x3", "tpu:v5p:2x0x1"]
+    "name",
+    [
+        "",
+        "v5p",
+        "tpu:v9:2x2",
+        "gpu:h100:8",
+        "gpu:v5p:2x2",
+        "tpu:v5p:3x3x3",
+        "tpu:v5p:2x0x1",
+        "tpu:v5p:2x2x1*0",
+        "gpu:h100:1x8*2",
+    ],
 )
 def test_an_unknown_topology_names_those_that_are_known(name):
     with pytest.raises(InputError, match=f"^{re.escape(name)}: ") as error:

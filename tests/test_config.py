@@ -145,8 +145,9 @@ def test_contradictions_raise_when_made(make, says):
 # One value outside the range of every number, at its edge where the range is open; and one inside.
 OUTSIDE = {
     "model": {"layers": 0, "width": 0, "heads": 0, "kv_heads": -2, "ffn": -1, "dropout": 1.0, "embed_dropout": 1.0,
-              "id_dropout": 1.0, "rope_theta": 0.0, "norm_eps": 0.0},
-    "mesh": {"data": 0, "fsdp": 0, "tensor": -2},
+              "id_dropout": 1.0, "rope_theta": 0.0, "norm_eps": 0.0, "experts": -1, "experts_per_token": 0, "expert_ffn": -1,
+              "shared_experts": -1, "capacity_factor": 0.0, "balance": -0.1, "router_z": -0.1, "microbatches": -1},
+    "mesh": {"data": 0, "fsdp": 0, "tensor": -2, "sequence": 0, "expert": 0, "stage": 0},
     "optim": {"learning_rate": 0.0, "warmup": -1, "final": 1.5, "weight_decay": -0.1, "b1": 1.0, "b2": 1.0, "clip": 0.0,
               "label_smoothing": 1.0,
               "average": 1.0, "negatives": -1},
@@ -207,7 +208,8 @@ def test_shipped_files_say_how_many_parameters_they_make(name, path):
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"), [("base", 0.28e9, 0.33e9), ("1b", 0.95e9, 1.1e9), ("7b", 6.7e9, 7.2e9)]
+    ("name", "least", "most"),
+    [("base", 0.28e9, 0.33e9), ("1b", 0.95e9, 1.1e9), ("7b", 6.7e9, 7.2e9), ("moe-100b", 95e9, 105e9)],
 )
 def test_names_say_the_size(name, least, most):
     model = nnx.eval_shape(lambda: Transformer(load_config([name]).model, Vocab(4096, (1682,)), 64, rngs=nnx.Rngs(0)))
@@ -217,7 +219,8 @@ def test_names_say_the_size(name, least, most):
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_meshes_divide_what_they_shard(name):
     config = load_config([name])
-    assert config.data.rows % (config.mesh.fsdp * config.train.accumulate) == 0
+    assert config.data.rows % (config.mesh.fsdp * config.mesh.expert * config.train.accumulate) == 0
+    assert config.model.experts % config.mesh.expert == 0 and config.model.expert_width % config.mesh.tensor == 0
     assert config.model.n_kv % config.mesh.tensor == 0
     assert config.model.ffn_width % config.mesh.tensor == 0
     assert config.model.width % config.mesh.fsdp == 0

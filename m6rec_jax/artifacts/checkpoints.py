@@ -1,11 +1,12 @@
 """Reading checkpoints: which steps are good, and their parameters alone (no optimiser, no trainer needed).
 
-A step is good once its manifest lies in its folder; the manifest holds a digest of every file, because the
-storage layer restores arrays whose bits have flipped without noticing.
+A step is good once its manifest lies in its folder; the manifest holds a digest of every file and one of what every
+array held (`artifacts.content`), because the storage layer restores arrays whose bits have flipped without noticing.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from m6rec_jax.artifacts.manifest import MANIFEST, read_manifest, verify_files
+from m6rec_jax.artifacts.content import differing
+from m6rec_jax.artifacts.manifest import MANIFEST, SEAL, read_manifest, verify_files
 from m6rec_jax.artifacts.schemas import CHECKPOINT
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
@@ -35,26 +37,36 @@ def steps(run: Path | str) -> list[int]:
 
 
 def manifest(run: Path | str, step: int) -> dict[str, Any]:
-    """The manifest of a step: `step, rows, metrics, shapes, files`. Raises InputError when it is unreadable."""
-    return read_manifest(step_folder(run, step), *CHECKPOINT)
+    """The manifest of a step: `step, rows, metrics, shapes, content, files`. Raises InputError when it is not as written."""
+    folder = step_folder(run, step)
+    said = read_manifest(folder, *CHECKPOINT)
+    if SEAL not in said:
+        raise InputError(f"{folder / MANIFEST}: not as it was written (it has no seal); take it from a copy")
+    return said
 
 
 def best_step(run: Path | str) -> int:
-    """The good step with the highest validation ndcg@10; the newest one when none was validated.
+    """The good step with the highest validation ndcg@10; the newest one when none was validated. Steps whose manifest
+    is damaged do not count.
 
     Raises InputError when the run has no checkpoint.
     """
     known = steps(run)
     if not known:
         raise InputError(f"{Path(run) / FOLDER}: no finished checkpoint; train the run, or name another one")
-    scores = {step: manifest(run, step)["metrics"].get(BEST_METRIC) for step in known}
-    scored = [step for step in known if scores[step] is not None]
-    return max(scored, key=lambda step: scores[step]) if scored else known[-1]
+    scores: dict[int, float] = {}
+    for step in known:
+        with suppress(InputError):  # whoever loads a step says what is wrong with it
+            scores[step] = manifest(run, step)["metrics"].get(BEST_METRIC, -1.0)
+    return max(scores, key=lambda step: (scores[step], step if scores[step] < 0 else -step)) if scores else known[-1]
 
 
 def check_step(run: Path | str, step: int, part: str | None = None) -> list[str]:
     """What is wrong with the bytes of a step (or of one part of it, such as `params`), a line each."""
-    files = manifest(run, step)["files"]
+    try:
+        files = manifest(run, step)["files"]
+    except InputError as error:
+        return [str(error)]
     if part is not None:
         files = {name: facts for name, facts in files.items() if "/" not in name or name.startswith(f"{part}/")}
     return verify_files(step_folder(run, step), files)
@@ -64,6 +76,16 @@ def tree_shapes(tree: Any) -> dict[str, list[Any]]:
     """`path -> [shape, dtype]` of every array of a tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): [list(x.shape), str(np.dtype(x.dtype))] for path, x in leaves}
+
+
+def check_content(run: Path | str, step: int, **parts: Any) -> list[str]:
+    """Which arrays of these parts of a step (`params=tree`), as they were loaded, are not those that were saved."""
+    said, folder = manifest(run, step)["content"], step_folder(run, step)
+    return [
+        f"{folder}: {part}{path} does not hold what was saved (its digest differs)"
+        for part, tree in parts.items()
+        for path in differing(tree, said[part])
+    ]
 
 
 def check_shapes(run: Path | str, step: int, wanted: Any, part: str = "params") -> None:
@@ -105,7 +127,11 @@ def load_params(run: Path | str, which: int | str, abstract: Any) -> tuple[int, 
             note(f"checkpoint {step} is damaged and passed over: {problems[0]}")
             continue
         check_shapes(run, step, abstract)
-        return step, ocp.load_checkpointables(step_folder(run, step), {"params": abstract})["params"]
+        params = ocp.load_checkpointables(step_folder(run, step), {"params": abstract})["params"]
+        if problems := check_content(run, step, params=params):
+            note(f"checkpoint {step} is damaged and passed over: {problems[0]}")
+            continue
+        return step, params
     raise InputError(f"{Path(run) / FOLDER}: every checkpoint is damaged; restore one from a copy or train again")
 
 

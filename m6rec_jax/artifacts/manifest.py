@@ -13,6 +13,7 @@ from m6rec_jax.artifacts.atomic import write_json
 from m6rec_jax.errors import InputError
 
 MANIFEST = "manifest.json"
+SEAL = "seal"  # the digest of all else that a manifest says
 
 
 def file_digest(path: Path | str) -> str:
@@ -30,7 +31,8 @@ def write_manifest(folder: Path, schema: str, version: int, body: dict[str, Any]
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "xxh3": file_digest(path)}
         for path in sorted(files)
     }
-    write_json(folder / MANIFEST, {"schema": schema, "version": version, **body, "files": listed})
+    said = {"schema": schema, "version": version, **body, "files": listed}
+    write_json(folder / MANIFEST, said | {SEAL: _seal(said)})
 
 
 def read_manifest(folder: Path, schema: str, version: int, name: str = MANIFEST) -> dict[str, Any]:
@@ -51,7 +53,13 @@ def read_manifest(folder: Path, schema: str, version: int, name: str = MANIFEST)
         raise InputError(
             f"{path}: {schema} version {manifest.get('version')}, this program reads {version}; make it again"
         )
+    if SEAL in manifest and manifest[SEAL] != _seal({name: x for name, x in manifest.items() if name != SEAL}):
+        raise InputError(f"{path}: not as it was written (its seal differs); take it from a copy or make the {schema} again")  # fmt: skip
     return manifest
+
+
+def _seal(said: dict[str, Any]) -> str:
+    return xxhash.xxh3_128(json.dumps(said, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
 def verify_files(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:

@@ -14,7 +14,7 @@ class Schema(NamedTuple):
 
 DATASET = Schema("dataset", 1)  # dataset/manifest.json
 RUN = Schema("run", 1)  # run/run.json
-CHECKPOINT = Schema("checkpoint", 1)  # run/checkpoints/<step>/manifest.json
+CHECKPOINT = Schema("checkpoint", 2)  # run/checkpoints/<step>/manifest.json
 GATE = Schema("gate", 4)  # run/gate.json
 LISTS = Schema("lists", 1)  # manifest.json beside the parts that generate writes
 EVALUATION = Schema("evaluation", 1)  # evaluate's report.json

@@ -31,6 +31,7 @@ VERBS = {
     "generate": ("recommend", "generate", "recommend to many users at once, into Parquet"),
     "embed": ("recommend", "embed", "write vectors of users or items, into Parquet"),
     "profile": ("recommend", "profile", "write what users do and are interested in, into Parquet"),
+    "export": ("export", "export", "write the weights of a run for other programs"),
     "verify": ("verify", "verify", "check the files of a dataset or run against their digests"),
     "doctor": ("doctor", "doctor", "show versions, devices, memory and missing extras"),
     "demo": ("demo", "demo", "everything once, on MovieLens-100K: fetch to report"),

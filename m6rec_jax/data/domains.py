@@ -19,7 +19,7 @@ from m6rec_jax.config import DataConfig, MixtureConfig
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.examples import Shift
 from m6rec_jax.data.plan import Pool, make_pools, mixture_shares
-from m6rec_jax.data.records import RecordReader
+from m6rec_jax.data.records import BadRecords, RecordReader
 from m6rec_jax.data.tasks import Facts
 from m6rec_jax.errors import InputError
 from m6rec_jax.vocab import PAD_MULTIPLE, Vocab
@@ -76,10 +76,10 @@ def joint_vocab(domains: Sequence[Domain]) -> Vocab:
     return reduce(Vocab.joined, (domain.dataset.vocab for domain in domains))
 
 
-def joint_records(domains: Sequence[Domain], split: str) -> RecordReader:
-    """The records of a split of all domains, one domain after the other."""
+def joint_records(domains: Sequence[Domain], split: str, bad: BadRecords | None = None) -> RecordReader:
+    """The records of a split of all domains, one domain after the other; `bad` lets damaged ones be left out."""
     readers = [domain.dataset.records(split) for domain in domains]
-    return readers[0] if len(readers) == 1 else RecordReader([path for reader in readers for path in reader.paths])
+    return RecordReader([path for reader in readers for path in reader.paths], bad)
 
 
 def joint_pools(domains: Sequence[Domain], mixture: MixtureConfig, split: str, config: DataConfig) -> list[Pool]:

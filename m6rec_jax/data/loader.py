@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+import threading
+from collections.abc import Callable, Iterator, MutableMapping
 
 import grain
 import numpy as np
@@ -30,6 +31,8 @@ def build_row(
     missing = [place for place, sequence in enumerate(made) if sequence is None]
     if missing:
         for place, record in zip(missing, records.take(entries.record[missing]), strict=True):
+            if record is None:  # damaged, and data.bad_records lets the row do without it
+                continue
             pool = pools[keys[place][0]]
             rng = np.random.default_rng([plan.seed, 4, int(entries.number[place])])
             piece = Piece(pool.stretch, int(entries.start[place]), float(entries.draw[place]))
@@ -57,21 +60,29 @@ class _Keep(dict[tuple[int, int, int], Sequence]):
 class PlanRows(grain.sources.RandomAccessDataSource):
     """Rows of the plan that one process reads: element j is its j-th row from `first` on.
 
-    A global batch of `rows` rows is dealt in runs: process p takes rows `p * rows / processes ...` of each batch.
+    A global batch of `rows` rows is dealt in runs: process p takes rows `p * rows / processes ...` of each batch. `past`
+    gives the row that a batch begins with instead of the one that comes up, where rows of the plan are left out.
     """
 
-    def __init__(self, plan: Plan, records: RecordReader, first: int, batches: int, rows: int, process: int, processes: int):  # fmt: skip
+    def __init__(self, plan: Plan, records: RecordReader, first: int, batches: int, rows: int, process: int, processes: int, past: Callable[[int], int] = int):  # fmt: skip
         self.plan, self.records, self.first, self.rows = plan, records, first, rows
         self.mine, self.offset, self.batches = rows // processes, process * (rows // processes), batches
-        self._kept = _Keep()
+        self._kept, self._past, self._begins, self._lock = _Keep(), past, [first], threading.Lock()
 
     def __len__(self) -> int:
         return self.batches * self.mine
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         batch, row = divmod(int(index), self.mine)
-        number = self.first + batch * self.rows + self.offset + row
+        number = self._begin(batch) + self.offset + row
         return build_row(self.plan, self.records, self.plan.row(number), self.plan.pools, self._kept)
+
+    def _begin(self, batch: int) -> int:
+        """The first plan row of a batch."""
+        with self._lock:
+            while len(self._begins) <= batch:
+                self._begins.append(self._past(self._begins[-1]) + self.rows)
+            return self._past(self._begins[batch])
 
 
 def batches(source: PlanRows, threads: int) -> Iterator[dict[str, np.ndarray]]:

@@ -7,9 +7,12 @@ A record is readable without this project: integers are integers, arrays are lit
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -139,13 +142,42 @@ class RecordWriter:
         self.close()
 
 
+class BadRecords:
+    """Counts damaged records that are left out: distinct ones, up to `most` of them."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self._found: set[tuple[Path, int]] = set()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, path: Path, record: int, error: InputError) -> None:
+        """Count a record; one line says which. Raises `error`, with the limit, when there are more than `most`."""
+        with self._lock:
+            if (path, record) in self._found:
+                return
+            if len(self._found) >= self.most:
+                limit = f"; data.bad_records={self.most} are left out already" if self.most else "; data.bad_records=N leaves out up to N"  # fmt: skip
+                raise InputError(f"{error}{limit}")
+            self._found.add((path, record))
+            # By every process: each reads other records.
+            print(f"{path}: record {record} is damaged and left out ({len(self._found)} of at most {self.most})", file=sys.stderr, flush=True)  # fmt: skip
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return BadRecords, (self.most,)
+
+
 class RecordReader:
     """Random access to the records of shards in order: `len(reader)`, `reader[i]`, `reader.take([i, ...])`.
 
-    Raises InputError that names the file (and record) when the bytes are not those that were written.
+    Raises InputError that names the file (and record) when the bytes are not those that were written; with `bad`, which
+    counts it then, a damaged record is None in what `take` gives.
     """
 
-    def __init__(self, paths: Sequence[Path | str]):
+    def __init__(self, paths: Sequence[Path | str], bad: BadRecords | None = None):
+        self.bad = bad
         self.paths = [Path(p) for p in paths]
         self._readers = [_open(path) for path in self.paths]
         self._ends = np.cumsum([r.num_records() for r in self._readers], dtype=np.int64)
@@ -162,12 +194,12 @@ class RecordReader:
             yield from self.take(range(start, min(start + 1024, len(self))))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return RecordReader, (self.paths,)
+        return RecordReader, (self.paths, self.bad)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
         """The records at `indices`, in that order; one call for many is far quicker than many calls."""
         if self._pid != os.getpid():
-            self.__init__(self.paths)
+            self.__init__(self.paths, self.bad)
         wanted = np.asarray(indices, np.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"record {wanted.min()}..{wanted.max()} of {len(self)}")
@@ -188,14 +220,22 @@ class RecordReader:
         except Exception as error:
             if len(local) > 1:
                 return [self._read(shard, [i])[0] for i in local]
-            raise _corrupt(path, f"record {local[0]}", error) from None
-        records = []
+            return [self._damaged(path, local[0], error)]
+        records: list[Any] = []
         for i, blob in zip(local, blobs, strict=True):
             try:
                 records.append(decode(blob))
             except Exception as error:
-                raise _corrupt(path, f"record {i}", error) from None
+                records.append(self._damaged(path, i, error))
         return records
+
+    def _damaged(self, path: Path, record: int, error: Exception) -> Any:
+        """None, once it is counted; types say Record, for only who passes `bad` meets None."""
+        corrupt = _corrupt(path, f"record {record}", error)
+        if self.bad is None:
+            raise corrupt from None
+        self.bad.add(path, record, corrupt)
+        return None
 
 
 def _open(path: Path) -> ArrayRecordReader:

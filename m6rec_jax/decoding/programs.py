@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from m6rec_jax.decoding.beam import Found, Normalise, search, show
+from m6rec_jax.decoding.beam import Normalise, search, show
 from m6rec_jax.decoding.cache import Prefix, append, prefill
 from m6rec_jax.decoding.reuse import read_pages, write_pages, write_tail
 from m6rec_jax.decoding.scoring import in_lots, mixed, spelled_logp, spelling_states
@@ -44,20 +44,29 @@ class Asked(NamedTuple):
     temperature: Float[Array, " B"]
 
 
-def _find(model, settings: Settings, items, trie, under, prefix: Prefix, asked: Asked) -> Found:
-    shown = show(trie, under, asked.exclude, asked.support, asked.mass, asked.gate)
-    return search(
-        model, items, trie, prefix, shown, beams=settings.lanes, k=settings.k, temperature=asked.temperature,
-        normalise=settings.normalise,
-    )  # fmt: skip
+@partial(jax.jit, static_argnums=0)
+def read(define, params, items, tokens, item_rows, lengths):
+    """Whole prefixes, read once."""
+    return prefill(nnx.merge(define, params), items, tokens, item_rows, lengths)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+def find(define, settings, params, items, trie, under, prefix, asked):
+    """Lists of the best items after prefixes."""
+    shown = show(trie, under, asked.exclude, asked.support, asked.mass, asked.gate)
+    return search(
+        nnx.merge(define, params), items, trie, prefix, shown, beams=settings.lanes, k=settings.k,
+        temperature=asked.temperature, normalise=settings.normalise,
+    )  # fmt: skip
+
+
 def recommend(define, settings, params, items, trie, under, asked):
-    """Read whole prefixes and search after them."""
-    model = nnx.merge(define, params)
-    prefix = prefill(model, items, asked.tokens, asked.item_rows, asked.lengths)
-    return _find(model, settings, items, trie, under, prefix, asked)
+    """Read whole prefixes and search after them.
+
+    Two programs: the second also follows prefixes that were kept, and as one they take longer on CPU.
+    """
+    prefix = read(define, params, items, asked.tokens, asked.item_rows, asked.lengths)
+    return find(define, settings, params, items, trie, under, prefix, asked)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -71,17 +80,15 @@ def spread(program, static, mesh, shared, own):
     return alone(shared, own)
 
 
+@partial(jax.jit, donate_argnames="pages")
+def keep(pages, table, prefix):
+    """The pages with whole prefixes in the places of `table`."""
+    return write_pages(pages, table, prefix)
+
+
 @partial(jax.jit, static_argnums=(0, 1), donate_argnames="pages")
-def recommend_and_keep(define, settings, params, items, trie, under, asked, pages, table):
-    """`recommend`, and the pages with the prefixes in the places of `table`."""
-    model = nnx.merge(define, params)
-    prefix = prefill(model, items, asked.tokens, asked.item_rows, asked.lengths)
-    return _find(model, settings, items, trie, under, prefix, asked), write_pages(pages, table, prefix)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="pages")
-def recommend_from(define, settings, new, params, items, trie, under, asked, pages, table, kept, known):
-    """`recommend_and_keep`, where the first `known [B]` tokens lie in the pages of `table` already.
+def read_on(define, new, params, items, asked, pages, table, kept, known):
+    """Prefixes whose first `known [B]` tokens lie in the pages of `table`, and the pages.
 
     At most `new` tokens follow them (static); only these are read, and written to the pages of `kept`.
     """
@@ -94,7 +101,7 @@ def recommend_from(define, settings, new, params, items, trie, under, asked, pag
     nothing = jnp.zeros((len(known), model.config.width), model.config.dtype)
     prefix = Prefix(asked.tokens, asked.item_rows, known, read_pages(pages, table, known), nothing)
     prefix = append(model, items, prefix, tokens, rows, asked.lengths - known)
-    return _find(model, settings, items, trie, under, prefix, asked), write_tail(pages, kept, prefix, known, new)
+    return prefix, write_tail(pages, kept, prefix, known, new)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

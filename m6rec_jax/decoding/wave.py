@@ -11,6 +11,7 @@ import numpy as np
 
 from m6rec_jax.decoding import programs
 from m6rec_jax.decoding.beam import Found
+from m6rec_jax.decoding.cache import Prefix
 from m6rec_jax.decoding.devices import Devices
 from m6rec_jax.decoding.programs import Asked, Settings
 from m6rec_jax.decoding.requests import Requests
@@ -103,17 +104,22 @@ class Wave:
 
     def keep(self, asked: Asked, table: np.ndarray) -> Found:
         """Whole prefixes, kept in the pages of `table`."""
-        found, self.cache.arrays = programs.recommend_and_keep(
-            self.define, self.settings, *self._first, asked, self.cache.give(), table
-        )
-        return found
+        params, items, *_ = self._first
+        prefix = programs.read(self.define, params, items, asked.tokens, asked.item_rows, asked.lengths)
+        self.cache.arrays = programs.keep(self.cache.give(), table, prefix)
+        return self._find(prefix, asked)
 
     def append(self, asked: Asked, most: int, table: np.ndarray, kept: np.ndarray, known: np.ndarray) -> Found:
         """Prefixes whose first `known` tokens lie in the pages of `table`; the others, at most `most`, go to `kept`."""
-        found, self.cache.arrays = programs.recommend_from(
-            self.define, self.settings, most, *self._first, asked, self.cache.give(), table, kept, known,
-        )  # fmt: skip
-        return found
+        params, items, *_ = self._first
+        prefix, self.cache.arrays = programs.read_on(
+            self.define, most, params, items, asked, self.cache.give(), table, kept, known
+        )
+        return self._find(prefix, asked)
+
+    def _find(self, prefix: Prefix, asked: Asked) -> Found:
+        """Lists after prefixes that lie on the first device."""
+        return programs.find(self.define, self.settings, *self._first, prefix, asked)
 
     def shape(self, users: int, T: int, known: bool) -> tuple[int, int]:
         """(B, T) of the program for so many users with prefixes of T padded tokens; `known` ones are one device's."""

@@ -24,14 +24,16 @@ def attend(
     """Grouped-query attention where query t sees keys `k_start[t] <= s < k_end[t]` (DESIGN section 4).
 
     The range is compared inside the softmax fusion; no mask array is kept. A query with an empty range
-    (padding) gets a mean of values that no loss reads.
+    (padding) gets a mean of values that no loss reads. Where a row is dealt over devices, each scores its own queries
+    with the keys of all.
     """
+    k, v = (sharding.place(x, "batch", None, "kv", None) for x in (k, v))
     scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
     s = jnp.arange(k.shape[1])
     seen = (s >= k_start[..., None]) & (s < k_end[..., None])
     scores = jnp.where(seen[:, None, None], scores * q.shape[-1] ** -0.5, NEVER)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v, out_sharding=sharding.out("batch", None, "kv", None, None))
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v, out_sharding=sharding.out("batch", "position", "kv", None, None))
 
 
 def attend_prefix(

@@ -97,7 +97,7 @@ class Embeddings(nnx.Module):
         self, tokens: Int[Array, "B *T"], item_rows: Int[Array, "B *T"], items: Catalogues, key: jax.Array | None
     ) -> Float[Array, "B *T D"]:
         """Input vectors: the token's row, plus the item's projected content where `item_rows >= 0`."""
-        rest = (None,) * (tokens.ndim - 1)
+        rest = ("position",) if tokens.ndim == 2 else (None,) * (tokens.ndim - 1)
         id_kept = jnp.ones(tokens.shape, bool)
         if key is not None and self.config.id_dropout > 0:
             id_kept = keep_mask(key, tokens.shape, round(self.config.id_dropout * 256), "batch", *rest)

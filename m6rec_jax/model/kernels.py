@@ -38,16 +38,16 @@ def attend(
     k_end: Int[Array, "B T"],
     choice: Attention = "auto",
 ) -> Float[Array, "B T K G h"]:
-    """`attention.attend` by the chosen code (`model.attention`), each device for its rows and heads.
+    """`attention.attend` by the chosen code (`model.attention`), each device for its rows, positions and heads.
 
     A query with an empty range (padding) gets some value that no loss reads. Raises InputError when the choice cannot
     run on these devices.
     """
-    flash = chosen(choice, q.shape[1], k.shape[1], q.dtype)
+    flash = chosen(choice, q.shape[1] // sharding.shards("position"), k.shape[1], q.dtype)
     if flash is None:
         return attention.attend(q, k, v, k_start, k_end)
-    heads, rows = ("batch", None, "kv", None), ("batch", None)
-    wide = ("batch", None, "kv", None, None)
+    heads, rows = ("batch", None, "kv", None), ("batch", "position")
+    wide = ("batch", "position", "kv", None, None)
     run = lambda *arrays: flash(*arrays)[0]  # noqa: E731
     return sharding.per_shard(run, (wide, heads, heads, rows, rows), wide, check=False)(q, k, v, k_start, k_end)
 

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from m6rec_jax.model import sharding
 
+Part = tuple[Array, int] | None  # (number of a microbatch, how many there are); row r of a batch is in `r % how many`
+
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float) -> nnx.Param:
     """A float32 parameter drawn from a normal cut at two deviations, with its logical axes beside it."""
@@ -60,20 +62,23 @@ def swiglu(gate: Float[Array, "*n F"], up: Float[Array, "*n F"]) -> Float[Array,
     return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
-def dropout(x: Array, rate: float, key: jax.Array | None, *axes: str | None) -> Array:
+def dropout(x: Array, rate: float, key: jax.Array | None, *axes: str | None, part: Part = None) -> Array:
     """Zero a share of entries and scale up the rest; `key=None` or a rate of 0 leaves `x` as it is.
 
     One random byte an entry decides (random bits are a real cost on CPU), so the rate is rounded to 1/256.
-    `axes` are the logical axes of `x`.
+    `axes` are the logical axes of `x`; of a microbatch the mask is that of its rows in the whole batch.
     """
     threshold = round(rate * 256)
     if key is None or threshold == 0:
         return x
-    keep = keep_mask(key, x.shape, threshold, *axes)
+    keep = keep_mask(key, x.shape, threshold, *axes, part=part)
     return jnp.where(keep, x * (256.0 / (256 - threshold)), 0).astype(x.dtype)
 
 
-def keep_mask(key: jax.Array, shape: tuple[int, ...], threshold: int, *axes: str | None) -> Array:
+def keep_mask(key: jax.Array, shape: tuple[int, ...], threshold: int, *axes: str | None, part: Part = None) -> Array:
     """True with probability 1 - threshold/256."""
-    bits = jax.random.bits(key, shape, jnp.uint8)
-    return sharding.place(bits, *axes) >= threshold
+    if part is None:
+        return sharding.place(jax.random.bits(key, shape, jnp.uint8), *axes) >= threshold
+    number, parts = part
+    bits = sharding.place(jax.random.bits(key, (shape[0] * parts, *shape[1:]), jnp.uint8), *axes)
+    return jax.lax.dynamic_index_in_dim(sharding.split_rows(bits, parts), number, axis=1, keepdims=False) >= threshold

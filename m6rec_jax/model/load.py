@@ -48,13 +48,16 @@ class Blueprint:
         return nnx.merge(graph, state)
 
     def init(self, seed: int) -> dict[str, Any]:
-        """Fresh parameters, placed by the mesh in force; the same values on every mesh."""
+        """Fresh parameters, placed by the mesh in force; the same values on every mesh.
+
+        The compiler cuts what is drawn: each device draws its shard, and none ever holds a whole weight.
+        """
 
         def make(key: jax.Array) -> dict[str, Any]:
-            params = nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key))))
-            return jax.tree.map(jax.sharding.reshard, params, self.specs()) if sharding.has_mesh() else params
+            return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key))))
 
-        return jax.jit(make)(jax.random.key(seed))
+        placed = jax.sharding.auto_axes(make, out_sharding=self.specs()) if sharding.has_mesh() else make
+        return jax.jit(placed)(jax.random.key(seed))
 
     def domain(self, number: int) -> Blueprint:
         """The model of one domain alone, as that of a run which never saw another."""

@@ -19,10 +19,10 @@ WEIGHTS = ("full", "int8")
 
 # Axes whose numbers share a scale: those that a product sums over. Every other place (a layer, an output channel, a row
 # of a token table) has its own, so that one large channel costs no other its digits. Not named here and left as they
-# are: norms, which are few numbers, and projections of content, which every item of a catalogue passes through.
+# are: norms and routers, which are few numbers, and projections of content, which every item of a catalogue passes through.
 SUMMED = {
     "query": (1,), "key": (1,), "value": (1,), "output": (1, 2, 3), "gate": (1,), "up": (1,), "down": (1,),
-    "tables": (1,),
+    "expert_gate": (2,), "expert_up": (2,), "expert_down": (2,), "tables": (1,),
 }  # fmt: skip
 
 

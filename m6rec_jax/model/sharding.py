@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +10,21 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert", "stage")
-BATCH = ("data", "fsdp")
+BATCH = ("data", "fsdp", "expert")
+TOKENS = (*BATCH, "sequence")  # over which the tokens of a batch are dealt
 TENSOR = "tensor"
+EXPERT = "expert"
+STAGE = "stage"
 
 RULES: dict[str | None, tuple[str, ...]] = {
     "batch": BATCH,  # rows of a batch
+    "position": ("sequence",),  # tokens of a row; attention gathers the keys and values of all
     "embed": ("fsdp",),  # the model width of a weight; activations keep it whole
     "kv": ("tensor",),  # kv heads, and with them their query heads
     "ffn": ("tensor",),  # columns of the feed-forward layer
+    "experts": ("expert",),  # feed-forward networks of a layer
     "vocab": ("tensor",),  # rows of an embedding table and of the item features
-    "layers": (),
+    "layers": (STAGE,),  # a run of layers each (model/pipeline)
     None: (),
 }
 
@@ -56,6 +62,12 @@ def _has(axes: str | tuple[str, ...]) -> bool:
     return ({axes} if isinstance(axes, str) else set(axes)) <= set(jax.sharding.get_abstract_mesh().axis_names)
 
 
+def shards(logical: str) -> int:
+    """Over how many devices the mesh in force deals this logical axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in RULES[logical]) if _places() else 1
+
+
 def out(*logical: str | None) -> P | None:
     """`out_sharding=` of a contraction, or None without a mesh."""
     return spec(*logical) if _places() else None
@@ -69,6 +81,17 @@ def place(x: jax.Array, *logical: str | None) -> jax.Array:
 def gather_weight(w: jax.Array, *logical: str | None) -> jax.Array:
     """A weight ready for use: gathered along fsdp (its "embed" axis), still sharded along tensor."""
     return place(w, *(None if axis == "embed" else axis for axis in logical))
+
+
+def along(*logical: str | None) -> tuple[str, ...]:
+    """Mesh axes over which a tensor with these logical axes is cut; none where arrays have no place on a mesh."""
+    return tuple(axis for name in logical for axis in RULES[name]) if _places() else ()
+
+
+def split_rows(x: jax.Array, parts: int) -> jax.Array:
+    """Rows `[B, ...]` as `[B / parts, parts, ...]`, row r at `[r // parts, r % parts]`: none leaves its device."""
+    where = jax.typeof(x).sharding.spec
+    return jax.lax.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]), out_sharding=P(where[0], None, *where[1:]))
 
 
 def per_shard(

@@ -13,9 +13,11 @@ from jaxtyping import Array, Float, Int
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import sharding
 from m6rec_jax.model.attention import NEVER
+from m6rec_jax.model.experts import Routing, feed_forward
 from m6rec_jax.model.items import Catalogues, Embeddings
 from m6rec_jax.model.kernels import attend, attend_prefix
-from m6rec_jax.model.layers import Turns, dropout, rms_norm, rope, rope_turns, scale, swiglu, weight
+from m6rec_jax.model.layers import Part, Turns, dropout, rms_norm, rope, rope_turns, scale, swiglu, weight
+from m6rec_jax.model.pipeline import pipelined
 from m6rec_jax.model.quantised import dense
 from m6rec_jax.vocab import Vocab
 
@@ -40,7 +42,8 @@ def causal(shape: tuple[int, int], lengths: Int[Array, " B"]) -> View:
 class Block(nnx.Module):
     """All N layers at once: every weight carries a leading layer axis and `jax.lax.scan` walks it.
 
-    Pre-norm residual layer: grouped-query attention with RoPE, then SwiGLU (Shazeer 2020).
+    Pre-norm residual layer: grouped-query attention with RoPE, then SwiGLU (Shazeer 2020), or a mixture of many
+    (`experts`), beside which `gate`, `up` and `down` are those that all tokens share.
     """
 
     AXES = {
@@ -53,10 +56,14 @@ class Block(nnx.Module):
         "gate": ("layers", "embed", "ffn"),
         "up": ("layers", "embed", "ffn"),
         "down": ("layers", "ffn", "embed"),
+        "router": ("layers", None, None),
+        "expert_gate": ("layers", "experts", "embed", "ffn"),
+        "expert_up": ("layers", "experts", "embed", "ffn"),
+        "expert_down": ("layers", "experts", "ffn", "embed"),
     }
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        N, D, K, h, F = config.layers, config.width, config.n_kv, config.head_dim, config.ffn_width
+        N, D, K, h, F = config.layers, config.width, config.n_kv, config.head_dim, config.dense_width
         G = config.heads // K
         std, out_std = D**-0.5, (2 * N * D) ** -0.5
         make = lambda name, shape, std: weight(rngs, shape, self.AXES[name], std)  # noqa: E731
@@ -66,18 +73,28 @@ class Block(nnx.Module):
         self.value = make("value", (N, D, K, h), std)
         self.output = make("output", (N, K, G, h, D), out_std)
         self.ffn_norm = scale((N, D), self.AXES["ffn_norm"])
-        self.gate = make("gate", (N, D, F), std)
-        self.up = make("up", (N, D, F), std)
-        self.down = make("down", (N, F, D), (2 * N * F) ** -0.5)
+        if F:
+            self.gate = make("gate", (N, D, F), std)
+            self.up = make("up", (N, D, F), std)
+            self.down = make("down", (N, F, D), (2 * N * F) ** -0.5)
+        if config.experts:
+            E, F = config.experts, config.expert_width
+            self.router = make("router", (N, D, E), std)
+            self.expert_gate = make("expert_gate", (N, E, D, F), std)
+            self.expert_up = make("expert_up", (N, E, D, F), std)
+            self.expert_down = make("expert_down", (N, E, F, D), (2 * N * F) ** -0.5)
 
     def stacked(self) -> dict[str, Array]:
         """The weights `[N, ...]` that `scan` slices a layer at a time."""
-        return {name: getattr(self, name)[...] for name in self.AXES}
+        return {name: getattr(self, name)[...] for name in self.AXES if hasattr(self, name)}
+
+
+LEADING = {"bt": ("batch", "position"), "bmt": ("batch", None, None)}  # logical axes: of rows, and of beams
 
 
 def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, batch: str = "bt") -> tuple[Array, ...]:
     """Normed input to rotated queries, rotated keys, and values. `batch`: einsum letters of the leading axes."""
-    lead = ("batch", *(None,) * (len(batch) - 1))
+    lead = LEADING[batch]
     y = rms_norm(x, w["attention_norm"], config.norm_eps)
     q = jnp.einsum(f"{batch}d,dkgh->{batch}kgh", y, w["query"], out_sharding=sharding.out(*lead, "kv", None, None))
     k = jnp.einsum(f"{batch}d,dkh->{batch}kh", y, w["key"], out_sharding=sharding.out(*lead, "kv", None))
@@ -85,19 +102,37 @@ def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, b
     return rope(q, turns.over(2)), rope(k, turns.over(1)), v
 
 
-def _close(x: Array, mixed: Array, w: dict[str, Array], config: ModelConfig, keys: Array | None, batch: str = "bt") -> Array:  # fmt: skip
-    """Attention output and feed-forward, each added to the residual stream."""
-    lead = ("batch", *(None,) * (len(batch) - 1))
+def _close(
+    x: Array,
+    mixed: Array,
+    w: dict[str, Array],
+    config: ModelConfig,
+    keys: Array | None,
+    batch: str = "bt",
+    real: Array | None = None,
+    part: Part = None,
+) -> tuple[Array, Routing | None]:
+    """Attention output and feed-forward, each added to the residual stream; with experts, how tokens were routed.
+
+    `real`: which tokens are no padding; None: all. Capacity, where that is configured, is of training (`keys`) alone.
+    """
+    lead = LEADING[batch]
     key_a, key_f = (None, None) if keys is None else keys
     to_stream = sharding.out(*lead, None)
     attention = jnp.einsum(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], out_sharding=to_stream)
-    x = x + dropout(attention, config.dropout, key_a, *lead, None)
+    x = x + dropout(attention, config.dropout, key_a, *lead, None, part=part)
     y = rms_norm(x, w["ffn_norm"], config.norm_eps)
-    to_ffn = sharding.out(*lead, "ffn")
-    gate, up = (jnp.einsum(f"{batch}d,df->{batch}f", y, w[name], out_sharding=to_ffn) for name in ("gate", "up"))
-    inner = swiglu(gate, up)
-    forward = jnp.einsum(f"{batch}f,fd->{batch}d", inner, w["down"], out_sharding=to_stream)
-    return x + dropout(forward, config.dropout, key_f, *lead, None)
+    forward, routing = 0, None
+    if "gate" in w:
+        to_ffn = sharding.out(*lead, "ffn")
+        gate, up = (jnp.einsum(f"{batch}d,df->{batch}f", y, w[name], out_sharding=to_ffn) for name in ("gate", "up"))
+        inner = swiglu(gate, up)
+        forward = jnp.einsum(f"{batch}f,fd->{batch}d", inner, w["down"], out_sharding=to_stream)
+    if "router" in w:
+        dropless = keys is None or config.routing == "dropless"
+        of_experts, routing = feed_forward(y, real, w, config, lead, dropless)
+        forward = forward + of_experts
+    return x + dropout(forward, config.dropout, key_f, *lead, None, part=part), routing
 
 
 class Transformer(nnx.Module):
@@ -126,21 +161,45 @@ class Transformer(nnx.Module):
         key: jax.Array | None = None,
     ) -> Float[Array, "B T D"]:
         """Last hidden states of packed rows. `key` turns dropout on (training)."""
+        return self.routed(tokens, item_rows, view, items, key)[0]
+
+    def routed(
+        self,
+        tokens: Int[Array, "B T"],
+        item_rows: Int[Array, "B T"],
+        view: View,
+        items: Catalogues,
+        key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Routing | None]:
+        """`hidden`, and of a model with experts how their tokens were routed, summed over layers."""
         config = self.config
         key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings.read(tokens, item_rows, items, key_id)
-        x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", None, None))
+        x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", "position", None))
         turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
         layer_keys = None if key_layers is None else jax.random.split(key_layers, (config.layers, 2))
 
-        def layer(x, inputs):
-            w, keys = inputs
-            w = self._ready(w)
-            q, k, v = _project(x, w, turns, config)
-            return _close(x, attend(q, k, v, view.k_start, view.k_end, config.attention), w, config, keys), None
+        def run(x, layers, rows, part=None):
+            turns, k_start, k_end = rows
 
-        x, _ = jax.lax.scan(_remat(layer, config.remat), x, (self.block.stacked(), layer_keys))
-        return rms_norm(x, self.final_norm[...], config.norm_eps)
+            def layer(x, inputs):
+                w, keys = inputs
+                w = self._ready(w)
+                q, k, v = _project(x, w, turns, config)
+                mixed = attend(q, k, v, k_start, k_end, config.attention)
+                return _close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
+
+            return jax.lax.scan(_remat(layer, config.remat), x, layers)
+
+        weights, rows, stages = self.block.stacked(), (turns, view.k_start, view.k_end), sharding.shards("layers")
+        if stages == 1:
+            weights = {name: sharding.place(w, None, *Block.AXES[name][1:]) for name, w in weights.items()}
+            x, routing = run(x, (weights, layer_keys), rows)
+        else:  # without experts: training/sharding.check_fit
+            keys = None if layer_keys is None else sharding.place(layer_keys, "layers", None)
+            through = lambda *of: run(*of)[0]  # noqa: E731
+            x, routing = pipelined(through, x, (weights, keys), rows, config.microbatches or stages), None
+        return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing)
 
     def prefill(
         self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues
@@ -154,6 +213,7 @@ class Transformer(nnx.Module):
         view = causal(tokens.shape, lengths)
         x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
         turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
+        real = view.positions < lengths[:, None]
 
         def of(number: int | Array) -> dict[str, Array]:
             return self._ready(jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights))
@@ -166,9 +226,8 @@ class Transformer(nnx.Module):
             x, kept = state
             w = of(number)
             q, k, v = _project(x, w, turns, config)
-            return _close(x, attend(q, k, v, view.k_start, view.k_end, config.attention), w, config, None), keep(
-                kept, number, k, v
-            )
+            mixed = attend(q, k, v, view.k_start, view.k_end, config.attention)
+            return _close(x, mixed, w, config, None, real=real)[0], keep(kept, number, k, v)
 
         B, T = tokens.shape
         empty = jnp.zeros((config.layers, B, config.n_kv, T, config.head_dim), x.dtype)
@@ -178,7 +237,7 @@ class Transformer(nnx.Module):
         end, k_end = (lengths - 1)[:, None, None], lengths[:, None]
         x = jnp.take_along_axis(x, end, axis=1)
         q, *_ = _project(x, w, Turns(*(jnp.take_along_axis(part, end, axis=1) for part in turns)), config)
-        x = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end, config.attention), w, config, None)
+        x, _ = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end, config.attention), w, config, None)
         return rms_norm(x[:, 0], self.final_norm[...], config.norm_eps), keep(kept, config.layers - 1, k, v)
 
     def extend(
@@ -212,7 +271,7 @@ class Transformer(nnx.Module):
             mixed = attend_prefix(
                 q, (prefix_k, prefix_v), prefix_lengths, (suffix_k, suffix_v), ancestors, slot, config.attention
             )
-            return _close(x, mixed, w, config, None, "bmt"), (suffix_k, suffix_v)
+            return _close(x, mixed, w, config, None, "bmt")[0], (suffix_k, suffix_v)
 
         x, suffix = jax.lax.scan(layer, x, (self.block.stacked(), *prefix, *suffix))
         return rms_norm(x, self.final_norm[...], config.norm_eps), suffix
@@ -226,7 +285,9 @@ class Transformer(nnx.Module):
     def _ready(self, w: dict[str, Array]) -> dict[str, Array]:
         """One layer's weights, gathered along fsdp and cast to the arithmetic of the run."""
         return {
-            name: x if name.endswith("norm") else sharding.gather_weight(self._cast(x), *Block.AXES[name][1:])
+            name: x
+            if name.endswith("norm") or name == "router"
+            else sharding.gather_weight(self._cast(x), *Block.AXES[name][1:])
             for name, x in w.items()
         }
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m6rec_jax.model import sharding
 from m6rec_jax.model.attention import NEVER
+from m6rec_jax.model.experts import Routing
 from m6rec_jax.model.items import Catalogues, OutputTable, catalogues
 from m6rec_jax.model.transformer import Transformer
 
@@ -18,10 +19,14 @@ CHUNK = 1024  # positions whose logits exist at one time
 
 
 class TaskLoss(NamedTuple):
-    """Sums a task: weighted negative log-likelihood and weight, both `[tasks]`. The mean is taken once, by the caller."""
+    """Sums a task: weighted negative log-likelihood and weight, both `[tasks]`. The mean is taken once, by the caller.
+
+    `routing`: of a model with experts, sums of what the router is judged by.
+    """
 
     loss: Float[Array, " tasks"]
     weight: Float[Array, " tasks"]
+    routing: Routing | None = None
 
 
 def cross_entropy(
@@ -57,7 +62,7 @@ def cross_entropy(
     def local(hidden, targets, weights, task_ids, tables, samples, seen):
         hidden, targets, weights, task_ids = (x.reshape(-1, *x.shape[2:]) for x in (hidden, targets, weights, task_ids))
         hidden = _vary(hidden, sharding.TENSOR)
-        tables = jax.tree.map(lambda x: _vary(x, sharding.BATCH), tables)
+        tables = jax.tree.map(lambda x: _vary(x, sharding.TOKENS), tables)
         slices = model.vocab.slices
         ends = jnp.array([s.end for s in slices])
         slice_of = jnp.where(weights > 0, jnp.searchsorted(ends, targets, side="right"), len(slices))
@@ -94,9 +99,9 @@ def cross_entropy(
         losses = losses.reshape(-1)[: targets.shape[0]]
         of_task = jax.nn.one_hot(task_ids, n_tasks, dtype=jnp.float32)
         loss = (losses * weights[by_slice]) @ of_task[by_slice]
-        return TaskLoss(*(sharding.psum(x, sharding.BATCH) for x in (loss, weights @ of_task)))
+        return TaskLoss(*(sharding.psum(x, sharding.TOKENS) for x in (loss, weights @ of_task)))
 
-    row, no = ("batch", None), (None,)
+    row, no = ("batch", "position"), (None,)
     in_tables, in_seen = [table.axes for table in tables], [("vocab",)] * len(seen)
     in_axes = ((*row, None), row, row, row, in_tables, dict.fromkeys(samples, no), in_seen)
     run = sharding.per_shard(local, in_axes, TaskLoss(no, no))

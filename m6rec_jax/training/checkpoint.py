@@ -1,7 +1,8 @@
 """Writing checkpoints, and taking a run up again.
 
-A step is saved by Orbax in the background, digested, and only then gets its manifest, by rename: from that moment
-it is good. A crash at any point leaves the last good step as it was.
+The content of every array is digested on the devices before the step after may change it; a step is saved by Orbax in
+the background, its files are digested, and only then gets its manifest, by rename: from that moment it is good. A crash
+at any point leaves the last good step as it was.
 """
 
 from __future__ import annotations
@@ -15,12 +16,23 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from m6rec_jax.artifacts.atomic import remove
-from m6rec_jax.artifacts.checkpoints import FOLDER, best_step, check_shapes, check_step, step_folder, steps, tree_shapes
+from m6rec_jax.artifacts.checkpoints import (
+    FOLDER,
+    best_step,
+    check_content,
+    check_shapes,
+    check_step,
+    step_folder,
+    steps,
+    tree_shapes,
+)
+from m6rec_jax.artifacts.content import content, digests
 from m6rec_jax.artifacts.manifest import MANIFEST, write_manifest
 from m6rec_jax.artifacts.schemas import CHECKPOINT
 from m6rec_jax.config import CheckpointConfig
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
+from m6rec_jax.training.guards import Guard
 from m6rec_jax.training.state import TrainState
 
 
@@ -55,13 +67,15 @@ class CheckpointWriter:
         if jax.process_index() == 0:
             remove(folder)
         parts = {"params": state.served, "optimizer": _rest(state), "data": position._asdict()}
-        shapes = {name: tree_shapes(parts[name]) for name in ("params", "optimizer")}
+        arrays = {name: parts[name] for name in ("params", "optimizer")}
+        shapes = {name: tree_shapes(tree) for name, tree in arrays.items()}
+        held = {name: content(tree) for name, tree in arrays.items()}  # dispatched here, read where the save ends
         body = {"step": step, "rows": position.rows, "metrics": metrics, "shapes": shapes}
         try:
             response = ocp.save_checkpointables_async(folder, parts)
         except Exception as error:
             raise self._failed(error) from error
-        self._thread = threading.Thread(target=self._finish, args=(response, folder, body), daemon=True)
+        self._thread = threading.Thread(target=self._finish, args=(response, folder, body, held), daemon=True)
         self._thread.start()
         return step
 
@@ -74,9 +88,10 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise self._failed(error) from error
 
-    def _finish(self, response: Any, folder: Path, body: dict[str, Any]) -> None:
+    def _finish(self, response: Any, folder: Path, body: dict[str, Any], held: dict[str, Any]) -> None:
         try:
             response.result()
+            body["content"] = {name: digests(sums) for name, sums in held.items()}
             if jax.process_index() == 0:
                 files = [p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST]
                 write_manifest(folder, *CHECKPOINT, body, files)
@@ -127,11 +142,15 @@ def restore(run: Path, abstract: TrainState) -> tuple[TrainState, Position] | No
         loaded = ocp.load_checkpointables(
             step_folder(run, step), {"params": abstract.params, "optimizer": optimizer, "data": None}
         )
+        if problems := check_content(run, step, params=loaded["params"], optimizer=loaded["optimizer"]):
+            note(f"checkpoint {step} is damaged and passed over: {problems[0]}")
+            damaged.append(step)
+            continue
         for bad in damaged if jax.process_index() == 0 else ():
             (step_folder(run, bad) / MANIFEST).unlink(missing_ok=True)
         saved, served = loaded["optimizer"], loaded["params"]
         trained, average = (saved["trained"], served) if "trained" in saved else (served, None)
-        state = TrainState(trained, saved["moments"], saved["step"], saved["skipped"], average)
+        state = TrainState(trained, saved["moments"], saved["step"], saved["skipped"], average, Guard(**saved["guard"]))
         return state, Position(**loaded["data"])
     if known:
         raise InputError(f"{run / FOLDER}: every checkpoint is damaged; restore one from a copy or use another --run")
@@ -141,4 +160,5 @@ def restore(run: Path, abstract: TrainState) -> tuple[TrainState, Position] | No
 def _rest(state: TrainState) -> dict[str, Any]:
     """What only training needs of a state; the parameters that are served lie apart from it."""
     trained = {} if state.average is None else {"trained": state.params}
-    return {"moments": state.optimizer, "step": state.step, "skipped": state.skipped} | trained
+    counters = {"step": state.step, "skipped": state.skipped, "guard": state.guard._asdict()}
+    return {"moments": state.optimizer} | counters | trained

@@ -29,7 +29,8 @@ def from_run(run: Path, datasets: Sequence[Dataset], blueprint: Blueprint, fresh
     lender = read_run(run)
     if lender.tokenizer != file_digest(datasets[0].path / "tokenizer.model"):
         raise InputError(f"--init-from {run}: another tokenizer than {datasets[0].path}'s; prepare the dataset with --like {run}")  # fmt: skip
-    for name in ("layers", "width", "heads", "n_kv", "ffn_width", "content"):
+    of_experts = ("expert_width", "shared_experts") if blueprint.config.experts else ("ffn_width",)
+    for name in ("layers", "width", "heads", "n_kv", "experts", *of_experts, "content"):
         old, new = getattr(lender.config.model, name), getattr(blueprint.config, name)
         if old != new:
             raise InputError(

@@ -30,16 +30,26 @@ def memory_needed(
     the backward pass, and one layer at work. Without donation (CPU) a step makes its new state beside the old one.
     """
     model, data = config.model, config.data
-    tensor = mesh["tensor"]
-    one = 4.0 * blueprint.parameters() / (tensor * mesh["fsdp"])
+    tensor, sequence, stages = mesh["tensor"], mesh["sequence"], mesh["stage"]
+    of_layers = sum(leaf.size for leaf in jax.tree.leaves(blueprint.shapes()["block"]))
+    of_experts = 3 * model.layers * model.experts * model.width * model.expert_width
+    elsewhere = of_layers * (1 - 1 / stages) + of_experts * (1 - 1 / mesh["expert"])  # experts and stages are not mixed
+    one = 4.0 * (blueprint.parameters() - elsewhere) / (tensor * mesh["fsdp"])
     state = 3 + (config.optim.average > 0)
     gradients = 1 + (config.train.accumulate > 1)
-    rows = data.rows / (mesh["data"] * mesh["fsdp"] * config.train.accumulate)
-    tokens, size = rows * data.length, jax.numpy.dtype(model.dtype).itemsize
-    width, inner = model.width, model.ffn_width / tensor
-    layer = tokens * size * (10 * width + 4 * inner) + 8 * rows * model.heads / tensor * data.length**2
+    rows = data.rows / (mesh["data"] * mesh["fsdp"] * mesh["expert"] * config.train.accumulate)
+    tokens, size = rows * data.length / sequence, jax.numpy.dtype(model.dtype).itemsize
+    width, inner = model.width, model.dense_width / tensor
+    # Without a limit an expert's device must have room for every choice of all tokens along the axis (model/experts).
+    spread = mesh["expert"] if model.routing == "dropless" else model.capacity_factor
+    choices = tokens * model.experts_per_token * spread * (model.experts > 0)
+    mixed = choices * size * (4 * width + 4 * model.expert_width / tensor)
+    layer = mixed + tokens * size * (10 * width + 4 * inner) + 8 * tokens * model.heads / tensor * data.length
     dots, carried = tokens * size * (6 * width + 2 * inner), tokens * size * width
-    layers = {"none": model.layers * layer, "dots": model.layers * dots + layer, "full": model.layers * carried + layer}
+    # A stage runs a microbatch at a time, and keeps those of all ticks, the idle ones too, for the backward pass.
+    parts = (model.microbatches or stages) if stages > 1 else 1
+    held, one_layer = model.layers / stages * (parts + stages - 1) / parts, layer / parts
+    layers = {"none": held * layer, "dots": held * dots + one_layer, "full": held * carried + one_layer}
     scores = tables = 0.0
     for s in blueprint.vocab.slices:
         sampled = 0 < config.optim.negatives < s.size

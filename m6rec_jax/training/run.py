@@ -7,7 +7,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,17 +24,20 @@ from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.data.domains import Domain, joint_pools, joint_records, joint_shares, joint_vocab, labels, open_domains
 from m6rec_jax.data.loader import PlanRows, batches
 from m6rec_jax.data.plan import Plan
+from m6rec_jax.data.records import BadRecords
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.progress import note
 from m6rec_jax.training.checkpoint import CheckpointWriter, Position, restore
 from m6rec_jax.training.fit import fitted
+from m6rec_jax.training.goodput import Ledger, starts_of, table, totals
+from m6rec_jax.training.guards import Rewind, past_holes
 from m6rec_jax.training.initial import from_run, on_host
 from m6rec_jax.training.loop import Evaluator, Loop, train_loop
 from m6rec_jax.training.optim import learning_rate, make_optimizer
 from m6rec_jax.training.room import check_room
-from m6rec_jax.training.sharding import check_fit, make_mesh, place_items, row_shards
+from m6rec_jax.training.sharding import check_fit, make_mesh, place_items, row_part, row_shards
 from m6rec_jax.training.state import abstract_state, init_state
 from m6rec_jax.training.step import make_eval_step, make_train_step
 from m6rec_jax.training.together import agree, started_with
@@ -61,7 +65,7 @@ def train(
     mean over domains picks the best checkpoint) from that domain's parameters on the host; `length`: tokens of a row.
     Raises InputError before compiling when anything does not fit, Requeue after SIGTERM.
     """
-    run = Path(run)
+    run, ledger = Path(run), Ledger()
     domains = agree(lambda: open_domains(datasets, weights), lambda opened: started_with(config, opened))
 
     # -- mesh ---------------------------------------------------------------------------------------------------
@@ -73,13 +77,13 @@ def train(
             f"validated every {config.train.eval_every:,}"
         )
     check_fit(mesh, config)
-    if config.data.rows % jax.process_count():
-        raise InputError(f"data.rows={config.data.rows} does not divide over {jax.process_count()} processes")
+    part, parts = row_part(mesh)
 
     # -- data ---------------------------------------------------------------------------------------------------
     pools = joint_pools(domains, config.mixture, "train", config.data)
     shares, names = joint_shares(domains, config.mixture, pools), labels(domains, pools)
-    records = joint_records(domains, "train")
+    bad = BadRecords(config.data.bad_records)
+    records = joint_records(domains, "train", bad)
 
     # -- model and optimiser ------------------------------------------------------------------------------------
     width, *more_widths = (domain.dataset.content.shape[1] for domain in domains)
@@ -107,7 +111,7 @@ def train(
 
     # -- validation ---------------------------------------------------------------------------------------------
     held_out = joint_pools(domains, config.mixture, "valid", config.data)
-    valid_rows = validation_rows(plan, held_out, joint_records(domains, "valid"), config.train.seed)
+    valid_rows = validation_rows(plan, held_out, joint_records(domains, "valid", bad), config.train.seed)
     unigram = unigram_losses(plan, records, valid_rows, blueprint.vocab, names)
     losses = ValidationLoss(make_eval_step(blueprint, len(pools)), valid_rows, names, config.data.rows, mesh, items)
     evaluator = _evaluator(make_evaluator, blueprint, domains, config.data.length) if make_evaluator else None
@@ -119,8 +123,11 @@ def train(
         return figures | (evaluator(on_host(params)) if evaluator else {})
 
     # -- loop ---------------------------------------------------------------------------------------------------
-    left = config.train.steps - int(state.step)
-    source = PlanRows(plan, records, rows, left, config.data.rows, jax.process_index(), jax.process_count())
+    def feed(position: Position, step: int, rewinds: list[Rewind]) -> Iterator[dict[str, np.ndarray]]:
+        left, of = config.train.steps - step, (config.data.rows, part, parts)
+        source = PlanRows(plan, records, position.rows, left, *of, partial(past_holes, rewinds=rewinds))
+        return batches(source, config.data.threads) if left > 0 else iter(())
+
     loop = Loop(
         config=config,
         run=run,
@@ -134,16 +141,21 @@ def train(
             config.optim.label_smoothing,
             config.optim.negatives,
             config.optim.average,
+            config.train.explode,
         ),
         items=items,
-        batches=batches(source, config.data.threads) if left > 0 else iter(()),
+        batches=feed,
+        bad=bad,
         cursor=plan.cursor,
         learning_rate=learning_rate(config.optim, config.train.steps),
         validate=validate,
         writer=CheckpointWriter(run, config.checkpoint),
+        ledger=ledger,
     )
     train_loop(loop, state, rows)
     if jax.process_index() == 0:
+        if starts_of(run):
+            note(table(totals(run), starts_of(run)))
         _write_card(run, domains, blueprint)
     if lock is not None:
         lock.close()
@@ -258,7 +270,7 @@ def _lock(run: Path) -> IO[str]:
     return file
 
 
-RESUMABLE = {("data", "threads"), ("data", "rows"), ("model", "attention")}
+RESUMABLE = {("data", "threads"), ("data", "bad_records"), ("data", "rows"), ("model", "attention"), ("model", "microbatches")}  # fmt: skip
 
 
 def _said_split(split: Any) -> str:

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import optax
 
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.training.guards import NEW, Guard
 
 
 class TrainState(NamedTuple):
-    """`params` and `optimizer` trees on the mesh; `step` counts batches, `skipped` those with a gradient not finite.
+    """`params` and `optimizer` trees on the mesh; `step` counts batches, `skipped` those that changed nothing.
 
-    `average`: the running mean of the parameters (`optim.average`), None without one.
+    `average`: the running mean of the parameters (`optim.average`), None without one. `guard`: what tells such batches.
     """
 
     params: Any
@@ -22,6 +23,7 @@ class TrainState(NamedTuple):
     step: jax.Array
     skipped: jax.Array
     average: Any = None
+    guard: Guard = NEW
 
     @property
     def served(self) -> Any:
@@ -39,7 +41,8 @@ def init_state(
     """A fresh state, placed by the mesh in force."""
     params, zero = blueprint.init(seed), jnp.zeros((), jnp.int32)
     average = jax.tree.map(jnp.copy, params) if averaged else None
-    return TrainState(params, jax.jit(optimizer.init)(params), zero, jnp.copy(zero), average)
+    guard = Guard(*map(jnp.array, NEW))
+    return TrainState(params, jax.jit(optimizer.init)(params), zero, jnp.copy(zero), average, guard)
 
 
 def abstract_state(state: TrainState) -> TrainState:

@@ -9,22 +9,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from m6rec_jax.model.experts import penalty
 from m6rec_jax.model.items import Catalogues
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View
 from m6rec_jax.objectives.loss import TaskLoss, cross_entropy
+from m6rec_jax.training.guards import Guard, judge
 from m6rec_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 
 
 class StepMetrics(NamedTuple):
-    """What a step measured: loss sums and weights a task, gradient norm before clipping, real tokens, skips so far."""
+    """What a step measured: loss sums and weights a task, gradient norm before clipping, real tokens, skips so far and in a row."""
 
     losses: TaskLoss
     grad_norm: jax.Array
     tokens: jax.Array
     skipped: jax.Array
+    guard: Guard
 
 
 def slice_losses(
@@ -41,9 +44,10 @@ def slice_losses(
     key_model, key_loss = (None, None) if key is None else jax.random.split(key)
     model = blueprint.bind(params)
     view = View(batch["positions"], batch["k_start"], batch["k_end"])
-    hidden = model.hidden(batch["tokens"], batch["item_rows"], view, items, key_model)
+    hidden, routing = model.routed(batch["tokens"], batch["item_rows"], view, items, key_model)
     of = (batch["targets"], batch["loss_weights"], batch["task_ids"])
-    return cross_entropy(model, hidden, *of, n_tasks, items, key_loss, smoothing, negatives)
+    losses = cross_entropy(model, hidden, *of, n_tasks, items, key_loss, smoothing, negatives)
+    return losses._replace(routing=routing)
 
 
 def make_train_step(
@@ -54,23 +58,30 @@ def make_train_step(
     smoothing: float = 0.0,
     negatives: int = 0,
     average: float = 0.0,
+    explode: float = 0.0,
 ) -> Callable[[TrainState, Batch, Catalogues], tuple[TrainState, StepMetrics]]:
     """The jitted step over a batch `[accumulate, B, T]`; the state is donated, but on CPU, where XLA then updates it in place one
     buffer after another and takes a third longer.
 
-    The mean over target tokens is taken once, over all slices. A running mean of the parameters (`average`: its decay, less
-    over the first steps) follows them where the state holds one. A step whose gradient is not finite changes nothing
-    but the counters.
+    The mean over target tokens is taken once, over all slices, and that of what a router pays over all tokens and
+    layers. A running mean of the parameters (`average`: its decay, less over the first steps) follows them where the
+    state holds one. A step whose gradient is not finite, or `explode` times as large as usual (0: however large),
+    changes nothing but the counters (training/guards).
     """
 
     def step(state: TrainState, batch: Batch, items: Catalogues) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
+        tokens = jnp.sum(batch["segment_ids"] > 0)
+        routed = jnp.maximum(tokens, 1) * blueprint.config.layers
 
         def slice_loss(params: Any, part: Batch, index: jax.Array) -> tuple[jax.Array, TaskLoss]:
             key_of = jax.random.fold_in(key, index)
             losses = slice_losses(blueprint, n_tasks, params, part, items, key_of, smoothing, negatives)
-            return jnp.sum(losses.loss) / total, losses
+            loss = jnp.sum(losses.loss) / total
+            if losses.routing is not None:
+                loss = loss + penalty(blueprint.config, losses.routing) / routed
+            return loss, losses
 
         def add(carry: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             new = jax.grad(slice_loss, has_aux=True)(state.params, *part)
@@ -84,7 +95,7 @@ def make_train_step(
         grads, losses = carry
 
         norm = optax.tree.norm(grads)
-        good = jnp.isfinite(norm)
+        good, guard = judge(state.guard, norm, state.step - state.skipped, explode)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
@@ -99,8 +110,9 @@ def make_train_step(
             state.step + 1,
             skipped,
             jax.tree.map(keep, mean, state.average),
+            guard,
         )
-        return new, StepMetrics(losses, norm, jnp.sum(batch["segment_ids"] > 0), skipped)
+        return new, StepMetrics(losses, norm, tokens, skipped, guard)
 
     return jax.jit(step, donate_argnums=() if jax.default_backend() == "cpu" else 0)
 

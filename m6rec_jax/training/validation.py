@@ -14,7 +14,7 @@ from m6rec_jax.data.plan import Entries, Plan, Pool
 from m6rec_jax.data.records import RecordReader
 from m6rec_jax.model.items import Catalogues
 from m6rec_jax.training.metrics import Labels, by_label
-from m6rec_jax.training.sharding import place_batch
+from m6rec_jax.training.sharding import place_batch, row_part
 from m6rec_jax.vocab import Vocab
 
 SAMPLE = 512  # held-out examples a task
@@ -81,8 +81,9 @@ class ValidationLoss:
         self.eval_step, self.labels, self.mesh, self.items = eval_step, labels, mesh, items
         empty = {name: np.zeros_like(rows[0][name]) for name in ROW_ARRAYS} if rows else {}
         padded = rows + [empty] * (-len(rows) % batch)
-        mine = batch // jax.process_count()
-        first = jax.process_index() * mine
+        part, parts = row_part(mesh)
+        mine = batch // parts
+        first = part * mine
         self.batches = [
             {name: np.stack([row[name] for row in padded[at + first : at + first + mine]]) for name in ROW_ARRAYS}
             for at in range(0, len(padded), batch)

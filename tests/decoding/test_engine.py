@@ -233,14 +233,15 @@ def test_windows_with_pauses_kinds_and_queries_are_the_longest_that_fit(seed, le
 def test_new_parameters_need_no_new_program(any_world):
     engine = any_world.engine
     before = engine.recommend(any_world.histories, k=K, beams=BEAMS)
-    compiled = programs.recommend._cache_size()
+    compiled = [p._cache_size() for p in (programs.read, programs.find)]
     old = engine.params
     try:
         engine.params = jax.tree.map(lambda x: 1.5 * x, old)
         after = engine.recommend(any_world.histories, k=K, beams=BEAMS)
     finally:
         engine.params = old
-    assert (before.scores != after.scores).any() and programs.recommend._cache_size() == compiled
+    assert (before.scores != after.scores).any()
+    assert [p._cache_size() for p in (programs.read, programs.find)] == compiled
     assert (engine.recommend(any_world.histories, k=K, beams=BEAMS).scores == before.scores).all()
 
 
@@ -248,12 +249,12 @@ def test_what_was_compiled_ahead_is_not_compiled_again(deep):
     engine, settings, rng = deep.engine, {"k": 5, "beams": 3}, np.random.default_rng(0)
 
     def compiled() -> list[int]:
-        return [p._cache_size() for p in (programs.recommend, programs.recommend_and_keep, programs.recommend_from)]
+        return [p._cache_size() for p in (programs.read, programs.find, programs.keep, programs.read_on)]
 
     before = compiled()
     assert engine.compile(**settings, batches=(2,), lengths=(3, 40), excludes=(9,), users=True) == [(2, 64)]
     after = compiled()
-    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1, 1]
     histories = [rng.integers(CATALOGUE, size=n) for n in (9, 2)]
     for _ in range(2):
         asked = {"exclude": histories, "allowed": rng.random(CATALOGUE) < 0.5} | settings

@@ -18,6 +18,7 @@ from m6rec_jax.decoding.cache import Prefix
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.decoding.requests import Requests
 from m6rec_jax.decoding.reuse import PAGE, PrefixCache, write_pages, write_tail
+from m6rec_jax.decoding.wave import Wave
 from tests.decoding.worlds import CATALOGUE, world
 
 ASK = {"k": 7, "beams": 2}
@@ -48,17 +49,16 @@ def deep() -> Engine:
 
 @pytest.fixture
 def read(monkeypatch) -> list[tuple[str, int]]:
-    """(program, users) of all that ran since."""
+    """(how their prefixes came about, users) of all batches since."""
     ran: list[tuple[str, int]] = []
-    for name in ("recommend", "recommend_and_keep", "recommend_from"):
-        original = getattr(programs, name)
+    for name in ("read", "keep", "append"):
+        original = getattr(Wave, name)
 
-        def spy(*args, name=name, original=original):
-            asked = next(arg for arg in args if isinstance(arg, programs.Asked))
+        def spy(wave, asked, *args, name=name, original=original):
             ran.append((name, int((np.asarray(asked.lengths) > 1).sum())))
-            return original(*args)
+            return original(wave, asked, *args)
 
-        monkeypatch.setattr(programs, name, spy)
+        monkeypatch.setattr(Wave, name, spy)
     return ran
 
 
@@ -91,7 +91,7 @@ def test_known_new_and_changed_users_in_one_batch(engine, read):
     read.clear()
     same_as_cold(engine, asked, ["a", "b", "c", "d", "f", None, "g", "h"])
     assert read == [
-        ("recommend_from", 3), ("recommend_and_keep", 4), ("recommend", 1), ("recommend", 8),
+        ("append", 3), ("keep", 4), ("read", 1), ("read", 8),
     ]  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_events_one_after_another_read_themselves_only(deep, read):
     for turn in range(4):
         histories = grown(histories, seed=turn)
         same_as_cold(deep, histories, list("abcd"))
-    assert [name for name, _ in read[::2]] == ["recommend_from"] * 4
+    assert [name for name, _ in read[::2]] == ["append"] * 4
 
 
 def test_a_window_that_slides_is_read_anew(deep, read):
@@ -110,7 +110,7 @@ def test_a_window_that_slides_is_read_anew(deep, read):
     deep.recommend(histories, users=list("abcd"), **ASK)
     read.clear()
     same_as_cold(deep, grown(histories), list("abcd"))
-    assert read[0] == ("recommend_and_keep", 4)
+    assert read[0] == ("keep", 4)
 
 
 def test_other_parameters_know_nobody(deep, read):
@@ -121,7 +121,7 @@ def test_other_parameters_know_nobody(deep, read):
         deep.params = jax.tree.map(lambda x: 1.5 * x, old)
         read.clear()
         same_as_cold(deep, histories, list("abcd"))
-        assert read[0] == ("recommend_and_keep", 4)
+        assert read[0] == ("keep", 4)
     finally:
         deep.params = old
     same_as_cold(deep, histories, list("abcd"))
@@ -154,7 +154,7 @@ def test_who_grows_takes_no_pages_of_who_is_asked_for_too(deep, read):
     read.clear()
     first, *rest = two_pages
     same_as_cold(deep, [*grown([first], 2), *rest, *grown(one_page)], list("abcdefgh"))
-    assert read[:2] == [("recommend_from", 7), ("recommend_from", 1)]  # the first waits while others want room
+    assert read[:2] == [("append", 7), ("append", 1)]  # the first waits while others want room
     assert set("abcd") <= set(deep.cache.users)
 
 
@@ -163,7 +163,7 @@ def test_a_user_asked_for_twice_is_kept_as_asked_last(deep, read):
     same_as_cold(deep, [first, last, other, new], ["a", "a", "b", "c"])
     read.clear()
     same_as_cold(deep, grown([last, other, new, first]), ["a", "b", "c", None])
-    assert read[0] == ("recommend_from", 3)
+    assert read[0] == ("append", 3)
 
 
 def test_pages_are_changed_in_place(deep):
@@ -182,7 +182,7 @@ def test_after_a_failure_nothing_is_believed(deep, monkeypatch):
         raise MemoryError("no more")
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(programs, "recommend_from", failing)
+        patch.setattr(programs, "read_on", failing)
         deep.recommend(grown(histories), users=list("abcd"), **ASK)
     same_as_cold(deep, grown(histories, 1), list("abcd"))
 
@@ -208,7 +208,7 @@ def test_no_budget_is_the_cold_way(deep, read):
     deep_cache, deep.cache = deep.cache, PrefixCache(ModelConfig(), PAGE - 1)
     try:
         same_as_cold(deep, some(deep, 10, 20, 30, 40), list("abcd"))
-        assert {name for name, _ in read} == {"recommend"} and deep.cache.arrays is None
+        assert {name for name, _ in read} == {"read"} and deep.cache.arrays is None
     finally:
         deep.cache = deep_cache
 

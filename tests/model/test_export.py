@@ -71,6 +71,36 @@ def test_a_llama_with_our_weights_gives_our_logits(kv_heads: int):
         np.testing.assert_allclose(ours, theirs[:, s.offset : s.offset + s.size], atol=1e-4 * np.abs(theirs).max())
 
 
-def test_content_has_no_place_in_a_llama():
-    with pytest.raises(InputError, match=r"model.content=true: .* model.content=false"):
-        llama(Blueprint(replace(CONFIG, content=True), VOCAB, 5), {}, 64)
+def test_experts_have_no_place_in_a_llama():
+    with pytest.raises(InputError, match=r"model.experts=4: .* model.experts=0"):
+        llama(Blueprint(replace(CONFIG, experts=4), VOCAB, 5), {}, 64)
+
+
+def test_content_of_atomic_items_becomes_part_of_their_rows():
+    rng = np.random.default_rng(5)
+    vocab = Vocab(len(SPECIALS) + 20, (130,))
+    blueprint = Blueprint(replace(CONFIG, content=True), vocab, 7)
+    drawn = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), x.dtype), blueprint.shapes())
+    items = item_table(rng.normal(size=(130, 7)), rng.random(130) < 0.7)
+    assert not items.seen[:130].all()
+    tokens = np.concatenate([rng.integers(0, vocab.pieces, 5), vocab.levels[0].offset + rng.integers(0, 130, 12)])
+    rows = np.where(tokens >= vocab.levels[0].offset, tokens - vocab.levels[0].offset, -1)
+    theirs = forward(*llama(blueprint, drawn, 64, [items]), tokens)
+    model = blueprint.bind(drawn)
+    hidden = model.hidden(tokens[None], rows[None], causal((1, 17), np.array([17])), items)
+    for i, s in enumerate(vocab.slices):
+        ours = np.asarray(model.logits(hidden[0], i, items))[:, : s.size]
+        np.testing.assert_allclose(ours, theirs[:, s.offset : s.offset + s.size], atol=1e-4 * np.abs(theirs).max())
+
+
+def test_content_of_spelled_items_has_no_place_in_a_llama():
+    blueprint = Blueprint(replace(CONFIG, content=True), VOCAB, 5)
+    with pytest.raises(InputError, match=r"model.content=true and items of several codes: .* model.content=false"):
+        llama(blueprint, blueprint.shapes(), 64)
+
+
+def test_another_architecture_is_named():
+    params = Blueprint(CONFIG, VOCAB, 1).shapes()
+    params["block"] = {**params["block"], "router": params["block"]["gate"]}
+    with pytest.raises(InputError, match=r"parameters router: a Llama has no place"):
+        llama(Blueprint(CONFIG, VOCAB, 1), params, 64)

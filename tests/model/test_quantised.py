@@ -19,13 +19,15 @@ from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.quantised import check_weights, dense, kept_as, parameter_bytes
 from m6rec_jax.vocab import Vocab
 
-BLUEPRINT = Blueprint(ModelConfig(layers=3, width=16, heads=4, kv_heads=2), Vocab(52, (90, 6)), 5)
+SIZES = ModelConfig(layers=3, width=16, heads=4, kv_heads=2, ffn=24, experts=4, shared_experts=1)
+BLUEPRINT = Blueprint(SIZES, Vocab(52, (90, 6)), 5)
 # Axes of each weight, and which of them the Transformer's products (and the logits) sum over.
 AXES = {
     "query": ("ndkgh", "d"), "key": ("ndkh", "d"), "value": ("ndkh", "d"), "output": ("nkghd", "kgh"),
     "gate": ("ndf", "d"), "up": ("ndf", "d"), "down": ("nfd", "f"), "tables": ("vd", "d"),
+    "expert_gate": ("nedf", "d"), "expert_up": ("nedf", "d"), "expert_down": ("nefd", "f"),
 }  # fmt: skip
-LEFT_ALONE = {"attention_norm", "ffn_norm", "final_norm", "content"}
+LEFT_ALONE = {"router", "attention_norm", "ffn_norm", "final_norm", "content"}
 
 
 def drawn(blueprint: Blueprint, seed: int = 0) -> nnx.State:
@@ -75,7 +77,7 @@ def test_no_number_moves_by_more_than_half_a_scale_of_its_own_channel(both):
         assert len(np.unique(kept.scale)) > 1
 
 
-def test_all_but_norms_and_content_is_int8_and_a_quarter_of_the_bytes(both):
+def test_all_but_norms_routers_and_content_is_int8_and_a_quarter_of_the_bytes(both):
     full, int8 = both
     for name, kept in int8.items():
         if name.split("/")[-1] in LEFT_ALONE:

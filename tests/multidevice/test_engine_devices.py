@@ -97,12 +97,12 @@ def test_callers_of_many_threads_do_not_wait_for_each_other():
 def test_known_users_find_their_programs_compiled():
     w = world(3)
     engine, settings = over(w, 4, cache_tokens=1024), {"k": 6, "beams": 8}
-    of_known = (programs.recommend_and_keep, programs.recommend_from)
+    of_known = (programs.read, programs.find, programs.keep, programs.read_on)
     sizes = lambda: [program._cache_size() for program in of_known]  # noqa: E731
     before = sizes()
     assert engine.compile(**settings, batches=(1,), lengths=(40,), users=True) == [(1, 64), (4, 64)]
     made, history = sizes(), w.histories[5]
-    assert [now - then for now, then in zip(made, before, strict=True)] == [1, 1]
+    assert [now - then for now, then in zip(made, before, strict=True)] == [1, 1, 1, 1]
     for longer in (history, np.append(history, 7), history):  # read, read on, read anew
         engine.recommend([longer], users=["ann"], **settings)
     assert sizes() == made

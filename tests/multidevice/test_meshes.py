@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from m6rec_jax.artifacts.checkpoints import load_params, steps
+from m6rec_jax.artifacts.content import content, digests
 from m6rec_jax.config import CheckpointConfig, Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.domains import joint_pools, joint_records, joint_shares, joint_vocab, open_domains
@@ -111,6 +112,8 @@ def test_a_checkpoint_moves_between_meshes_to_the_bit(world, tmp_path):
     for a, b, like in zip(*(jax.tree.leaves(t) for t in (state, moved, abstract)), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
         assert b.sharding == like.sharding
+    here = digests(content(jax.tree.map(np.asarray, state)))  # on one device
+    assert digests(content(state)) == digests(content(moved)) == here
 
 
 def test_train_resumes_on_another_mesh_and_the_run_is_read_by_one_device(tiny_dataset, tmp_path):  # noqa: F811

@@ -10,7 +10,7 @@ from flax import nnx
 
 from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.prepare import prepare
-from m6rec_jax.decoding import programs
+from m6rec_jax.decoding.wave import Wave
 from m6rec_jax.errors import InputError
 from m6rec_jax.recommend.baselines import CountingFloor, ItemKNN, Popularity
 from m6rec_jax.recommend.coldstart import SOURCES
@@ -94,14 +94,14 @@ def test_lists_are_the_mixture_of_model_and_memory(world):
 def test_what_was_read_of_a_known_user_is_kept_and_the_list_is_the_same(world, monkeypatch):
     data, _, recommender = world
     ran = []
-    for name in ("recommend", "recommend_and_keep", "recommend_from"):
-        program = getattr(programs, name)
-        monkeypatch.setattr(programs, name, lambda *args, name=name, p=program: ran.append(name) or p(*args))
+    for name in ("read", "keep", "append"):
+        original = getattr(Wave, name)
+        monkeypatch.setattr(Wave, name, lambda *args, name=name, way=original: ran.append(name) or way(*args))
     recommender.engine.cache.clear()
     history = data.item_ids[3:7]
-    for asked, way in ((history, "recommend_and_keep"), ([*history, data.item_ids[20]], "recommend_from")):
+    for asked, way in ((history, "keep"), ([*history, data.item_ids[20]], "append")):
         known, stranger = recommender.recommend(asked, 5, user="ann"), recommender.recommend(asked, 5)
-        assert ran == [way, "recommend"] and recommender.engine.cache.users == ["ann"]
+        assert ran == [way, "read"] and recommender.engine.cache.users == ["ann"]
         assert [r.item_id for r in known] == [r.item_id for r in stranger]
         assert [r.score for r in known] == pytest.approx([r.score for r in stranger], rel=1e-4)
         ran.clear()

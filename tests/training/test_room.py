@@ -1,7 +1,5 @@
 """The memory told before training is what the compiler then asks for, and what cannot fit is refused."""
 
-import math
-
 import jax
 import pytest
 
@@ -14,7 +12,7 @@ from m6rec_jax.training import room
 from m6rec_jax.training.optim import make_optimizer
 from m6rec_jax.training.room import check_room, memory_needed
 from m6rec_jax.training.run import train
-from m6rec_jax.training.sharding import make_mesh
+from m6rec_jax.training.sharding import axis_sizes, make_mesh
 from m6rec_jax.training.state import TrainState
 from m6rec_jax.training.step import make_train_step
 from m6rec_jax.vocab import Vocab
@@ -110,8 +108,7 @@ def test_a_container_has_what_it_is_given_and_what_may_fit_is_tried(tmp_path, mo
 @pytest.mark.parametrize(("name", "devices", "gib"), [("base", 8, 40), ("1b", 16, 80), ("7b", 64, 80)])
 def test_shipped_configurations_fit_the_hardware_they_name(name, devices, gib):
     config = load_config([name])
-    fixed = math.prod(size for size in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) if size > 0)
-    mesh = {axis: size if size > 0 else devices // fixed for axis, size in vars(config.mesh).items()}
+    mesh = axis_sizes(config.mesh, devices)
     blueprint = Blueprint(config.model, Vocab(32_000, (256, 256, 256)), 256)
     assert sum(memory_needed(blueprint, config, mesh, [1_000_000]).values()) / room.GIB < gib
 
@@ -122,3 +119,14 @@ def test_a_run_that_does_not_fit_leaves_nothing(tiny_dataset, tmp_path, monkeypa
     with pytest.raises(InputError, match="does not fit"):
         train(Config(train=TrainConfig(steps=200)), [tiny_dataset], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_positions_and_layers_over_devices_take_less_of_each():
+    config = load_config(["7b"])
+    blueprint = Blueprint(config.model, Vocab(32_000, (100_000,)), 256)
+    need = lambda **axes: memory_needed(blueprint, config, {**axis_sizes(config.mesh, 64), **axes}, [100_000])  # noqa: E731
+    one, positions, layers = need(), need(sequence=4), need(stage=4)
+    assert positions["activations"] == pytest.approx(one["activations"] / 4)
+    assert positions["parameters and moments"] == one["parameters and moments"]
+    assert layers["activations"] < one["activations"] / 2
+    assert layers["parameters and moments"] < 0.35 * one["parameters and moments"]  # tables are not dealt over stages
