@@ -17,7 +17,7 @@ UV ?= $(BIN)/uv
 COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compile --quiet --no-config \
 	--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: help install install-all install-beam demo test check check-code check-types check-imports check-packages check-locks lock clean \
+.PHONY: help install install-all install-beam demo test test-beam check check-code check-types check-imports check-packages check-locks lock clean \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
 	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-fuzz bench-exact bench-faults
 .DEFAULT_GOAL := help
@@ -41,6 +41,9 @@ demo: install  ## MovieLens-100K from fetch to report, in demo/; run again to co
 test: install-all  ## the whole suite
 	$(BIN)/python -m pytest -n 2 tests
 	$(BIN)/python -m pytest tests/multidevice
+
+test-beam: install-beam  ## prepare on Apache Beam against prepare in one process, byte for byte
+	.venv-beam/bin/python -m pytest --noconftest tests/data/test_beam.py  # which needs hypothesis and sets up jax
 
 check: check-code check-types check-imports check-packages check-locks  ## all gates; -k to see every failure
 
