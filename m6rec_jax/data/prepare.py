@@ -46,13 +46,14 @@ from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.encoders import TFIDF, content_arrays, encode
 from m6rec_jax.data.events import Events, event_arrays, user_table
 from m6rec_jax.data.features import WIDTH, fit_encoder, fit_fields, item_texts
-from m6rec_jax.data.history import history_lengths
+from m6rec_jax.data.histories import add_index, histories
 from m6rec_jax.data.neighbours import find_neighbours
 from m6rec_jax.data.privacy import check_key_place, key_mark, read_key
 from m6rec_jax.data.quality import check_thresholds, quality_report
-from m6rec_jax.data.records import DOCUMENT, HISTORY, ITEM, Record, RecordWriter, encode_histories
+from m6rec_jax.data.records import RecordWriter
+from m6rec_jax.data.said import Said, texts_by_split
 from m6rec_jax.data.sources import read_tables
-from m6rec_jax.data.splits import LEAST_EVENTS, SPLITS, TRAIN, records_of, split_events
+from m6rec_jax.data.splits import LEAST_EVENTS, SPLITS, TRAIN, split_events
 from m6rec_jax.data.tokenizer import Tokenizer, train_tokenizer
 from m6rec_jax.data.transitions import Transitions, count_transitions
 from m6rec_jax.errors import InputError
@@ -275,47 +276,6 @@ def manifest_body(card: Card, counts: dict[str, int], learnt: Learnt, tokenizer:
     }
 
 
-@dataclass(frozen=True)
-class Said:
-    """All text of items and documents, and which of it language training does not hear."""
-
-    fields: list[list[str]]
-    has_text: np.ndarray
-    quiet_items: np.ndarray
-    documents: list[str]
-    quiet_documents: np.ndarray
-
-    @classmethod
-    def of(cls, items: pl.DataFrame, corpus: pl.DataFrame | None) -> Said:
-        fields = catalogue.item_fields(items)
-        has_text = np.array([any(parts) for parts in zip(*fields, strict=True)], bool)
-        documents = corpus["text"].to_list() if corpus is not None else []
-        quiet_documents = catalogue.held_out(documents, np.ones(len(documents), bool))
-        return cls(
-            fields, has_text, catalogue.held_out(items["item_id"].to_list(), has_text), documents, quiet_documents
-        )
-
-    def heard(self, attributes: Iterable[str], queries: Iterable[str]) -> Iterator[str]:
-        """What the tokenizer may learn from: training items, documents and queries, and what is known of users."""
-        for parts in self.fields:
-            yield from (part for part, quiet in zip(parts, self.quiet_items, strict=True) if part and not quiet)
-        yield from (text for text, quiet in zip(self.documents, self.quiet_documents, strict=True) if not quiet)
-        yield from attributes
-        yield from queries
-
-    def records(self, tokenizer: Tokenizer) -> dict[str, list[Record]]:
-        """ITEM and DOCUMENT records of train and valid, by row."""
-        items = catalogue.item_tokens(self.fields, tokenizer)
-        documents = [np.array(t, np.int32) for t in tokenizer.encode_batch(self.documents)]
-        return {
-            split: [
-                *(Record(ITEM, r, tokens=items[r]) for r in np.flatnonzero(self.has_text & (self.quiet_items == quiet)).tolist()),
-                *(Record(DOCUMENT, r, tokens=documents[r]) for r in np.flatnonzero(self.quiet_documents == quiet).tolist()),
-            ]
-            for split, quiet in (("train", False), ("valid", True))
-        }  # fmt: skip
-
-
 def _write_records(folder: Path, events: Events, label: np.ndarray, said: Said, tokenizer: Tokenizer, levels: int,
                    timed: bool) -> tuple[dict[str, np.ndarray], dict[str, int]]:  # fmt: skip
     """Records of every split: histories by user row, then items and documents. Returns (index arrays, sizes)."""
@@ -333,53 +293,6 @@ def _write_records(folder: Path, events: Events, label: np.ndarray, said: Said, 
                 writer.write(record)
         add_index(index, sizes, split, held, others)
     return index, sizes
-
-
-def texts_by_split(texts: dict[str, list[Record]]) -> list[list[Record]]:
-    """Records of items and documents that follow the histories, by the number of the split."""
-    return [texts.get(split, []) for split in SPLITS]
-
-
-@dataclass(frozen=True)
-class Histories:
-    """The r records of one split: their bytes, tokens [r], events [r]; `targets` counts what they ask for."""
-
-    encoded: Iterator[bytes]
-    tokens: np.ndarray
-    events: np.ndarray
-    targets: int
-
-
-def histories(events: Events, label: np.ndarray, tokenizer: Tokenizer, levels: int, timed: bool,
-              first_user: int = 0) -> Iterator[tuple[str, Histories]]:  # fmt: skip
-    """The histories of each split by user row, the first of which is `first_user`."""
-    is_target, n_kinds = events.is_target, len(events.kind_names)
-    queries = np.flatnonzero(events.items < 0)
-    coded = dict(zip(queries.tolist(), tokenizer.encode_batch(events.texts[queries].to_list()), strict=True))
-    query_lengths = np.full(len(events.items), -1, np.int64)
-    query_lengths[queries] = [len(coded[i]) for i in queries.tolist()]
-    for number, split in enumerate(SPLITS):
-        held = records_of(label, events.users, is_target, number)
-        at, starts, n = held.events, held.starts, np.diff(held.starts)
-        users = events.users[at]
-        tokens = history_lengths(levels, users, events.times[at], timed, n_kinds, query_lengths[at])
-        asked = {i: np.array(coded[int(at[i])], np.int32) for i in np.flatnonzero(events.items[at] < 0).tolist()}
-        encoded = encode_histories(users[starts[:-1]] + first_user, starts, events.items[at], events.times[at],
-                                   events.kinds[at], held.targets, asked)  # fmt: skip
-        n_tokens = np.add.reduceat(tokens, starts[:-1]) if len(n) else n
-        yield split, Histories(encoded, n_tokens, n, int(held.targets.sum()))
-
-
-def add_index(index: dict[str, np.ndarray], sizes: dict[str, int], split: str, held: Histories,
-              others: list[Record]) -> None:  # fmt: skip
-    """What index.npz and the manifest say of the records of a split."""
-    n = held.events
-    index[f"{split}_kind"] = np.array([HISTORY] * len(n) + [r.kind for r in others], np.uint8)
-    index[f"{split}_tokens"] = np.concatenate([held.tokens, [len(r.tokens) for r in others]]).astype(np.int32)
-    index[f"{split}_events"] = np.concatenate([n, np.zeros(len(others))]).astype(np.int32)
-    sizes[f"{split}_histories"], sizes[f"{split}_records"] = len(n), len(n) + len(others)
-    if split != SPLITS[TRAIN]:
-        sizes[f"{split}_targets"] = held.targets
 
 
 def inputs_digest(card: Card, options: Options | None, lender: Path | None, lends: Iterable[str]) -> str:

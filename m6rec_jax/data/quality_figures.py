@@ -66,7 +66,7 @@ def figures(tables: Tables, cleaned: Cleaned, card: Card) -> dict[str, Any]:
             lambda u: events["user_id"][int(by_user[:u].sum())],
             by_user,
             *busy_users(users, rows, times, by_user, timed),
-            timed,
+            timed=timed,
         ),
         "tail": tail(by_item),
         "near": near(items),

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -31,7 +32,7 @@ def files(tables, folder, cuts=(200,), ending="parquet"):
     folder.mkdir()
     write = pl.DataFrame.write_parquet if ending == "parquet" else pl.DataFrame.write_csv
     bounds, paths = [0, *cuts, tables["events"].height], []
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in pairwise(bounds):
         paths.append(str(folder / f"events-{len(paths)}.{ending}"))
         write(tables["events"][low:high], paths[-1])
     card = tiny_card(tables)
@@ -93,6 +94,7 @@ def crowd(seed=5, users=5000):
     return tiny_tables() | {"events": events, "items": pl.concat([*more, items[:2]])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "changes"),
     [
@@ -109,8 +111,8 @@ def test_five_thousand_users_are_the_same(tmp_path, on_beam, monkeypatch, ending
         (tmp_path / "key").write_bytes(bytes(range(32)))
         card["privacy"] = {"ids": "hmac", "key": str(tmp_path / "key")}
     monkeypatch.setattr(RecordWriter.__init__, "__defaults__", (1500,))
-    one = prepare(card, tmp_path / "one", levels=2, **SIZES)
-    beam = on_beam(card, tmp_path / "beam", levels=2, partition_rows=6_000, shard_records=1500, **SIZES)
+    one = prepare(card, tmp_path / "one", levels=3, **SIZES)
+    beam = on_beam(card, tmp_path / "beam", levels=3, partition_rows=6_000, shard_records=1500, **SIZES)
     met = one.manifest["counts"]
     wanted = ["missing_user", "missing_time", "bad_time", "future_time", "missing_kind", "unknown_kind", "duplicate_event", "duplicate_item", "few_item_events"]  # fmt: skip
     assert all(met[rule] for rule in wanted) and met["unknown_item" if ending == "csv" else "added_item"]

@@ -52,6 +52,7 @@ def figures(card: Card, tables: Tables, cleaned: Cleaned, read: dict[str, Any], 
         at, *values = one["busy"]
         for whole, part in zip(busy, values, strict=True):
             whole[at] = part
+    most, fast, awake = busy
     found: dict[str, Any] = {
         "name": card.name,
         "read": read["rows"],
@@ -70,7 +71,7 @@ def figures(card: Card, tables: Tables, cleaned: Cleaned, read: dict[str, Any], 
         "rules": rules(cleaned, by_rule),
         "missing": _missing(card, tables, read),
         "outliers": outliers(cleaned.tables.events, items, card),
-        "bots": bots(name_of, by_user, *busy, timed),
+        "bots": bots(name_of, by_user, most, fast, awake, timed),
         "tail": tail(by_item),
         "near": near(items),
         "drift": _drift(card, sums, by_split),

@@ -41,23 +41,21 @@ from m6rec_jax.data.clean import (
 )
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.events import kind_names
+from m6rec_jax.data.histories import Histories, add_index
 from m6rec_jax.data.prepare import (
     GROUP_ROWS,
     Clock,
-    Histories,
     Options,
-    Said,
-    add_index,
     dataset_before,
     inputs_digest,
     learn_items,
     learn_words,
     manifest_body,
-    texts_by_split,
 )
 from m6rec_jax.data.privacy import check_key_place
 from m6rec_jax.data.quality import check_thresholds, write_page
 from m6rec_jax.data.records import SHARD_RECORDS, encode
+from m6rec_jax.data.said import Said, texts_by_split
 from m6rec_jax.data.sources import REJECTED_SCHEMA, Tables, read_table, rejected_rows
 from m6rec_jax.data.splits import SPLITS, check_cuts, cut_places
 from m6rec_jax.data.transitions import Transitions, lightened, of_pairs

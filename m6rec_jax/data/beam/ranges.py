@@ -14,7 +14,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from m6rec_jax.data.beam.rows import Job
 from m6rec_jax.data.beam.workers import with_own_name, write_frame
 from m6rec_jax.data.events import NO_STRINGS, Events, event_arrays
-from m6rec_jax.data.prepare import histories
+from m6rec_jax.data.histories import histories
 from m6rec_jax.data.quality_figures import BOT_EVENTS, busy_users
 from m6rec_jax.data.records import READ_OPTIONS, SUFFIX, WRITE_OPTIONS
 from m6rec_jax.data.splits import LEAST_EVENTS, SPLITS, TRAIN, label_by_cuts, split_events
