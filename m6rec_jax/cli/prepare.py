@@ -38,7 +38,7 @@ def prepare(argv: list[str]) -> None:
     add("--codebook", type=int, metavar="N", help="codes a level, where there are several levels (default 256)")
     add("--vocab-size", type=int, metavar="N", help="text pieces to learn; fewer where texts are few (default 4096)")
     add("--runner", choices=("local", "beam"), default="local", metavar="WHERE", help="local (default): one process holds all events; beam: Apache Beam, the same dataset without any process doing so (docs/prepare-beam.md)")  # fmt: skip
-    add("--runner-options", metavar="OPTIONS", help='with --runner beam: where it runs, as on a Beam command line, such as "--runner=FlinkRunner --flink_master=host:8081" (default: in this process)')  # fmt: skip
+    add("--runner-options", metavar="OPTIONS", help='with --runner beam: where it runs, as on a Beam command line, such as --runner-options="--runner=FlinkRunner --flink_master=host:8081" (default: in this process)')  # fmt: skip
     options = parser.parse(argv)
     sizes = {"levels": options.levels, "codebook": options.codebook, "vocab_size": options.vocab_size}
     out = folder_to_write("--out", options.out)

@@ -96,7 +96,8 @@ def prepare(
 
     Everything is held in memory at once, the events several times over while they are cleaned and joined: a million
     events of 50,000 titled items took 0.7 GB, with three levels 0.9 GB (benchmarks/results/prepare.json), and it grows
-    with events and text. Nothing works out of core; `append` reads the whole dataset again, so it is no way round this.
+    with events and text. Nothing works out of core; `append` reads the whole dataset again, so it is no way round this;
+    `data.beam.prepare` is.
 
     Raises InputError on bad input, and rather than overwrite anything in `out`.
     """
