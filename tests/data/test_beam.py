@@ -10,9 +10,11 @@ import pytest
 
 from m6rec_jax.cli import main
 from m6rec_jax.data.beam.accepted import check_accepted
+from m6rec_jax.data.beam.rows import Job, clean_partition, gather_range
 from m6rec_jax.data.card import load_card
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.records import RecordWriter
+from m6rec_jax.data.sources import EVENT_SCHEMA
 from m6rec_jax.errors import InputError
 from tests.fixtures import tiny_card, tiny_tables
 
@@ -176,3 +178,17 @@ def test_without_beam_the_way_out_is_named(tmp_path, capsys, monkeypatch):
     assert "apache-beam is not installed here; make install-beam" in capsys.readouterr().err
     assert main(["prepare", "--card", "c.yaml", "--out", str(tmp_path / "o"), "--runner-options", "x"]) == 2
     assert "--runner-options x: has no effect" in capsys.readouterr().err
+
+
+def test_the_order_in_which_rows_reach_a_worker_changes_nothing(tmp_path):
+    """Runners hand over what is grouped in any order; the first of equal events stays, whichever came first."""
+    rows = [("a", "x", n // 2, 0.0, None, None, None, n) for n in range(12)]
+    events = pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
+    job = Job(load_card(files(tiny_tables(), tmp_path / "raw")), tmp_path, 0, 100)
+    made = []
+    for number, frame in enumerate((events, events.sample(fraction=1.0, shuffle=True, seed=3))):
+        clean_partition(job, number, frame)
+        gather_range(job, number, frame)
+        made.append([pl.read_parquet(job.file(*name, number)) for name in (("state", 0), ("range",), ("later", "duplicate_event"))])  # fmt: skip
+    assert made[0][0]["row"].to_list() == [0, 2, 4, 6, 8, 10]
+    assert all(one.equals(other) for one, other in zip(*made, strict=True))

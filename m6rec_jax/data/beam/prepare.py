@@ -76,7 +76,7 @@ def prepare_on_beam(card: Card | Path | str, out: Path, *, runner_options: str =
     missing and for what is not done there (docs/prepare-beam.md), besides what `prepare` refuses.
     """
     check_beam()
-    card = load_card(card)
+    card = load_card(Path(card).absolute() if isinstance(card, str | Path) else card)
     check_accepted(card)
     check_key_place(card, out)
     before = dataset_before(out, False)
