@@ -10,14 +10,14 @@ PY ?=
 export VENV PY
 
 BIN := $(VENV)/bin
-LOCKS := requirements/core.lock requirements/all.lock requirements/serve.lock requirements/cuda.lock requirements/tpu.lock benchmarks/decoding/peers.lock
+LOCKS := requirements/core.lock requirements/all.lock requirements/serve.lock requirements/cuda.lock requirements/tpu.lock requirements/beam.lock benchmarks/decoding/peers.lock
 # Universal: one lock for Python 3.11 to 3.14, Linux and macOS (array-record has no Windows wheel). Wheels only, no host.
 # A local find-links folder or index of this machine's must not decide what others get.
 UV ?= $(BIN)/uv
 COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compile --quiet --no-config \
 	--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: help install install-all demo test check check-code check-types check-imports check-packages check-locks lock clean \
+.PHONY: help install install-all install-beam demo test test-beam check check-code check-types check-imports check-packages check-locks lock clean \
 	plan-all \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
 	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-training bench-fuzz bench-exact bench-faults
@@ -32,6 +32,9 @@ install:  ## $(VENV) with what the demo needs; then .venv/bin/m6rec is the comma
 install-all:  ## and everything else: dev tools, extras, compilers for TPU and GPU
 	@sh requirements/install.sh all
 
+install-beam:  ## .venv-beam: Apache Beam and what preparing data imports, without jax
+	@VENV=.venv-beam sh requirements/install.sh beam
+
 demo: install  ## MovieLens-100K from fetch to report, in demo/; run again to continue
 	$(BIN)/m6rec demo
 
@@ -39,6 +42,9 @@ demo: install  ## MovieLens-100K from fetch to report, in demo/; run again to co
 test: install-all  ## the whole suite
 	$(BIN)/python -m pytest -n 2 tests
 	$(BIN)/python -m pytest tests/multidevice
+
+test-beam: install-beam  ## prepare on Apache Beam against prepare in one process, byte for byte
+	.venv-beam/bin/python -m pytest --noconftest tests/data/test_beam.py  # which needs hypothesis and sets up jax
 
 check: check-code check-types check-imports check-packages check-locks  ## all gates; -k to see every failure
 
@@ -68,6 +74,7 @@ lock:  ## resolve again; ARGS=--upgrade moves to newer releases
 	$(COMPILE) --group serving -c requirements/all.lock -o requirements/serve.lock
 	$(COMPILE) pyproject.toml --extra kernels --group build --group cuda -c requirements/all.lock -o requirements/cuda.lock
 	$(COMPILE) pyproject.toml --group build --group tpu -c requirements/all.lock -o requirements/tpu.lock
+	$(COMPILE) --group beam --group build -o requirements/beam.lock $(ARGS)
 	$(COMPILE) benchmarks/decoding/peers.in -o benchmarks/decoding/peers.lock
 	@$(MAKE) --no-print-directory check-locks
 

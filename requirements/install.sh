@@ -1,5 +1,6 @@
 #!/bin/sh
-# install.sh core|all: makes $VENV hold what requirements/core.lock or all.lock says, and this checkout.
+# install.sh core|all|beam: makes $VENV hold what requirements/core.lock, all.lock or beam.lock says, and this checkout.
+# beam.lock pins some packages a major version behind the others, so it never shares a folder with them.
 #
 # $VENV/locks notes what is installed, written once all of it is there. A second call only compares the note; a folder
 # without a note was left half-made and is made again from nothing. Without PY a good .venv keeps its interpreter; with
@@ -28,8 +29,15 @@ if [ -n "$PY" ]; then
     [ "$(identity "$PY")" = "$(identity "$python")" ] || remove
 fi
 
-if ! holds core all && ! { [ "$what" = core ] && holds core; }; then
-    if ! holds core; then
+finished() {
+    case $what in
+    core) holds core || holds core all ;;
+    all) holds core all ;;
+    *) holds "$what" ;;
+    esac
+}
+if ! finished; then
+    if [ "$what" = beam ] || ! holds core; then
         PY=${PY:-$(sh requirements/find-python.sh)}
         remove
         "$PY" -I -m venv "$VENV"
@@ -38,7 +46,7 @@ if ! holds core all && ! { [ "$what" = core ] && holds core; }; then
     echo "$VENV: $("$python" --version), installing requirements/$what.lock"
     # --no-deps: the lock is complete. --only-binary: nothing is built here, so no code of a package runs.
     pip_install --only-binary :all: --require-hashes --requirement "requirements/$what.lock"
-    if [ "$what" = all ]; then locks core all; else locks core; fi | note "$VENV/locks"
+    if [ "$what" = all ]; then locks core all; else locks "$what"; fi | note "$VENV/locks"
 fi
 
 # The checkout, linked in: again when its metadata changes. The build backend comes from the lock.

@@ -96,28 +96,31 @@ def clean(tables: Tables, card: Card, now: float | None = None) -> Cleaned:
         rejected.append(rejected_rows(table, rule, frame.filter(mask)))
         return frame.filter(~mask)
 
-    items = _clean_items(tables.items, card, counts, reject) if tables.items is not None else None
-    events = _clean_events(tables.events, card, counts, reject, time.time() if now is None else now)
+    items = clean_items(tables.items, card, counts, reject) if tables.items is not None else None
+    events = clean_rows(tables.events, card, counts, reject, time.time() if now is None else now)
+    check_kinds(events["kind"].n_unique(), card)
+    events = without_repeats(events, reject)
     if items is not None and card.clean.unknown_items == "drop":
-        unknown = events["item_id"].is_not_null() & ~events["item_id"].is_in(items["item_id"].implode())
-        events = reject("events", "unknown_item", events, unknown)
+        events = without_unknown(events, items["item_id"], reject)
     events = _apply_minimums(events, card, reject)
     if events["item_id"].null_count() == events.height:
-        raise InputError(_nothing_left(tables, card, counts))
-    events = _sorted(events)
-    items = _with_event_items(items, events, counts)
-    _count_items(items, counts)
+        n = tables.events.height + tables.rejected.filter(pl.col("table") == "events").height
+        raise InputError(nothing_left(n, card, counts))
+    events = sort_events(events)
+    items = with_event_items(items, events, counts)
+    count_items(items, counts)
     made = Tables(
         events=events,
         items=items,
         users=_clean_users(tables.users, counts, reject),
-        corpus=_clean_corpus(tables.corpus, card, counts, reject),
+        corpus=clean_corpus(tables.corpus, card, counts, reject),
         impressions=_clean_impressions(tables.impressions, items, reject),
     )
     return Cleaned(made, counts, pl.concat(rejected) if rejected else pl.DataFrame(schema=REJECTED_SCHEMA))
 
 
-def _clean_events(events: pl.DataFrame, card: Card, counts: dict, reject, now: float) -> pl.DataFrame:
+def clean_rows(events: pl.DataFrame, card: Card, counts: dict, reject, now: float) -> pl.DataFrame:
+    """The rules that judge an event by its own row."""
     if events["text"].null_count() < events.height:
         text = clean_column(events["text"], card.clean.max_text, counts)
         events = events.with_columns(text.replace("", None).alias("text"))
@@ -129,10 +132,25 @@ def _clean_events(events: pl.DataFrame, card: Card, counts: dict, reject, now: f
     if card.events.kind and card.kinds:
         events = reject("events", "missing_kind", events, events["kind"].is_null())
         events = reject("events", "unknown_kind", events, ~events["kind"].is_in(list(card.kinds)))
-    elif (kinds := events["kind"].n_unique()) > N_KINDS:
+    return events
+
+
+def check_kinds(kinds: int, card: Card) -> None:
+    """Raise InputError when the events have too many different `kinds` (none is one) and the card lists none."""
+    if not (card.events.kind and card.kinds) and kinds > N_KINDS:
         raise InputError(f"{card.origin}: events.kind: {card.events.kind!r}: {kinds} different kinds, at most {N_KINDS} are possible; list those that count under `kinds:`")  # fmt: skip
+
+
+def without_repeats(events: pl.DataFrame, reject) -> pl.DataFrame:
+    """Each event once: the first of those that are equal in all but their row."""
     same = ["user_id", "item_id", "time", "fraction", "kind", "value", "text"]
     return reject("events", "duplicate_event", events, _repeated(events, same))
+
+
+def without_unknown(events: pl.DataFrame, item_ids: pl.Series, reject) -> pl.DataFrame:
+    """Events on one of `item_ids`, and queries."""
+    unknown = events["item_id"].is_not_null() & ~events["item_id"].is_in(item_ids.implode())
+    return reject("events", "unknown_item", events, unknown)
 
 
 def _repeated(frame: pl.DataFrame, columns: list[str]) -> pl.Series:
@@ -173,12 +191,14 @@ def _codes(series: pl.Series) -> np.ndarray:
     )
 
 
-def _sorted(events: pl.DataFrame) -> pl.DataFrame:
+def sort_events(events: pl.DataFrame) -> pl.DataFrame:
+    """By the user's first row, then time, then row."""
     first = pl.col("row").min().over("user_id")
     return events.sort(first, "time", "fraction", "row")
 
 
-def _clean_items(items: pl.DataFrame, card: Card, counts: dict, reject) -> pl.DataFrame:
+def clean_items(items: pl.DataFrame, card: Card, counts: dict, reject) -> pl.DataFrame:
+    """The rules of the items table."""
     items = reject("items", "missing_item", items, items["item_id"].is_null())
     items = reject("items", "duplicate_item", items, _repeated(items, ["item_id"]))
     return items.with_columns(
@@ -189,7 +209,7 @@ def _clean_items(items: pl.DataFrame, card: Card, counts: dict, reject) -> pl.Da
     )
 
 
-def _with_event_items(items: pl.DataFrame | None, events: pl.DataFrame, counts: dict) -> pl.DataFrame:
+def with_event_items(items: pl.DataFrame | None, events: pl.DataFrame, counts: dict) -> pl.DataFrame:
     """The catalogue: the items table, then items known from events alone in the order of their first event row."""
     bought = events.drop_nulls("item_id").group_by("item_id").agg(pl.col("row").min()).sort("row").select("item_id")
     if items is None:
@@ -223,7 +243,8 @@ ITEM_SCHEMA = {
 }
 
 
-def _count_items(items: pl.DataFrame, counts: dict) -> None:
+def count_items(items: pl.DataFrame, counts: dict) -> None:
+    """The rules that only note."""
     no_title = pl.col("title") == ""
     nothing = (
         no_title
@@ -265,7 +286,8 @@ def _clean_users(users: pl.DataFrame | None, counts: dict, reject) -> pl.DataFra
     return users.with_columns(clean_lists(users["attributes"], PHRASE_LIMIT, counts))
 
 
-def _clean_corpus(corpus: pl.DataFrame | None, card: Card, counts: dict, reject) -> pl.DataFrame | None:
+def clean_corpus(corpus: pl.DataFrame | None, card: Card, counts: dict, reject) -> pl.DataFrame | None:
+    """The rules of the corpus."""
     if corpus is None:
         return None
     corpus = corpus.with_columns(clean_column(corpus["text"], card.clean.max_text, counts).fill_null(""))
@@ -282,8 +304,8 @@ def _clean_impressions(shown: pl.DataFrame | None, items: pl.DataFrame, reject) 
     return reject("impressions", "unknown_item", shown, ~shown["item_id"].is_in(items["item_id"].implode()))
 
 
-def _nothing_left(tables: Tables, card: Card, counts: dict) -> str:
-    n = tables.events.height + tables.rejected.filter(pl.col("table") == "events").height
+def nothing_left(n: int, card: Card, counts: dict) -> str:
+    """What to say when none of `n` event rows is left."""
     met = {rule: counts[rule] for rule in REJECTING if counts[rule]}
     worst = max(met, key=lambda rule: met[rule], default="missing_item")
     listed = ", ".join(f"{rule} {n}" for rule, n in met.items())

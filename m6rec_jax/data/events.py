@@ -61,14 +61,7 @@ def event_arrays(
     events: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series, card: Card, kinds_before: Sequence[str] = ()
 ) -> Events:
     """Cleaned events (sorted by user and time) as arrays; kinds keep the numbers that they had in `kinds_before`."""
-    # `kinds:` without a column of kinds says nothing of these events: a kind token before each would mean nothing.
-    listed = list(card.kinds) if card.events.kind else []
-    found = listed or events["kind"].drop_nulls().unique().sort().to_list()
-    if events["kind"].null_count() and (found or kinds_before):
-        found = ["", *found]  # the kind of events that do not say theirs
-    names = list(dict.fromkeys([*kinds_before, *found]))
-    if len(names) > N_KINDS:
-        raise InputError(f"{card.origin}: events.kind: {len(names)} kinds with those there before, at most {N_KINDS} are possible; merge some under `kinds:`")  # fmt: skip
+    names = kind_names(events["kind"], card, kinds_before)
     kinds = np.zeros(events.height, np.uint8)
     if names:
         kinds = events["kind"].fill_null("").replace_strict(names, range(len(names)), return_dtype=pl.UInt8).to_numpy()
@@ -83,6 +76,22 @@ def event_arrays(
         kind_names=names,
         kind_weights=[float(card.kinds.get(name, 1.0)) for name in names],
     )
+
+
+def kind_names(kinds: pl.Series, card: Card, kinds_before: Sequence[str] = ()) -> list[str]:
+    """Names of kinds by number: those of before, then those the card lists, else those of `kinds` in their order.
+
+    Raises InputError when there are more than `N_KINDS`.
+    """
+    # `kinds:` without a column of kinds says nothing of these events: a kind token before each would mean nothing.
+    listed = list(card.kinds) if card.events.kind else []
+    found = listed or kinds.drop_nulls().unique().sort().to_list()
+    if kinds.null_count() and (found or kinds_before):
+        found = ["", *found]  # the kind of events that do not say theirs
+    names = list(dict.fromkeys([*kinds_before, *found]))
+    if len(names) > N_KINDS:
+        raise InputError(f"{card.origin}: events.kind: {len(names)} kinds with those there before, at most {N_KINDS} are possible; merge some under `kinds:`")  # fmt: skip
+    return names
 
 
 def user_table(tables: Tables) -> pl.DataFrame:

@@ -27,9 +27,15 @@ def read_raw(card: Card, section: str) -> pl.DataFrame:
         frame = values.as_polars(table.path)
         _check_columns(card, section, wanted, frame.columns, "the DataFrame")
         return _filled(card, section, frame.select(_columns(wanted)))
-    reader = READERS[format_of(table)]
-    parts = [_guarded(card, section, path, lambda p: reader(card, section, p, wanted)) for path in paths_of(table)]
+    parts = [read_file(card, section, path) for path in paths_of(table)]
     return _filled(card, section, pl.concat(parts, how="vertical_relaxed") if len(parts) > 1 else parts[0])
+
+
+def read_file(card: Card, section: str, path: Path) -> pl.DataFrame:
+    """`read_raw` of one file of a table, which may hold no row."""
+    table = getattr(card, section)
+    reader = READERS[format_of(table)]
+    return _guarded(card, section, path, lambda p: reader(card, section, p, _wanted(table)))
 
 
 def read_sequences(card: Card) -> pl.DataFrame:

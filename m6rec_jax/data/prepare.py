@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -41,23 +41,26 @@ from m6rec_jax.data.borrow import (
 from m6rec_jax.data.card import Card, load_card
 from m6rec_jax.data.card_checks import is_frame, paths_of
 from m6rec_jax.data.clean import Cleaned, clean
+from m6rec_jax.data.codes import Codebooks
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.encoders import TFIDF, content_arrays, encode
 from m6rec_jax.data.events import Events, event_arrays, user_table
 from m6rec_jax.data.features import WIDTH, fit_encoder, fit_fields, item_texts
-from m6rec_jax.data.history import history_lengths
+from m6rec_jax.data.histories import add_index, histories
 from m6rec_jax.data.neighbours import find_neighbours
 from m6rec_jax.data.privacy import check_key_place, key_mark, read_key
 from m6rec_jax.data.quality import check_thresholds, quality_report
-from m6rec_jax.data.records import DOCUMENT, HISTORY, ITEM, Record, RecordWriter, encode_histories
+from m6rec_jax.data.records import RecordWriter
+from m6rec_jax.data.said import Said, texts_by_split
 from m6rec_jax.data.sources import read_tables
-from m6rec_jax.data.splits import LEAST_EVENTS, SPLITS, TRAIN, records_of, split_events
+from m6rec_jax.data.splits import LEAST_EVENTS, SPLITS, TRAIN, split_events
 from m6rec_jax.data.tokenizer import Tokenizer, train_tokenizer
-from m6rec_jax.data.transitions import count_transitions
+from m6rec_jax.data.transitions import Transitions, count_transitions
 from m6rec_jax.errors import InputError
 from m6rec_jax.vocab import Vocab
 
 T = TypeVar("T")
+GROUP_ROWS = 100_000  # rows of a row group, said so that the same rows give the same bytes however they come together
 AT_ONCE = 1000  # texts or records between two looks at the bar
 STAGES = ("read", "clean", "quality", "split", "features", "transitions", "codes", "tokenizer", "records", "tables")
 
@@ -93,14 +96,15 @@ def prepare(
 
     Everything is held in memory at once, the events several times over while they are cleaned and joined: a million
     events of 50,000 titled items took 0.7 GB, with three levels 0.9 GB (benchmarks/results/prepare.json), and it grows
-    with events and text. Nothing works out of core; `append` reads the whole dataset again, so it is no way round this.
+    with events and text. Nothing works out of core; `append` reads the whole dataset again, so it is no way round this;
+    `data.beam.prepare` is.
 
     Raises InputError on bad input, and rather than overwrite anything in `out`.
     """
     card = load_card(card)
     out = Path(out) if out is not None else Path(re.sub(r"[^\w.-]+", "-", card.name).strip(".-") + "-dataset")
     check_key_place(card, out)
-    before = _before(out, append)
+    before = dataset_before(out, append)
     grown = before if append else None
     if grown is not None:
         card = continued(grown, card)
@@ -120,7 +124,7 @@ def prepare(
             check_content(lent, lender, card)
     options = Options(**{name: value for name, value in asked.items() if value is not None})
     lends = () if not like else ("tokenizer.model",) if borrow == "tokenizer" else LENT
-    inputs = _inputs_digest(card, None if lent else options, lender, lends)
+    inputs = inputs_digest(card, None if lent else options, lender, lends)
     if before is not None:
         known = before.manifest["inputs"]
         if not append and known != [inputs]:
@@ -129,7 +133,7 @@ def prepare(
             progress.note(f"{out}: prepared before from the same input")
             return before
     with progress.stage(f"prepare {card.name}", total=len(STAGES), unit="steps") as bar:
-        clock = _Clock(bar)
+        clock = Clock(bar)
         with clock("read"):
             tables = read_tables(card)
         if grown is not None:
@@ -156,7 +160,7 @@ def prepare(
 
 
 def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, tokenizer: Tokenizer | None,
-           options: Options, clock: _Clock) -> dict:  # fmt: skip
+           options: Options, clock: Clock) -> dict:  # fmt: skip
     """Everything but the manifest, whose body is returned."""
     tables = cleaned.tables
     timed = card.events.time_unit != "order"
@@ -169,6 +173,54 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, to
         counts = np.bincount(events.items[train], minlength=items.height)
         items = items.with_columns(events=counts, seen=counts > 0)
         users = users.with_columns(events=np.bincount(events.users[train], minlength=users.height))
+
+    def transitions_of(catalogue: int) -> Transitions:
+        return count_transitions(events.users[train], events.items[train], events.times[train],
+                                 events.weights[train], catalogue=catalogue)  # fmt: skip
+
+    learnt = learn_items(card, items, transitions_of, folder, lent, options, clock)
+    items, books = learnt.items, learnt.books
+    said = Said.of(items, tables.corpus)
+    queries = events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0)))
+    attributes, asked = users["attributes"].list.join("; ").to_list(), queries.drop_nulls().to_list()
+    tokenizer = learn_words(said, attributes, asked, folder, tokenizer, options, clock)
+    with clock("records"):
+        index, sizes = _write_records(folder, events, label, said, tokenizer, books.levels, timed)
+        np.savez(folder / "index.npz", **index)
+    with clock("tables"):
+        items.write_parquet(folder / "items.parquet", row_group_size=GROUP_ROWS)
+        users.write_parquet(folder / "users.parquet", row_group_size=GROUP_ROWS)
+        events.table(label).write_parquet(folder / "events.parquet", row_group_size=GROUP_ROWS)
+        cleaned.rejected.write_parquet(folder / "rejected.parquet", row_group_size=GROUP_ROWS)
+        if tables.impressions is not None:
+            tables.impressions.write_parquet(folder / "impressions.parquet")
+    targets = np.bincount(events.users[events.is_target], minlength=users.height)
+    part = {
+        "seen_items": int((counts > 0).sum()),
+        "users": users.height,
+        "short_users": int((targets < LEAST_EVENTS).sum()),
+        "events": len(events.users),
+        **{f"{name}_events": int((label == i).sum()) for i, name in enumerate(SPLITS)},
+        "documents": len(said.documents),
+        "transitions": learnt.transitions,
+        **sizes,
+    }
+    return manifest_body(card, cleaned.counts, learnt, tokenizer, part, events.kind_names, events.kind_weights)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What was learnt of the catalogue: its table with said numbers, its codes, the width of content, pairs counted."""
+
+    items: pl.DataFrame
+    books: Codebooks
+    content_width: int
+    transitions: int
+
+
+def learn_items(card: Card, items: pl.DataFrame, transitions_of: Callable[[int], Transitions], folder: Path,
+                lent: Borrowed | None, options: Options, clock: Clock) -> Learnt:  # fmt: skip
+    """Features, transitions and codes of the catalogue, written to transitions.npz and codes.npz."""
     with clock("features", items.height, "items"):
         fields = lent.fields if lent else fit_fields(items)
         items = fields.apply(items)
@@ -180,141 +232,71 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, to
         elif content is None:
             content = encoder.encode(texts)
     with clock("transitions"):
-        transitions = count_transitions(events.users[train], events.items[train], events.times[train],
-                                        events.weights[train], catalogue=items.height)  # fmt: skip
+        transitions = transitions_of(items.height)
         transitions.save(folder / "transitions.npz")
     with clock("codes", items.height, "items"):
         codes, books = code_items(content, transitions, items["item_id"], options.levels, options.codebook, lent)
         alike = find_neighbours(content, encoder.weigh(texts) if said_how.encoder == TFIDF else None)
         np.savez(folder / "codes.npz", codes=codes, content=content, **alike.arrays(), **books.arrays(), **encoder.arrays(), **content_arrays(said_how), **fields.arrays())  # fmt: skip
-    said = _Said.of(items, tables.corpus)
-    queries = events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0)))
-    with clock("tokenizer", 0 if tokenizer else sum(1 for _ in said.heard(users, queries)), "texts") as bar:
+    return Learnt(items, books, content.shape[1], len(transitions.forward.weights))
+
+
+def learn_words(said: Said, attributes: Iterable[str], queries: Iterable[str], folder: Path,
+                tokenizer: Tokenizer | None, options: Options, clock: Clock) -> Tokenizer:  # fmt: skip
+    """The tokenizer, lent or trained on what is said, of items, documents and users; both iterables are read twice."""
+    with clock("tokenizer", 0 if tokenizer else sum(1 for _ in said.heard(attributes, queries)), "texts") as bar:
         if tokenizer:
             tokenizer.save(folder / "tokenizer.model")
-        else:
-            tokenizer = train_tokenizer(
-                _counted(said.heard(users, queries), bar), folder / "tokenizer.model", options.vocab_size
-            )
-            if tokenizer.size < options.vocab_size:
-                progress.note(f"tokenizer: {tokenizer.size} pieces; the texts support no more of vocab_size {options.vocab_size}")  # fmt: skip
-    with clock("records"):
-        index, sizes = _write_records(folder, events, label, said, tokenizer, books.levels, timed)
-        np.savez(folder / "index.npz", **index)
-    with clock("tables"):
-        items.write_parquet(folder / "items.parquet")
-        users.write_parquet(folder / "users.parquet")
-        events.table(label).write_parquet(folder / "events.parquet")
-        cleaned.rejected.write_parquet(folder / "rejected.parquet")
-        if tables.impressions is not None:
-            tables.impressions.write_parquet(folder / "impressions.parquet")
-    targets = np.bincount(events.users[events.is_target], minlength=users.height)
-    vocab = Vocab(tokenizer.size, (books.size,) * books.levels)
+            return tokenizer
+        heard = counted(said.heard(attributes, queries), bar)
+        tokenizer = train_tokenizer(heard, folder / "tokenizer.model", options.vocab_size)
+        if tokenizer.size < options.vocab_size:
+            progress.note(f"tokenizer: {tokenizer.size} pieces; the texts support no more of vocab_size {options.vocab_size}")  # fmt: skip
+    return tokenizer
+
+
+def manifest_body(card: Card, counts: dict[str, int], learnt: Learnt, tokenizer: Tokenizer, sizes: dict[str, int],
+                  kind_names: list[str], kind_weights: list[float]) -> dict[str, Any]:  # fmt: skip
+    """The manifest of a dataset, but for its inputs and how long it took."""
+    books = learnt.books
     return {
         "name": card.name,
         "card": card.to_dict(),
-        "counts": cleaned.counts,
+        "counts": counts,
         "split": {"rule": card.split.rule, "valid": card.split.valid, "test": card.split.test},
-        "sizes": {
-            "items": items.height,
-            "seen_items": int((counts > 0).sum()),
-            "users": users.height,
-            "short_users": int((targets < LEAST_EVENTS).sum()),
-            "events": len(events.users),
-            **{f"{name}_events": int((label == i).sum()) for i, name in enumerate(SPLITS)},
-            "documents": len(said.documents),
-            "transitions": len(transitions.forward.weights),
-            **sizes,
-        },
-        "vocab": vocab.as_dict(),
+        "sizes": {"items": learnt.items.height, **sizes},
+        "vocab": Vocab(tokenizer.size, (books.size,) * books.levels).as_dict(),
         "levels": books.levels,
-        "content_width": content.shape[1],
-        "timed": timed,
+        "content_width": learnt.content_width,
+        "timed": card.events.time_unit != "order",
         "repeat": card.repeat,
         "privacy": {"ids": card.privacy.ids} | ({"key_mark": key_mark(key)} if (key := read_key(card)) else {}),
-        "kinds": events.kind_names,
-        "kind_weights": events.kind_weights,
+        "kinds": kind_names,
+        "kind_weights": kind_weights,
         "made_by": f"m6rec_jax {m6rec_jax.__version__}",
     }
 
 
-@dataclass(frozen=True)
-class _Said:
-    """All text of items and documents, and which of it language training does not hear."""
-
-    fields: list[list[str]]
-    has_text: np.ndarray
-    quiet_items: np.ndarray
-    documents: list[str]
-    quiet_documents: np.ndarray
-
-    @classmethod
-    def of(cls, items: pl.DataFrame, corpus: pl.DataFrame | None) -> _Said:
-        fields = catalogue.item_fields(items)
-        has_text = np.array([any(parts) for parts in zip(*fields, strict=True)], bool)
-        documents = corpus["text"].to_list() if corpus is not None else []
-        quiet_documents = catalogue.held_out(documents, np.ones(len(documents), bool))
-        return cls(
-            fields, has_text, catalogue.held_out(items["item_id"].to_list(), has_text), documents, quiet_documents
-        )
-
-    def heard(self, users: pl.DataFrame, queries: pl.Series) -> Iterator[str]:
-        """What the tokenizer may learn from: training items, documents and queries, and what is known of users."""
-        for parts in self.fields:
-            yield from (part for part, quiet in zip(parts, self.quiet_items, strict=True) if part and not quiet)
-        yield from (text for text, quiet in zip(self.documents, self.quiet_documents, strict=True) if not quiet)
-        yield from users["attributes"].list.join("; ").to_list()
-        yield from queries.drop_nulls().to_list()
-
-    def records(self, tokenizer: Tokenizer) -> dict[str, list[Record]]:
-        """ITEM and DOCUMENT records of train and valid, by row."""
-        items = catalogue.item_tokens(self.fields, tokenizer)
-        documents = [np.array(t, np.int32) for t in tokenizer.encode_batch(self.documents)]
-        return {
-            split: [
-                *(Record(ITEM, r, tokens=items[r]) for r in np.flatnonzero(self.has_text & (self.quiet_items == quiet)).tolist()),
-                *(Record(DOCUMENT, r, tokens=documents[r]) for r in np.flatnonzero(self.quiet_documents == quiet).tolist()),
-            ]
-            for split, quiet in (("train", False), ("valid", True))
-        }  # fmt: skip
-
-
-def _write_records(folder: Path, events: Events, label: np.ndarray, said: _Said, tokenizer: Tokenizer, levels: int,
+def _write_records(folder: Path, events: Events, label: np.ndarray, said: Said, tokenizer: Tokenizer, levels: int,
                    timed: bool) -> tuple[dict[str, np.ndarray], dict[str, int]]:  # fmt: skip
     """Records of every split: histories by user row, then items and documents. Returns (index arrays, sizes)."""
-    is_target, n_kinds = events.is_target, len(events.kind_names)
-    queries = np.flatnonzero(events.items < 0)
-    coded = dict(zip(queries.tolist(), tokenizer.encode_batch(events.texts[queries].to_list()), strict=True))
-    query_lengths = np.full(len(events.items), -1, np.int64)
-    query_lengths[queries] = [len(coded[i]) for i in queries.tolist()]
     texts = said.records(tokenizer)
     index: dict[str, np.ndarray] = {}
     sizes: dict[str, int] = {}
-    for number, split in enumerate(SPLITS):
-        held = records_of(label, events.users, is_target, number)
-        at, starts, n = held.events, held.starts, np.diff(held.starts)
-        users, others = events.users[at], texts.get(split, [])
-        tokens = history_lengths(levels, users, events.times[at], timed, n_kinds, query_lengths[at])
-        asked = {i: np.array(coded[int(at[i])], np.int32) for i in np.flatnonzero(events.items[at] < 0).tolist()}
-        histories = encode_histories(users[starts[:-1]], starts, events.items[at], events.times[at], events.kinds[at],
-                                     held.targets, asked)  # fmt: skip
+    for (split, held), others in zip(
+        histories(events, label, tokenizer, levels, timed), texts_by_split(texts), strict=True
+    ):
         with (
-            progress.stage(f"{split} records", total=len(n) + len(others), unit="records") as bar,
+            progress.stage(f"{split} records", total=len(held.events) + len(others), unit="records") as bar,
             RecordWriter(folder, split) as writer,
         ):
-            for record in _counted(chain(histories, others), bar):
+            for record in counted(chain(held.encoded, others), bar):
                 writer.write(record)
-        n_tokens = np.add.reduceat(tokens, starts[:-1]) if len(n) else n
-        index[f"{split}_kind"] = np.array([HISTORY] * len(n) + [r.kind for r in others], np.uint8)
-        index[f"{split}_tokens"] = np.concatenate([n_tokens, [len(r.tokens) for r in others]]).astype(np.int32)
-        index[f"{split}_events"] = np.concatenate([n, np.zeros(len(others))]).astype(np.int32)
-        sizes[f"{split}_histories"], sizes[f"{split}_records"] = len(n), len(n) + len(others)
-        if number != TRAIN:
-            sizes[f"{split}_targets"] = int(held.targets.sum())
+        add_index(index, sizes, split, held, others)
     return index, sizes
 
 
-def _inputs_digest(card: Card, options: Options | None, lender: Path | None, lends: Iterable[str]) -> str:
+def inputs_digest(card: Card, options: Options | None, lender: Path | None, lends: Iterable[str]) -> str:
     """Digest of all that decides the result: the card, its tables, the options, what is borrowed, the code's version."""
     found: dict[str, Any] = {
         "card": card.to_dict(),
@@ -340,7 +322,7 @@ def _frame_digest(frame: Any) -> str:
     return digest.hexdigest()
 
 
-def _before(out: Path, append: bool) -> Dataset | None:
+def dataset_before(out: Path, append: bool) -> Dataset | None:
     """The dataset that lies in `out`; None when the place is free. InputError when it may not be touched."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file, not a folder; name another --out")
@@ -353,7 +335,7 @@ def _before(out: Path, append: bool) -> Dataset | None:
     return open_dataset(out)
 
 
-def _counted(things: Iterable[T], bar: progress.Stage) -> Iterator[T]:
+def counted(things: Iterable[T], bar: progress.Stage) -> Iterator[T]:
     """`things`, counted on a bar every `AT_ONCE`."""
     n = 0
     for n, thing in enumerate(things, 1):
@@ -364,7 +346,7 @@ def _counted(things: Iterable[T], bar: progress.Stage) -> Iterator[T]:
 
 
 @dataclass
-class _Clock:
+class Clock:
     """Seconds of each stage; a bar of all stages, and one of its own for a stage that works on `total` of something."""
 
     bar: progress.Stage

@@ -21,13 +21,18 @@ TEMPLATES = Path(__file__).parent / "templates"
 def quality_report(tables: Tables, cleaned: Cleaned, card: Card, path: Path | str) -> dict[str, Any]:
     """Write the page to `path` and return its figures (plain values)."""
     found = figures(tables, cleaned, card)
+    write_page(found, card, path)
+    return found
+
+
+def write_page(found: dict[str, Any], card: Card, path: Path | str) -> None:
+    """The page of these figures."""
     env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     env.filters |= {"n": _count, "pct": _percent, "x": _number}
     page = env.get_template("quality.html.j2").render(
         f=found, charts=quality_charts.all_charts(found), remarks=remarks(found, card), limits=limits(found, card)
     )
     write_text(path, page)
-    return found
 
 
 def limits(found: dict[str, Any], card: Card) -> list[dict[str, Any]]:

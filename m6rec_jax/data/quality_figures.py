@@ -5,6 +5,7 @@ Everything is one pass of array arithmetic over events sorted by user; a million
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ BOT_SINGLE = 0.8  # share of events on one item
 BOT_HOURS = 22  # different hours of one day
 FENCE = 3.0  # quartile ranges beyond the quartiles
 BUCKETS = 60
+ACTIVITY_SPAN = (0.05, 99.95)  # per cent of the times
 SHOWN = 8  # rows of a list of examples
 
 
@@ -50,38 +52,49 @@ def figures(tables: Tables, cleaned: Cleaned, card: Card) -> dict[str, Any]:
         "items": items.height,
         "density": events.height / max(len(by_user) * items.height, 1),
         "timed": timed,
-        "from": _day(times.min()) if timed else None,
-        "to": _day(times.max()) if timed else None,
+        "from": day(times.min()) if timed else None,
+        "to": day(times.max()) if timed else None,
         "ties": float(((np.diff(times) == 0) & (np.diff(users) == 0)).sum() / max(len(times) - len(by_user), 1)),
         "repeats": _repeats(users[real], rows[real], items.height),
-        "per_user": _spread(by_user),
-        "per_item": _spread(by_item[by_item > 0]),
+        "per_user": spread(by_user),
+        "per_item": spread(by_item[by_item > 0]),
         "short_users": int((by_user < 3).sum()),
-        "rules": _rules(cleaned, by_rule),
-        "missing": _missing(tables, card),
-        "outliers": _outliers(events, items, card),
-        "bots": _bots(events["user_id"], users, rows, times, by_user, timed),
-        "tail": _tail(by_item),
-        "near": _near(items),
+        "rules": rules(cleaned, by_rule),
+        "missing": missing(tables, card),
+        "outliers": outliers(events, items, card),
+        "bots": bots(
+            lambda u: events["user_id"][int(by_user[:u].sum())],
+            by_user,
+            *busy_users(users, rows, times, by_user, timed),
+            timed=timed,
+        ),
+        "tail": tail(by_item),
+        "near": near(items),
         "drift": _drift(users, rows, times, events, card),
     }
     if timed:
         found["activity"] = _activity(times, users)
-    found["limits"] = {
-        "rejected": rejected.height / max(read, 1),
+    found["limits"] = limit_figures(found, cleaned.counts, rejected.height, by_rule)
+    return found
+
+
+def limit_figures(found: dict[str, Any], counts: dict[str, int], rejected: int, by_rule: dict[str, int]) -> dict[str, Any]:  # fmt: skip
+    """The figures that thresholds of a card refer to; `rejected` and `by_rule` count event rows."""
+    read = found["read"]
+    return {
+        "rejected": rejected / max(read, 1),
         "duplicate_events": by_rule.get("duplicate_event", 0) / max(read, 1),
         "unknown_items": by_rule.get("unknown_item", 0) / max(read, 1),
-        "missing_titles": cleaned.counts["empty_title"] / items.height,
-        "near_duplicates": cleaned.counts["near_duplicate_item"] / items.height,
+        "missing_titles": counts["empty_title"] / found["items"],
+        "near_duplicates": counts["near_duplicate_item"] / found["items"],
         "bot_events": found["bots"]["share"],
         "new_item_events": found["drift"]["new_items"],
         "gini": found["tail"]["gini"],
         "top_share": found["tail"]["top_share"],
-        "events": events.height,
-        "users": len(by_user),
-        "items": items.height,
+        "events": found["events"],
+        "users": found["users"],
+        "items": found["items"],
     }
-    return found
 
 
 def _repeats(users: np.ndarray, rows: np.ndarray, n_items: int) -> float:
@@ -89,13 +102,13 @@ def _repeats(users: np.ndarray, rows: np.ndarray, n_items: int) -> float:
     return 1 - pl.Series(users * n_items + rows).n_unique() / max(len(rows), 1)
 
 
-def _spread(counts: np.ndarray) -> dict[str, float]:
+def spread(counts: np.ndarray) -> dict[str, float]:
     low, half, high, top = np.percentile(counts, [25, 50, 75, 99])
     return {"mean": float(counts.mean()), "min": int(counts.min()), "q1": float(low), "median": float(half),
             "q3": float(high), "p99": float(top), "max": int(counts.max())}  # fmt: skip
 
 
-def _day(seconds: float) -> str:
+def day(seconds: float) -> str:
     """A date; times beyond the calendar stay numbers."""
     try:
         return str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))
@@ -103,7 +116,7 @@ def _day(seconds: float) -> str:
         return str(int(seconds))
 
 
-def _rules(cleaned: Cleaned, by_rule: dict[str, int]) -> list[dict[str, Any]]:
+def rules(cleaned: Cleaned, by_rule: dict[str, int]) -> list[dict[str, Any]]:
     """The rules that met something, with examples of the rows they rejected."""
     made = []
     for rule, said in RULES.items():
@@ -124,7 +137,7 @@ def _rules(cleaned: Cleaned, by_rule: dict[str, int]) -> list[dict[str, Any]]:
     return made
 
 
-def _missing(tables: Tables, card: Card) -> list[dict[str, Any]]:
+def missing(tables: Tables, card: Card) -> list[dict[str, Any]]:
     """Share of empty cells in each column that the card names, as it was read."""
     made = []
     unnamed = {"events": ("kind", "value", "text"), "items": ("title", "published", "type", "image", "audio", "video")}
@@ -147,7 +160,7 @@ def _missing(tables: Tables, card: Card) -> list[dict[str, Any]]:
     return made
 
 
-def _outliers(events: pl.DataFrame, items: pl.DataFrame, card: Card) -> list[dict[str, Any]]:
+def outliers(events: pl.DataFrame, items: pl.DataFrame, card: Card) -> list[dict[str, Any]]:
     """Number columns, text lengths and times: quartiles, and how many lie far outside them."""
     columns: list[tuple[str, np.ndarray]] = []
     if card.events.value:
@@ -169,8 +182,25 @@ def _outliers(events: pl.DataFrame, items: pl.DataFrame, card: Card) -> list[dic
     return made
 
 
-def _bots(names: pl.Series, users: np.ndarray, rows: np.ndarray, times: np.ndarray, by_user: np.ndarray,
-          timed: bool) -> dict[str, Any]:  # fmt: skip
+def busy_users(users: np.ndarray, rows: np.ndarray, times: np.ndarray, by_user: np.ndarray,
+               timed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Of each user with many events [u]: events on one item, share of short pauses, hours of one day; 0 of others."""
+    many = by_user >= BOT_EVENTS
+    most, fast, awake = np.zeros(len(by_user), np.int64), np.zeros(len(by_user)), np.zeros(len(by_user), np.int64)
+    if many.any():
+        mine = many[users]
+        u, r, t = users[mine], rows[mine], times[mine]
+        most = _most(u, r, len(by_user))
+        if timed:
+            same = np.diff(u) == 0
+            fast = np.bincount(u[1:][same & (np.diff(t) <= 1)], minlength=len(by_user)) / np.maximum(by_user - 1, 1)
+            hours = pl.DataFrame({"u": u, "hour": t // 3600}).unique()
+            awake = _most(hours["u"].to_numpy(), hours["hour"].to_numpy() // 24, len(by_user))
+    return most, fast, awake
+
+
+def bots(name_of: Callable[[int], str], by_user: np.ndarray, most: np.ndarray, fast: np.ndarray, awake: np.ndarray,
+         timed: bool) -> dict[str, Any]:  # fmt: skip
     """Users that look automatic: far more events than anyone, no pauses, one item only, or no sleep."""
     reasons: dict[int, list[str]] = {}
     many = by_user >= BOT_EVENTS
@@ -179,24 +209,15 @@ def _bots(names: pl.Series, users: np.ndarray, rows: np.ndarray, times: np.ndarr
         reasons.setdefault(int(user), []).append(
             f"{by_user[user]:,} events, 95 % of the users have at most {usual:,.0f}"
         )
-    if many.any():
-        mine = many[users]
-        u, r, t = users[mine], rows[mine], times[mine]
-        most = _most(u, r, len(by_user))
-        for user in np.flatnonzero(many & (most > BOT_SINGLE * by_user)):
-            reasons.setdefault(int(user), []).append(f"{100 * most[user] / by_user[user]:.0f} % of events on one item")
-        if timed:
-            same = np.diff(u) == 0
-            fast = np.bincount(u[1:][same & (np.diff(t) <= 1)], minlength=len(by_user)) / np.maximum(by_user - 1, 1)
-            for user in np.flatnonzero(many & (fast > BOT_SECOND)):
-                reasons.setdefault(int(user), []).append(f"{100 * fast[user]:.0f} % of pauses last a second or less")
-            hours = pl.DataFrame({"u": u, "hour": t // 3600}).unique()
-            awake = _most(hours["u"].to_numpy(), hours["hour"].to_numpy() // 24, len(by_user))
-            for user in np.flatnonzero(many & (awake >= BOT_HOURS)):
-                reasons.setdefault(int(user), []).append(f"active in {awake[user]} hours of one day")
+    for user in np.flatnonzero(many & (most > BOT_SINGLE * by_user)):
+        reasons.setdefault(int(user), []).append(f"{100 * most[user] / by_user[user]:.0f} % of events on one item")
+    if timed:
+        for user in np.flatnonzero(many & (fast > BOT_SECOND)):
+            reasons.setdefault(int(user), []).append(f"{100 * fast[user]:.0f} % of pauses last a second or less")
+        for user in np.flatnonzero(many & (awake >= BOT_HOURS)):
+            reasons.setdefault(int(user), []).append(f"active in {awake[user]} hours of one day")
     ordered = sorted(reasons, key=lambda user: -by_user[user])
-    starts = np.concatenate([[0], np.cumsum(by_user)])
-    listed = [{"user": names[int(starts[u])], "events": int(by_user[u]), "why": "; ".join(reasons[u])} for u in ordered[:SHOWN]]  # fmt: skip
+    listed = [{"user": name_of(u), "events": int(by_user[u]), "why": "; ".join(reasons[u])} for u in ordered[:SHOWN]]
     share = float(by_user[ordered].sum() / by_user.sum()) if ordered else 0.0
     return {"count": len(ordered), "share": share, "listed": listed}
 
@@ -209,7 +230,7 @@ def _most(users: np.ndarray, values: np.ndarray, n_users: int) -> np.ndarray:
     return made
 
 
-def _tail(by_item: np.ndarray) -> dict[str, Any]:
+def tail(by_item: np.ndarray) -> dict[str, Any]:
     """How events are shared among items."""
     ordered = np.sort(by_item)[::-1]
     running = np.cumsum(ordered) / max(ordered.sum(), 1)
@@ -226,18 +247,18 @@ def _tail(by_item: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _near(items: pl.DataFrame) -> list[dict[str, Any]]:
+def near(items: pl.DataFrame) -> list[dict[str, Any]]:
     groups = near_duplicates(items).head(SHOWN)
     return [{"ids": ids[:4], "titles": list(dict.fromkeys(titles))[:2], "count": n} for ids, titles, n in groups.iter_rows()]  # fmt: skip
 
 
 def _activity(times: np.ndarray, users: np.ndarray) -> dict[str, Any]:
     """Events, and users seen for the first time, in equal spans of time; the outermost 0.1 % may be cut off."""
-    low, high = np.percentile(times, [0.05, 99.95])
+    low, high = np.percentile(times, ACTIVITY_SPAN)
     edges = np.linspace(low, max(high, low + 1), BUCKETS + 1)
     first = times[np.flatnonzero(np.diff(users, prepend=-1))]
     return {
-        "edges": [_day(edge) for edge in edges],
+        "edges": [day(edge) for edge in edges],
         "events": np.histogram(times, edges)[0].tolist(),
         "new_users": np.histogram(first, edges)[0].tolist(),
         "outside": int(((times < low) | (times > edges[-1])).sum()),
@@ -282,8 +303,8 @@ def _drift(users: np.ndarray, rows: np.ndarray, times: np.ndarray, events: pl.Da
                 "top": len(popular.intersection(top.tolist())) / len(top),
                 "value": mean,
                 "bands": (np.bincount(band[rows[mine]], minlength=4) / mine.sum()).round(4).tolist(),
-                "from": _day(times[mine].min()) if card.events.time_unit != "order" else None,
-                "to": _day(times[mine].max()) if card.events.time_unit != "order" else None,
+                "from": day(times[mine].min()) if card.events.time_unit != "order" else None,
+                "to": day(times[mine].max()) if card.events.time_unit != "order" else None,
             }
         )
     held = real & (label != TRAIN)

@@ -23,8 +23,8 @@ from m6rec_jax.errors import InputError
 HISTORY, ITEM, DOCUMENT = 0, 1, 2
 SUFFIX = ".arrayrecord"
 SHARD_RECORDS = 1 << 17
-_WRITE_OPTIONS = "group_size:1,uncompressed"
-_READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+WRITE_OPTIONS = "group_size:1,uncompressed"
+READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _NO_ITEMS = np.zeros(0, np.int32)
 _NO_TIMES = np.zeros(0, np.int64)
 _NO_KINDS = np.zeros(0, np.uint8)
@@ -126,7 +126,7 @@ class RecordWriter:
         if self.count % self.shard_records == 0:
             self.close()
             self.paths.append(self.folder / f"{self.split}-{len(self.paths):05d}{SUFFIX}")
-            self._writer = ArrayRecordWriter(str(self.paths[-1]), _WRITE_OPTIONS)
+            self._writer = ArrayRecordWriter(str(self.paths[-1]), WRITE_OPTIONS)
         self._writer.write(record if isinstance(record, bytes) else encode(record))  # type: ignore[union-attr]
         self.count += 1
 
@@ -240,7 +240,7 @@ class RecordReader:
 
 def _open(path: Path) -> ArrayRecordReader:
     try:
-        reader = ArrayRecordReader(str(path), _READ_OPTIONS)
+        reader = ArrayRecordReader(str(path), READ_OPTIONS)
         if not reader.ok():
             raise ValueError("no valid index at its end")
     except Exception as error:

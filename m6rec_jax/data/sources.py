@@ -54,32 +54,23 @@ def read_tables(card: Card) -> Tables:
     Raises InputError naming card, key, value and the columns there are, when a file cannot be read as its format,
     lacks a column, or holds no row.
     """
-    key = read_key(card)
     counts = {"bad_value": 0, "bad_number": 0}
-    rejected = []
+    found = {name: read_table(card, name, counts) for name in READERS}
+    frames = {name: one[0] if one else None for name, one in found.items()}
+    return Tables(**frames, rejected=pl.concat([one[1] for one in found.values() if one]), counts=counts)
 
-    def read(section: str, function: Callable[..., tuple[pl.DataFrame, pl.DataFrame]]) -> pl.DataFrame | None:
-        if (table := getattr(card, section)) is None:
-            return None
-        try:
-            frame, bad_times = function(card, table, counts)
-        except pl.exceptions.PolarsError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{card.origin}: {section}: a column is of no usable type ({reason}); convert it"
-            ) from None
-        rejected.append(rejected_rows(section, "bad_time", hide_ids(bad_times, key)))
-        return hide_ids(frame, key)
 
-    return Tables(
-        events=read("events", _read_events),
-        items=read("items", _read_items),
-        users=read("users", _read_users),
-        corpus=read("corpus", _read_corpus),
-        impressions=read("impressions", _read_impressions),
-        rejected=pl.concat(rejected),
-        counts=counts,
-    )
+def read_table(card: Card, section: str, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+    """One table of a card, and its rows whose time says nothing as rejected rows; None when the card has no such table."""
+    if (table := getattr(card, section)) is None:
+        return None
+    key = read_key(card)
+    try:
+        frame, bad_times = READERS[section](card, table, counts)
+    except pl.exceptions.PolarsError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{card.origin}: {section}: a column is of no usable type ({reason}); convert it") from None
+    return hide_ids(frame, key), rejected_rows(section, "bad_time", hide_ids(bad_times, key))
 
 
 def rejected_rows(table: str, rule: str, rows: pl.DataFrame) -> pl.DataFrame:
@@ -99,6 +90,11 @@ def _read_events(card: Card, table: Events, counts: dict[str, int]) -> tuple[pl.
     raw = read_raw(card, "events")
     if isinstance(table.item, tuple):
         return _histories(_joined_lists(raw, table.user, table.item)), _no_bad_times()
+    return canonical_events(raw, table, counts)
+
+
+def canonical_events(raw: pl.DataFrame, table: Events, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Raw rows as canonical events, and those whose time could not be understood; each row by itself."""
     columns = {"user_id": values.ids(raw[table.user]), "item_id": values.ids(raw[table.item])}
     columns["row"] = pl.int_range(raw.height, dtype=pl.Int64, eager=True)
     columns["time"] = columns["row"]
@@ -222,3 +218,12 @@ def _read_impressions(card: Card, table: Impressions, counts: dict[str, int]) ->
 
 def _numbered(columns: list[pl.Series]) -> pl.DataFrame:
     return pl.DataFrame(columns).with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("row"))
+
+
+READERS: dict[str, Callable[..., tuple[pl.DataFrame, pl.DataFrame]]] = {
+    "events": _read_events,
+    "items": _read_items,
+    "users": _read_users,
+    "corpus": _read_corpus,
+    "impressions": _read_impressions,
+}

@@ -51,14 +51,29 @@ def _global_time(times: np.ndarray, is_target: np.ndarray, rule: Split) -> np.nd
     known = np.sort(times[is_target])
     if not len(known):
         return np.zeros(len(times), np.uint8)
-    cuts = known[[int(len(known) * (1 - rule.valid - rule.test)), int(len(known) * (1 - rule.test))]]
-    label = np.searchsorted(cuts, times, side="right").astype(np.uint8)
-    if not (label[is_target] == TRAIN).any() or len(np.unique(label[is_target])) < 3:
+    cuts = known[cut_places(len(known), rule)]
+    label = label_by_cuts(times, cuts)
+    check_cuts(cuts, np.bincount(label[is_target], minlength=3), rule)
+    return label
+
+
+def cut_places(n: int, rule: Split) -> list[int]:
+    """Which of the `n` sorted times of targets begin valid and test under global-time."""
+    return [int(n * (1 - rule.valid - rule.test)), int(n * (1 - rule.test))]
+
+
+def label_by_cuts(times: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """The label of each time `[n]` uint8, given the two at which valid and test begin."""
+    return np.searchsorted(cuts, times, side="right").astype(np.uint8)
+
+
+def check_cuts(cuts: np.ndarray, targets: np.ndarray, rule: Split) -> None:
+    """Raise InputError when a part has none of the `targets` [3]."""
+    if not targets.all():
         raise InputError(
             f"split.rule: global-time with valid {rule.valid} and test {rule.test} cuts at times {cuts[0]} and {cuts[1]}, "
             "which leaves a part without events; choose split: leave-one-out, or other shares"
         )
-    return label
 
 
 @dataclass(frozen=True)

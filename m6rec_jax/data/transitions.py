@@ -14,6 +14,7 @@ from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.errors import InputError
 
 CHUNK_EVENTS = 1 << 18
+STEP = 2.0**-32  # weights are multiples of it: float64 adds those exactly up to 2**21, in whatever order and pieces
 ENTRIES = 1 << 25  # pairs kept a direction; beyond that the lightest are forgotten
 _ARRAYS = ("indptr", "indices", "weights")
 
@@ -86,8 +87,24 @@ def count_transitions(
 
     A pair with `gap` events between its ends (1 = neighbours) adds 1/gap forward and `backward`/gap backward, times
     the kind weight [n] of the event that it leads to, halved for every `half_life` seconds before the last event
-    (0 = no decay). Events are read in chunks of whole users and at most `ENTRIES` pairs are kept: memory is bounded.
+    (0 = no decay), rounded to `STEP`: sums do not depend on the order of users. Events are read in chunks of whole users and at most `ENTRIES` pairs are kept: memory is bounded.
     """
+    total = pair_weights(users, items, times, kind_weights, catalogue=catalogue, window=window, backward=backward, half_life=half_life)  # fmt: skip
+    return of_pairs(total, np.bincount(items, minlength=catalogue), window)
+
+
+def pair_weights(
+    users: np.ndarray,
+    items: np.ndarray,
+    times: np.ndarray | None = None,
+    kind_weights: np.ndarray | None = None,
+    *,
+    catalogue: int,
+    window: int = 10,
+    backward: float = 0.5,
+    half_life: float = 0.0,
+) -> list[sp.csr_array]:
+    """What `count_transitions` counts as float64 sums, forward and backward: those of other users add up exactly."""
     shape = (catalogue, catalogue)
     total = [sp.csr_array(shape, dtype=np.float64) for _ in _SIDES]
     fresh = None
@@ -109,14 +126,19 @@ def count_transitions(
         for side, pieces in enumerate(parts):
             if pieces:
                 rows, columns, weights = (np.concatenate(column) for column in zip(*pieces, strict=True))
+                weights = np.rint(weights / STEP) * STEP
                 some = weights != 0
                 part = sp.csr_array((weights[some], (rows[some], columns[some])), shape=shape)
-                total[side] = _lightened(total[side] + part)
-    degree = np.bincount(items, minlength=catalogue).astype(np.int64)
-    return Transitions(*(_matrix(t) for t in total), degree=degree, window=window)
+                total[side] = lightened(total[side] + part)
+    return total
 
 
-def _lightened(csr: sp.csr_array) -> sp.csr_array:
+def of_pairs(total: list[sp.csr_array], degree: np.ndarray, window: int = 10) -> Transitions:
+    """Sums of `pair_weights` and the events of each item [C] as transitions."""
+    return Transitions(*(_matrix(t) for t in total), degree=degree.astype(np.int64), window=window)
+
+
+def lightened(csr: sp.csr_array) -> sp.csr_array:
     """The heaviest `ENTRIES` entries; all of them where there are no more."""
     if csr.nnz > ENTRIES:
         csr.data[csr.data <= np.partition(csr.data, csr.nnz - ENTRIES - 1)[csr.nnz - ENTRIES - 1]] = 0

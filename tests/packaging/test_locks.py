@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 
 from tests.packaging.locks import MACHINES, ROOT, brought_by, installed_on, read_lock
 
-LOCKS = ("core", "all", "serve", "cuda", "tpu")
+LOCKS = ("core", "all", "serve", "cuda", "tpu", "beam")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 GROUPS = PROJECT["dependency-groups"]
@@ -20,6 +20,7 @@ ASKED = {
     "serve": GROUPS["serving"],
     "cuda": PROJECT["project"]["dependencies"] + GROUPS["build"] + GROUPS["cuda"] + EXTRAS["kernels"],
     "tpu": PROJECT["project"]["dependencies"] + GROUPS["build"] + GROUPS["tpu"],
+    "beam": GROUPS["beam"] + GROUPS["build"],
 }
 
 
@@ -39,6 +40,15 @@ def test_a_lock_holds_what_the_project_asks_for(lock, machine):
             version = held.get(canonicalize_name(requirement.name))
             assert version, f"{requirement} is not in {lock}.lock: make lock"
             assert requirement.specifier.contains(version), f"{lock}.lock has {version}, not {requirement}: make lock"
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_beam_brings_no_jax_and_prepares_with_the_same_packages(machine):
+    """What decides a dataset's bytes has one version in both environments; numpy alone does Beam hold below 2.5."""
+    beam, core = installed_on("beam", machine), installed_on("core", machine)
+    assert not {"jax", "jaxlib", "flax", "grain"} & beam.keys()
+    deciding = ("array-record", "ftfy", "msgpack", "polars", "scipy", "selectolax", "sentencepiece", "xxhash")
+    assert {name: beam[name] for name in deciding} == {name: core[name] for name in deciding}
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
