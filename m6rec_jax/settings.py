@@ -64,7 +64,7 @@ def add_config_options(parser: Parser) -> None:
             )
 
 
-HELP_COLUMN = 34  # where the text of an option begins
+HELP_COLUMN = 36  # where the text of an option begins
 
 
 def _metavar(option: str, kind: object) -> str:

@@ -10,12 +10,12 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
-
-import jax
-from jax.experimental import topologies
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from m6rec_jax.errors import InputError
+
+if TYPE_CHECKING:  # names are told (`known`, --help) without it
+    import jax
 
 TPUS = {"v4": "4x4x4", "v5e": "16x16", "v5p": "8x8x8", "v6e": "16x16", "tpu7x": "4x4x4"}  # a layout of each
 
@@ -89,6 +89,8 @@ def topology(name: str) -> Topology:
     chips = {"tpu": TPUS, "gpu": GPUS}.get(platform, {})
     if chip not in chips or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", layout) or (platform == "gpu" and (star or layout.count("x") != 1)) or (star and not re.fullmatch(r"[1-9]\d*", slices)):  # fmt: skip
         raise InputError(f"{name}: unknown topology; known: {known()}")
+    from jax.experimental import topologies
+
     try:
         if platform == "gpu":
             text = _TARGET.format(GPUS[chip])
@@ -124,6 +126,8 @@ def _without_chips() -> Iterator[None]:
 @contextmanager
 def aimed(at: Topology) -> Iterator[None]:
     """Programs traced in here are for this topology: kernels are chosen as on its devices."""
+    import jax
+
     with jax.default_device(at.devices[0]):
         yield
 
@@ -134,6 +138,8 @@ def compiled(at: Topology, program: Callable[..., Any], *arguments: Any) -> jax.
     Arrays among the arguments only lend shape, type and, where they have one, PartitionSpec. The devices are those of
     the mesh in force (`jax.set_mesh`), or the first one where there is none.
     """
+    import jax
+
     mesh = jax.sharding.get_mesh()
     everywhere = jax.NamedSharding(mesh, jax.P()) if mesh.size else jax.sharding.SingleDeviceSharding(at.devices[0])
 

@@ -432,7 +432,7 @@ def test_a_dataset_of_an_earlier_make_takes_no_more_events(tmp_path, tiny_datase
     shutil.copytree(tiny_dataset, out)
     if lacks == "privacy":
         body = json.loads((out / "manifest.json").read_text())
-        del body["privacy"]
+        del body["privacy"], body["seal"]
         (out / "manifest.json").write_text(json.dumps(body))
     else:
         pl.read_parquet(out / "events.parquet").drop("fraction").write_parquet(out / "events.parquet")
