@@ -11,7 +11,7 @@ from m6rec_jax.training.sharding import make_mesh
 from tests.model.test_kernels import EVERY_KIND, B, G, K, agree, drawn, h, packed, ranges, value_and_gradients
 
 MESH = MeshConfig(2, 1, 2)
-HEADS, ROWS, WIDE = ("batch", None, "kv", None), ("batch", None), ("batch", None, "kv", None, None)
+HEADS, ROWS, WIDE = ("batch", None, "kv", None), ("batch", "position"), ("batch", "position", "kv", None, None)
 
 
 def by_splash(*arrays):
