@@ -33,12 +33,15 @@ class ConvolvedEmbeddings(Embeddings):
 
     def read(self, tokens: jax.Array, item_rows: jax.Array, items: Any, key: jax.Array | None) -> jax.Array:
         x = super().read(tokens, item_rows, items, key)
+        rows = tokens.ndim == 2  # of training; a look back needs the whole of them
+        if rows:
+            x, tokens = sharding.place(x, "batch", None, None), sharding.place(tokens, "batch", None)
         example, made = jnp.cumsum(tokens == BOS, axis=-1), x
         for back in range(1, BEFORE + 1):
             before = jnp.pad(x, ((0, 0), (back, 0), (0, 0)))[:, :-back]
             same = jnp.pad(example, ((0, 0), (back, 0)), constant_values=-1)[:, :-back] == example
             made = made + jnp.where(same[..., None], before, 0) * self.taps[...][back - 1]
-        return made
+        return sharding.place(made, "batch", "position", None) if rows else made
 
 
 class WithConvolution(Transformer):

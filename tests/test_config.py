@@ -151,10 +151,11 @@ OUTSIDE = {
     "optim": {"learning_rate": 0.0, "warmup": -1, "final": 1.5, "weight_decay": -0.1, "b1": 1.0, "b2": 1.0, "clip": 0.0,
               "label_smoothing": 1.0,
               "average": 1.0, "negatives": -1},
-    "data": {"length": 15, "rows": -1, "mask_rate": 1.0, "block": 0, "threads": -1},
+    "data": {"length": 15, "rows": -1, "mask_rate": 1.0, "block": 0, "threads": -1, "bad_records": -1},
     "mixture": {"temperature": -0.1},
     "checkpoint": {"every": 0, "keep": 0},
-    "train": {"steps": 0, "epochs": -0.5, "accumulate": 0, "log_every": 0, "eval_every": -1, "patience": -1, "seed": 2**32},
+    "train": {"steps": 0, "epochs": -0.5, "accumulate": 0, "log_every": 0, "eval_every": -1, "patience": -1, "seed": 2**32,
+              "explode": 0.5, "max_skips": 0, "spike": -0.1, "rewinds": -1, "hang_seconds": -1.0},
 }  # fmt: skip
 EDGE = {
     "model": {"kv_heads": 0, "ffn": 0, "dropout": 0.0},

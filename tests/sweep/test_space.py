@@ -37,7 +37,7 @@ def test_ranges_and_values_come_out_as_the_settings_take_them(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("optim.learning_rat: {low: 1e-4, high: 1e-3}", "optim.learning_rat: unknown key; did you mean optim.learning_rate? known in optim: learning_rate, warmup"),
+        ("optim.learning_rat: {low: 1e-4, high: 1e-3}", "optim.learning_rat: unknown key; did you mean optim.learning_rate? known in optim: name, schedule, learning_rate, warmup"),
         ("optimiser.b1: {values: [1]}", "optimiser.b1: unknown key; write section.key, of the sections model, mesh, optim"),
         ("model.layers: {values: []}", "model.layers: {values: []}: has no values"),
         ("model.layers: {values: [2, 2]}", "2 is listed twice"),

@@ -11,6 +11,7 @@ from m6rec_jax.config import CheckpointConfig, Config, DataConfig, MixtureConfig
 from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.model.sharding import AXES
 from m6rec_jax.objectives.loss import TaskLoss
 from m6rec_jax.recommend.recommender import Recommender
 from m6rec_jax.training.metrics import read_rows
@@ -93,7 +94,7 @@ def test_the_penalty_is_the_mean_over_all_slices_and_moves_the_router():
 
 
 def test_memory_told_counts_experts_over_their_axis():
-    mesh = dict.fromkeys(("data", "fsdp", "tensor", "expert"), 1)
+    mesh = dict.fromkeys(AXES, 1)
 
     def parts(expert=1, **model):
         config = replace(
