@@ -6,8 +6,8 @@ under the same path. A task may run twice (runners repeat what failed): it write
 
 from __future__ import annotations
 
+import io
 import os
-import pickle
 import shlex
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgpack
+import numpy as np
 import polars as pl
 
 from m6rec_jax.errors import InputError
@@ -41,7 +43,7 @@ class Workers:
                 | beam.Reshuffle()
                 | beam.Map(partial(_kept, function, kept))
             )
-        return [_result(kept / f"{i}.pickle") for i in range(len(tasks))]
+        return [_result(kept / f"{i}.msgpack") for i in range(len(tasks))]
 
     def exchange(
         self,
@@ -64,7 +66,7 @@ class Workers:
                 | beam.GroupByKey()
                 | beam.Map(partial(_gathered, gather, kept))
             )
-        return {int(path.stem): _result(path) for path in sorted(kept.glob("*.pickle"), key=lambda p: int(p.stem))}
+        return {int(path.stem): _result(path) for path in sorted(kept.glob("*.msgpack"), key=lambda p: int(p.stem))}
 
     def _pipeline(self, name: str) -> Any:
         import apache_beam as beam
@@ -99,13 +101,13 @@ def with_own_name(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _kept(function: Callable[[Any], Any], kept: Path, task: tuple[int, Any]) -> None:
-    _keep(kept / f"{task[0]}.pickle", lambda: function(task[1]))
+    _keep(kept / f"{task[0]}.msgpack", lambda: function(task[1]))
 
 
 def _gathered(gather: Callable[[int, pl.DataFrame], Any], kept: Path, rows: tuple[int, Iterable[bytes]]) -> None:
     number, parts = rows
     frame = pl.concat([pl.read_ipc_stream(part) for part in parts])
-    _keep(kept / f"{number}.pickle", lambda: gather(number, frame))
+    _keep(kept / f"{number}.msgpack", lambda: gather(number, frame))
 
 
 def _cut(part: Callable[[Any], Iterator[tuple[int, pl.DataFrame]]], task: Any) -> Iterator[tuple[int, bytes]]:
@@ -114,16 +116,30 @@ def _cut(part: Callable[[Any], Iterator[tuple[int, pl.DataFrame]]], task: Any) -
 
 
 def _keep(path: Path, make: Callable[[], Any]) -> None:
-    """What was made, or the InputError that says why it cannot be: the launcher raises it."""
+    """What was made, or why it cannot be: the launcher raises it. As data: what lies in a shared folder runs nothing."""
     try:
-        result = make()
+        said = {"made": make()}
     except InputError as error:
-        result = error
-    with_own_name(path, lambda own: own.write_bytes(pickle.dumps(result)))
+        said = {"refused": str(error)}
+    with_own_name(path, lambda own: own.write_bytes(msgpack.packb(said, default=_array)))
 
 
 def _result(path: Path) -> Any:
-    result = pickle.loads(path.read_bytes())
-    if isinstance(result, InputError):
-        raise result
-    return result
+    said = msgpack.unpackb(path.read_bytes(), ext_hook=_of_array, strict_map_key=False)
+    if "refused" in said:
+        raise InputError(said["refused"])
+    return said["made"]
+
+
+def _array(x: Any) -> Any:
+    if isinstance(x, np.generic):
+        return x.item()
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"{type(x).__name__}: results are numbers, texts, arrays, lists and dicts of these")
+    held = io.BytesIO()
+    np.save(held, x, allow_pickle=False)
+    return msgpack.ExtType(1, held.getvalue())
+
+
+def _of_array(_: int, data: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(data), allow_pickle=False)
