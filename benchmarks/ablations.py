@@ -31,7 +31,8 @@ from rich.table import Table
 from benchmarks.quality import Case, cases, dataset_of, quality_parser
 from benchmarks.record import RESULTS, commit, kept_rows, timed_training, write_results
 from benchmarks.variants import VARIANTS, variant
-from m6rec_jax.config import DEFAULT_MIXTURE, Config, MixtureConfig
+from m6rec_jax.config import Config, MixtureConfig
+from m6rec_jax.config.data import DEFAULT_MIXTURE
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.neighbours import Neighbours, find_neighbours
 from m6rec_jax.data.prepare import prepare

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from m6rec_jax.config import DType, ModelConfig, OptimConfig, Remat
+from m6rec_jax.config import ModelConfig, OptimConfig
+from m6rec_jax.config.model import DType, Remat
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.vocab import SPECIALS, Vocab
 

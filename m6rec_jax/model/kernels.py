@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.extend.backend import get_default_device
 from jaxtyping import Array, Float, Int
 
-from m6rec_jax.config import Attention
+from m6rec_jax.config.model import Attention
 from m6rec_jax.errors import InputError
 from m6rec_jax.model import attention, sharding
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from m6rec_jax.config import DEFAULT_MIXTURE, DataConfig, MixtureConfig
+from m6rec_jax.config import DataConfig, MixtureConfig
+from m6rec_jax.config.data import DEFAULT_MIXTURE
 from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.domains import joint_pools, joint_records, joint_shares, joint_vocab, labels, open_domains
 from m6rec_jax.data.examples import Shift

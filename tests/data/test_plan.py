@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m6rec_jax.config import DEFAULT_MIXTURE, DataConfig, MixtureConfig
+from m6rec_jax.config import DataConfig, MixtureConfig
+from m6rec_jax.config.data import DEFAULT_MIXTURE
 from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.domains import facts_of
 from m6rec_jax.data.loader import PlanRows, batches, build_row

@@ -9,7 +9,8 @@ from typing import NamedTuple, get_args
 
 import jax
 
-from m6rec_jax.config import Config, Remat
+from m6rec_jax.config import Config
+from m6rec_jax.config.model import Remat
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.sharding import AXES

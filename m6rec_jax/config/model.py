@@ -1,0 +1,120 @@
+"""Settings of the Transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from m6rec_jax.config.checks import above_zero, at_least, below_one, check
+
+DType = Literal["float32", "bfloat16"]
+Remat = Literal["none", "dots", "full"]
+Attention = Literal["auto", "xla", "splash", "tokamax"]
+Routing = Literal["dropless", "capacity"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The Transformer (model/): sizes, regularisation, arithmetic.
+
+    Args:
+        layers: Transformer layers.
+        width: size of the residual stream.
+        heads: attention heads; must divide width.
+        kv_heads: key/value heads (grouped-query attention); 0 = heads.
+        ffn: inner size of SwiGLU; 0 = 8/3 of width, rounded up to a multiple of 64.
+        experts: feed-forward networks in each layer, of which a router chooses for each token (model/experts); 0 = one, for all.
+        experts_per_token: experts that a token is sent to.
+        expert_ffn: inner size of an expert; 0 = that of `ffn`.
+        shared_experts: experts that every token passes through beside its chosen ones.
+        routing: of training: dropless, every token reaches its experts; capacity, an expert takes so many tokens of a row
+            and those beyond pass it by. Serving is always dropless.
+        capacity_factor: places in the experts for each choice of a token, with routing=capacity; 1 fits all when even.
+        balance: weight of the loss that keeps experts evenly used (Fedus et al. 2022).
+        router_z: weight of the loss that keeps the router's logits small (Zoph et al. 2022).
+        dropout: share of residual-branch activations dropped in training.
+        embed_dropout: share of input embedding entries dropped in training.
+        id_dropout: share of item id parts dropped in training, so that content must carry them (DESIGN section 5).
+        rope_theta: base wavelength of rotary positions.
+        norm_eps: added inside RMSNorm.
+        dtype: arithmetic of matrix products; parameters stay float32.
+        remat: what backward recomputes: none, everything but matrix products (dots), or all (full).
+        content: add projected item features to item tokens and to the atomic output table.
+        attention: whose code attends (model/kernels): xla (any device), splash (TPU), tokamax (Hopper GPU or later; the extra `kernels`);
+            auto = by device, and xla unless dtype is bfloat16.
+        microbatches: parts of a slice's rows that flow through the stages of mesh.stage one behind another; 0 = as many as
+            stages.
+    """
+
+    layers: int = 2
+    width: int = 64
+    heads: int = 2
+    kv_heads: int = 0
+    ffn: int = 0
+    experts: int = 0
+    experts_per_token: int = 2
+    expert_ffn: int = 0
+    shared_experts: int = 0
+    routing: Routing = "dropless"
+    capacity_factor: float = 1.25
+    balance: float = 0.01
+    router_z: float = 0.0
+    dropout: float = 0.2
+    embed_dropout: float = 0.3
+    id_dropout: float = 0.1
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    dtype: DType = "float32"
+    remat: Remat = "none"
+    content: bool = True
+    attention: Attention = "auto"
+    microbatches: int = 0
+
+    def __post_init__(self) -> None:
+        above_zero(
+            "model", self, "layers", "width", "heads", "rope_theta", "norm_eps", "experts_per_token", "capacity_factor"
+        )
+        at_least(
+            0,
+            "model",
+            self,
+            "kv_heads",
+            "ffn",
+            "experts",
+            "expert_ffn",
+            "shared_experts",
+            "balance",
+            "router_z",
+            "microbatches",
+        )
+        below_one("model", self, "dropout", "embed_dropout", "id_dropout")
+        for name, known in (("dtype", DType), ("remat", Remat), ("attention", Attention), ("routing", Routing)):
+            value = getattr(self, name)
+            check(value in get_args(known), f"model.{name}={value}: must be one of {', '.join(get_args(known))}")
+        check(self.attention != "tokamax" or self.dtype == "bfloat16", f"model.attention=tokamax and model.dtype={self.dtype}: its kernels compute in bfloat16; change one of them")  # fmt: skip
+        check(self.width % self.heads == 0, f"model.heads={self.heads} does not divide model.width={self.width}")
+        check((self.width // self.heads) % 2 == 0, f"model.width={self.width} over model.heads={self.heads} gives an odd head size; rotary positions need an even one")  # fmt: skip
+        check(not self.experts or self.experts_per_token <= self.experts, f"model.experts_per_token={self.experts_per_token} is more than model.experts={self.experts}")  # fmt: skip
+        check(self.experts > 0 or self.shared_experts == 0, f"model.shared_experts={self.shared_experts} and model.experts=0: a dense model shares none; change one of them")  # fmt: skip
+        check(self.heads % self.n_kv == 0, f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}")
+
+    @property
+    def n_kv(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def ffn_width(self) -> int:
+        return self.ffn or -(-self.width * 8 // 3 // 64) * 64
+
+    @property
+    def expert_width(self) -> int:
+        return self.expert_ffn or self.ffn_width
+
+    @property
+    def dense_width(self) -> int:
+        """Inner size of what every token passes through: the feed-forward layer, or the shared experts as one."""
+        return self.shared_experts * self.expert_width if self.experts else self.ffn_width
