@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from m6rec_jax.artifacts.checkpoints import BEST_METRIC
 from m6rec_jax.config import Config
 from m6rec_jax.errors import InputError, Requeue
 from m6rec_jax.progress import Stage, note, stage
+from m6rec_jax.signals import Signals
 from m6rec_jax.sweep.journal import distributions, settings_of
 from m6rec_jax.sweep.launch import LEAVE_SECONDS, STOPPED, Job, Launcher
 from m6rec_jax.sweep.space import Axis, Value, overrides, text, with_values
@@ -88,7 +88,10 @@ def run_sweep(sweep: Sweep, tell: Callable[[], None]) -> None:
     InputError when trials fail one after another.
     """
     loop = _Loop(sweep, tell)
-    with _Signals() as told, stage("sweep", sweep.trials, "trials", done=loop.ended()) as bar:
+    with (
+        Signals("stopping: the trials under way save and end") as told,
+        stage("sweep", sweep.trials, "trials", done=loop.ended()) as bar,
+    ):
         try:
             while not told.number:
                 loop.fill(bar)
@@ -244,26 +247,3 @@ def error_line(said: str, code: int) -> str:
     ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     last = (own or lines or [""])[-1]
     return f"{ended}: {last}" if last else f"{ended}, and it said nothing"
-
-
-class _Signals:
-    """Takes a note of SIGTERM and of the first Ctrl-C; a second Ctrl-C is obeyed at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number == signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.number = number
-        note("stopping: the trials under way save and end (Ctrl-C again to stop at once)")

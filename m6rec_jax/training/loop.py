@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -19,27 +16,24 @@ from jax.experimental import multihost_utils
 from m6rec_jax.artifacts.checkpoints import BEST_METRIC, step_folder, steps
 from m6rec_jax.artifacts.manifest import MANIFEST
 from m6rec_jax.config import Config
-from m6rec_jax.data.packing import ROW_ARRAYS
 from m6rec_jax.data.records import BadRecords
 from m6rec_jax.errors import InputError, Requeue
-from m6rec_jax.model.experts import Routing
 from m6rec_jax.model.items import Catalogues
 from m6rec_jax.progress import note, stage
+from m6rec_jax.signals import Signals
 from m6rec_jax.training.checkpoint import CheckpointWriter, Position, disown, restore, sweep, unsaved
+from m6rec_jax.training.feed import Batches, Feed
 from m6rec_jax.training.goodput import Ledger, goodput
 from m6rec_jax.training.guards import (  # fmt: skip
-    Rewind,
     Spike,
-    SpikeWatch,
     TooManySkips,
-    check_skips,
     finite,
-    past_holes,
     read_rewinds,
     rewind_of,
     write_rewinds,
 )
-from m6rec_jax.training.metrics import Labels, MetricsLog, by_label, read_rows
+from m6rec_jax.training.meter import Meter
+from m6rec_jax.training.metrics import Labels, MetricsLog, read_rows
 from m6rec_jax.training.profiler import Profiler
 from m6rec_jax.training.sharding import place_batch
 from m6rec_jax.training.state import TrainState, abstract_state
@@ -62,7 +56,7 @@ class Loop:
     labels: Labels
     step: Callable[..., tuple[TrainState, StepMetrics]]
     items: Catalogues
-    batches: Callable[[Position, int, list[Rewind]], Iterator[dict[str, np.ndarray]]]  # from there, after that step
+    batches: Batches
     bad: BadRecords
     cursor: Callable[[int], tuple[int, int]]
     learning_rate: optax.Schedule
@@ -86,8 +80,15 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
             f"stopped at step {first} in an earlier run: no better {BEST_METRIC} than {best:.4f} in {since_best} validations"
         )
         return state
-    stop, stragglers, profiler = _StopSignals(), Stragglers(), Profiler(loop.run, config.train.profile)
-    reader, feed = _Reader(loop), _Feed(loop, Position(rows, *loop.cursor(rows)), first)
+    stop, stragglers, profiler = (
+        Signals("stopping after this step; saving"),
+        Stragglers(),
+        Profiler(loop.run, config.train.profile),
+    )
+    meter, feed = (
+        Meter(config, loop.labels, loop.learning_rate),
+        _feed(loop, Position(rows, *loop.cursor(rows)), first),
+    )
     watch = Watchdog(loop.run, jax.process_index(), config.train.hang_seconds)
     done, look, keep = first, False, False  # the last two: a validation, a save is due
     try:
@@ -100,25 +101,25 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                 with jax.set_mesh(loop.mesh):
                     with stragglers.own():
                         placed = place_batch(loop.mesh, batch, config.train.accumulate)
-                    ledger.switch("step" if reader.began else "compile")
+                    ledger.switch("step" if meter.began else "compile")
                     state, measured = loop.step(state, placed, loop.items)
                     ledger.switch("step")
                 row, rows = feed.row, feed.row + config.data.rows
 
-                spike = reader.take(measured, done, row)
-                bar.advance(1, **reader.shown)
+                spike = meter.take(measured, done, row)
+                bar.advance(1, **meter.shown)
                 watch.beat(f"step {done}")
                 if profiler.after(done, done == config.train.steps):
                     jax.block_until_ready(measured)
                     jax.profiler.stop_trace()
-                stopping = stop.asked(feed.fault)
+                stopping = _asked(stop, feed.fault)
                 stragglers.step()
                 if spike is not None:
                     state, position, log = _go_back(loop, state, spike, rows, first, log)
                     ledger.lose(done - int(state.step), done - first)
                     best, since_best = _best_so_far(loop.run, int(state.step))
-                    done, feed = int(state.step), _Feed(loop, position, int(state.step))
-                    reader.forget()
+                    done, feed = int(state.step), _feed(loop, position, int(state.step))
+                    meter.forget()
                     batch = feed.pull()
                     continue
 
@@ -129,7 +130,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                 # What is due while steps are being skipped waits for one that counts.
                 bad = keep and int(state.guard.in_a_row) > 0
                 if look or done % config.train.log_every == 0:
-                    line = reader.row(done) | _where(ledger) | feed.counted()
+                    line = meter.row(done) | _where(ledger) | _left_out(loop.bad)
                     if log:
                         log.write(line)
                         ledger.write(loop.run, first, done)
@@ -145,7 +146,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                         best, since_best = figures[BEST_METRIC], 0
                     else:
                         since_best += 1
-                    reader.restart()
+                    meter.restart()
                 enough = bool(config.train.patience) and since_best >= config.train.patience
                 ledger.switch("save")
                 if keep and not bad:
@@ -156,7 +157,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                     loop.writer.wait()
                     saved = unsaved(loop.run, done) if keep else f"saved step {done}"
                     if stopping:
-                        stop.leave(saved)
+                        _leave(stop, saved)
                     note(saved)
                 if enough:
                     note(f"no better {BEST_METRIC} than {best:.4f} in {since_best} validations; stopped at step {done}")
@@ -167,8 +168,8 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                         batch = feed.pull()
             ledger.switch("save")
             loop.writer.wait()
-        if reader.positions:
-            note(f"packing: {reader.tokens / reader.positions:.1%} of {reader.positions:,} positions carried a token")
+        if meter.positions:
+            note(f"packing: {meter.tokens / meter.positions:.1%} of {meter.positions:,} positions carried a token")
     except InputError as error:
         loop.writer.wait()  # the last good state is still being saved
         if isinstance(error, TooManySkips) and speaking:
@@ -225,166 +226,38 @@ def _go_back(
     return *restored, log
 
 
-class _Feed:
-    """Batches from a position on; `row`: the plan row that the batch last pulled begins with."""
-
-    def __init__(self, loop: Loop, position: Position, step: int):
-        self.loop = loop
-        self.fault: InputError | None = None
-        self._rewinds = read_rewinds(loop.run)
-        self.row = -1
-        self._next = position.rows
-        self._batches = loop.batches(position, step, self._rewinds)
-
-    def pull(self) -> dict[str, np.ndarray]:
-        """The next batch. What cannot be read is kept as `fault`, and an empty batch given: the step that the other
-        processes take is taken, and then all stop together."""
-        config = self.loop.config.data
-        self.row = past_holes(self._next, self._rewinds)
-        self._next = self.row + config.rows
-        try:
-            return next(self._batches)
-        except InputError as error:
-            if jax.process_count() == 1:
-                raise
-            self.fault = error
-            shape = (config.rows // jax.process_count(), config.length)
-            return {name: np.zeros(shape, kind) for name, kind in ROW_ARRAYS.items()}
-
-    def counted(self) -> dict[str, int]:
-        """Damaged records left out by this process, where there are any."""
-        return {"bad_records": len(self.loop.bad)} if len(self.loop.bad) else {}
+def _feed(loop: Loop, position: Position, step: int) -> Feed:
+    return Feed(loop.config.data, loop.batches, position, step, read_rewinds(loop.run))
 
 
-class _Reader:
-    """Reads measurements one step late, so that the device never waits for the host, and sums them up a logged row."""
-
-    def __init__(self, loop: Loop):
-        self.loop = loop
-        self.shown: dict[str, Any] = {}
-        self.tokens = self.positions = 0  # since this process began
-        self.began = False  # whether a step was dispatched
-        self._held: tuple[StepMetrics, int, int] | None = None
-        self._spike: Spike | None = None
-        self._spikes = SpikeWatch(loop.config.train.spike)
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a row: what passes before this is not counted as training time."""
-        self._since, self._steps, self._tokens, self._norm, self._skipped = time.perf_counter(), 0, 0, 0.0, 0
-        self._loss = self._weight = np.zeros(len(self.loop.labels))
-        self._routing: Routing | None = None
-
-    def forget(self) -> None:
-        """What was measured before a rewind counts no more."""
-        self._held = self._spike = None
-        self._spikes.restart()
-        self.restart()
-
-    def take(self, measured: StepMetrics | None, step: int = 0, row: int = 0) -> Spike | None:
-        """Hold the step just dispatched, which began with plan row `row`, and add up the one before it; the spike that
-        one completed. Raises InputError when too many steps in a row were skipped."""
-        taken, self._held = self._held, None if measured is None else (measured, step, row)
-        self.began = True
-        found, self._spike = self._spike, None
-        if taken is None:
-            return found
-        held, at, began = taken
-        guard, loss, weight = held.guard, np.asarray(held.losses.loss), np.asarray(held.losses.weight)
-        train = self.loop.config.train
-        check_skips(train, int(guard.in_a_row), at, float(held.grad_norm), float(guard.norm))
-        spike = self._spikes.see(at, began, float(loss.sum() / max(weight.sum(), 1)))
-        self._loss, self._weight = self._loss + loss, self._weight + weight
-        if (routing := held.losses.routing) is not None:
-            self._routing = jax.tree.map(np.add, self._routing or Routing(0, 0, 0, 0), jax.device_get(routing))
-        self._steps, self._tokens = self._steps + 1, self._tokens + int(held.tokens)
-        self._norm, self._skipped = self._norm + float(held.grad_norm), int(held.skipped)
-        config = self.loop.config.data
-        self.tokens, self.positions = self.tokens + int(held.tokens), self.positions + config.rows * config.length
-        rate = self._tokens / (time.perf_counter() - self._since)
-        mean = self._loss.sum() / max(self._weight.sum(), 1)
-        self.shown |= {"loss": f"{mean:.3f}", "tokens/s": f"{rate:,.0f}"}
-        if measured is None:  # read for a logged row: the next step answers
-            self._spike = spike
-            return None
-        return spike or found
-
-    def row(self, step: int) -> dict[str, Any]:
-        """Means over the steps since the last row, the one just dispatched included; begins the next row."""
-        self.take(None)
-        config, seconds = self.loop.config.data, time.perf_counter() - self._since
-        pairs = by_label(self.loop.labels, self._loss, self._weight)
-        row = {
-            "step": step,
-            "loss": float(self._loss.sum() / max(self._weight.sum(), 1)),
-            **{f"loss/{task}": float(loss / weight) for task, loss, weight in pairs if weight > 0},
-            **{f"targets/{task}": float(weight / max(self._weight.sum(), 1)) for task, _, weight in pairs},
-            **({} if self._routing is None else self._routing.means()),
-            "tokens_per_s": self._tokens / seconds,
-            "padding": 1 - self._tokens / (self._steps * config.rows * config.length),
-            "step_seconds": seconds / self._steps,
-            "grad_norm": self._norm / self._steps,
-            "learning_rate": float(self.loop.learning_rate(step - 1)),
-            "skipped": self._skipped,
-        }
-        self.restart()
-        by_task = " ".join(f"{task}={row[f'loss/{task}']:.2f}" for task, _, weight in pairs if weight > 0)
-        self.shown |= {
-            "by task": by_task,
-            "padding": f"{row['padding']:.1%}",
-            "ms/step": f"{1000 * row['step_seconds']:,.0f}",
-            "grad": f"{row['grad_norm']:.2f}",
-            "lr": f"{row['learning_rate']:.1e}",
-        }
-        return row
+def _left_out(bad: BadRecords) -> dict[str, int]:
+    """Damaged records left out by this process, where there are any, in a logged row."""
+    return {"bad_records": len(bad)} if len(bad) else {}
 
 
-class _StopSignals:
-    """Turns SIGTERM and the first Ctrl-C into a request that the loop answers after the step; a second Ctrl-C is obeyed
-    at once."""
-
-    def __init__(self) -> None:
-        self._signal: int | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signal == signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._signal = number
-        note("stopping after this step; saving (Ctrl-C again to stop at once)")
-
-    def asked(self, fault: InputError | None) -> bool:
-        """Whether any process was told to stop; all processes agree at the same step. A signal that comes while they
-        exchange is kept for the next step. Raises InputError in all, in the same words, when one has a `fault`."""
-        told = FAULT if fault else self._signal or 0
-        if jax.process_count() > 1:
-            told = int(np.max(multihost_utils.process_allgather(np.array(told))))
-        if told == FAULT:
-            agree(lambda: _refuse(fault))
-        if told:
-            self._signal = told
-        return bool(told)
-
-    def leave(self, saved: str) -> None:
-        """Raise what the signal means, once the state is safe."""
-        if self._signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise Requeue(f"{saved}; the same command continues from there")
+def _asked(stop: Signals, fault: InputError | None) -> bool:
+    """Whether any process was told to stop; all processes agree at the same step. A signal that comes while they
+    exchange is kept for the next step. Raises InputError in all, in the same words, when one has a `fault`."""
+    told = FAULT if fault else stop.number
+    if jax.process_count() > 1:
+        told = int(np.max(multihost_utils.process_allgather(np.array(told))))
+    if told == FAULT:
+        agree(lambda: _refuse(fault))
+    if told:
+        stop.number = told
+    return bool(told)
 
 
 def _refuse(fault: InputError | None) -> None:
     if fault is not None:
         raise fault
+
+
+def _leave(stop: Signals, saved: str) -> None:
+    """Raise what the signal means, once the state is safe."""
+    if stop.number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Requeue(f"{saved}; the same command continues from there")
 
 
 def _best_so_far(run: Path, step: int) -> tuple[float, int]:

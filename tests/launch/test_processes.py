@@ -16,6 +16,7 @@ from m6rec_jax.cli import ALONE, FAULT, REQUEUE, WRONG_INPUT, main
 from m6rec_jax.cli.processes import join_processes, slurm_devices
 from m6rec_jax.config import Config, TrainConfig
 from m6rec_jax.errors import InputError
+from m6rec_jax.signals import Signals
 from m6rec_jax.training import loop, together
 from m6rec_jax.training import run as training
 from m6rec_jax.training.together import differences, started_with
@@ -169,8 +170,8 @@ def test_a_signal_that_comes_while_processes_exchange_is_not_lost(monkeypatch):
 
     monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
     monkeypatch.setattr(loop.multihost_utils, "process_allgather", exchange)
-    with loop._StopSignals() as stop:
-        assert [stop.asked(None), stop.asked(None)] == [False, True]
+    with Signals("stopping") as stop:
+        assert [loop._asked(stop, None), loop._asked(stop, None)] == [False, True]
     assert told == [0, signal.SIGTERM]
 
 

@@ -84,11 +84,11 @@ ON_A_BAD_DISK = """
 import os, sys, time
 from pathlib import Path
 from m6rec_jax.cli import main
-from m6rec_jax.training import loop
+from m6rec_jax.training.feed import Feed
 words, own = sys.argv[2:], sys.argv[1]
 if os.environ["M6REC_PROCESS_ID"] == "1":
     words = [own if word == words[words.index("--dataset") + 1] else word for word in words]
-    real, pulled = loop._Feed.pull, 0
+    real, pulled = Feed.pull, 0
     def pull(feed):
         global pulled
         pulled += 1
@@ -102,7 +102,7 @@ if os.environ["M6REC_PROCESS_ID"] == "1":
                     file.seek(at)
                     file.write(bytes([byte ^ 0xFF]))
         return real(feed)
-    loop._Feed.pull = pull
+    Feed.pull = pull
 sys.exit(main(words))
 """
 

@@ -85,7 +85,7 @@ def test_every_end_of_a_trial_is_recorded(tmp_path, capsys):
     assert (
         table[0].value == pytest.approx(0.2 * 0.9) and table[0].step == 40
     )  # the first of the two best, as in the run
-    assert (plan.run(4) / "terminated").is_file() and table[4].validations == 2
+    assert (plan.run(4) / "terminated").is_file() and table[4].validations in (1, 2)  # of two: it ran beside another
     assert not (plan.run(0) / "terminated").exists()
     assert best(table).trial == 0
     assert len(told) >= 7 and {"4,6", "5"} == {line for n in range(7) for line in calls(plan, n)}
