@@ -6,6 +6,7 @@ array held (`artifacts.content`), because the storage layer restores arrays whos
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from m6rec_jax.artifacts.content import differing
+from m6rec_jax.artifacts.content import content, differing, digests
 from m6rec_jax.artifacts.manifest import MANIFEST, SEAL, read_manifest, verify_files
 from m6rec_jax.artifacts.schemas import CHECKPOINT
 from m6rec_jax.errors import InputError
@@ -86,6 +87,34 @@ def check_content(run: Path | str, step: int, **parts: Any) -> list[str]:
         for part, tree in parts.items()
         for path in differing(tree, said[part])
     ]
+
+
+def check_arrays(run: Path | str, step: int) -> list[str]:
+    """Load every array of a step, whole and on this process's first device, and say which are not those that were saved,
+    a line each. Asks for no model: names and shapes are those of the storage layer."""
+    said, folder = manifest(run, step)["content"], step_folder(run, step)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    problems = []
+    for part, expected in said.items():  # one after the other: each is as large as the model, or larger
+        try:
+            kept = ocp.checkpointables_metadata(folder).metadata[part]
+            asked = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), kept)
+            found = digests(content(ocp.load_checkpointables(folder, {part: asked})[part]))
+        except Exception as error:
+            problems.append(f"{folder}: {part} cannot be loaded ({str(error).splitlines()[0] or type(error).__name__})")
+            continue
+        loaded = {_plain(path): digest for path, digest in found.items()}
+        problems += [
+            f"{folder}: {part}{path} does not hold what was saved (its digest differs)"
+            for path, digest in expected.items()
+            if loaded.get(_plain(path)) != digest
+        ]
+    return problems
+
+
+def _plain(path: str) -> str:
+    """A path without what tells a tuple's field from a key: loaded without a model, all are keys."""
+    return "/".join(re.findall(r"[\w-]+", path))
 
 
 def check_shapes(run: Path | str, step: int, wanted: Any, part: str = "params") -> None:

@@ -1,4 +1,4 @@
-"""`m6rec verify`: are the files of a dataset, a run or lists still those that were written? Loads no model."""
+"""`m6rec verify`: are the files of a dataset, a run or lists still those that were written? Loads no model; arrays only when asked to."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note, stage
 from m6rec_jax.settings import Parser
 
+CHECKPOINTS = "checkpoints"
+
 
 def verify(argv: list[str]) -> None:
     """Compare every file with its digest; print each problem, and end with InputError if there is one."""
     parser = Parser(
         prog="m6rec verify",
-        usage="m6rec verify FOLDER",
+        usage="m6rec verify FOLDER [--arrays]",
         description="Check the files of a dataset, run or checkpoint, or the lists of `m6rec generate`, against the digests\n"
         "written with them.\n\n"
         "example:\n  m6rec verify runs/ml-100k",
@@ -29,21 +31,49 @@ def verify(argv: list[str]) -> None:
         metavar="FOLDER",
         help="a dataset, a run, one checkpoint of a run, or the folder with the manifest of lists (X.parquet.parts)",
     )
-    folder = Path(parser.parse(argv).folder)
+    parser.add_argument(
+        "--arrays",
+        action="store_true",
+        help="also load every array of every checkpoint and compare its digest: finds what was wrong before the files were\nwritten, and takes the memory of the largest part of one",
+    )
+    options = parser.parse(argv)
+    folder = Path(options.folder)
     listed = [(part, name, facts) for part, files in parts(folder) for name, facts in files.items()]
     problems: list[str] = []
     with stage("verify", sum(facts["bytes"] for *_, facts in listed) / 1e6, "MB") as bar:
         for part, name, facts in listed:
             problems += verify_files(part, {name: facts})
             bar.advance(facts["bytes"] / 1e6, problems=len(problems))
+    counted = among = f"{len(listed)} files"
+    if options.arrays and not problems:  # of damaged files nothing is loaded
+        steps = [part for part, _ in parts(folder) if part.name.isdigit() and part.parent.name == CHECKPOINTS]
+        if not steps:
+            raise InputError(
+                f"--arrays: {folder} holds no checkpoint; leave it out, or name a run or one of its checkpoints"
+            )
+        problems = _check_arrays(steps)
+        among = f"the arrays of {len(steps)} checkpoints"
+        counted += f" and {among}"
     if not problems:
-        print(f"{folder}: {len(listed)} files are as they were written")
+        print(f"{folder}: {counted} are as they were written")
         return
     for line in problems:
         print(line)
-    raise InputError(
-        f"{problems[0]} ({len(problems)} of {len(listed)} files wrong); take them from a copy or make {folder} again"
-    )
+    raise InputError(f"{problems[0]} ({len(problems)} wrong of {among}); take them from a copy or make {folder} again")
+
+
+def _check_arrays(steps: list[Path]) -> list[str]:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # whoever trains beside this has the accelerators
+    from m6rec_jax.artifacts.checkpoints import check_arrays
+
+    problems: list[str] = []
+    with stage("arrays", len(steps), "checkpoints") as bar:
+        for step in steps:
+            problems += check_arrays(step.parent.parent, int(step.name))
+            bar.advance(1, problems=len(problems))
+    return problems
 
 
 def parts(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -52,7 +82,7 @@ def parts(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         raise InputError(f"{folder}: no such folder; name a dataset or a run")
     if (folder / RUN_FILE).is_file():
         yield folder, read_run_file(folder)["files"]
-        steps = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit() and path.is_dir()]
+        steps = [path for path in (folder / CHECKPOINTS).glob("*") if path.name.isdigit() and path.is_dir()]
         for step in sorted(steps, key=lambda path: int(path.name)):
             if (step / MANIFEST).is_file():
                 yield step, read_manifest(step, *CHECKPOINT)["files"]

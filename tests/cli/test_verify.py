@@ -2,8 +2,13 @@
 
 import json
 
+import jax.numpy as jnp
+import optax
 import pytest
+from orbax.checkpoint import v1 as ocp
 
+from m6rec_jax.artifacts.checkpoints import step_folder
+from m6rec_jax.artifacts.content import content, digests
 from m6rec_jax.artifacts.manifest import write_manifest
 from m6rec_jax.artifacts.run import Run, write_run
 from m6rec_jax.artifacts.schemas import CHECKPOINT, DATASET
@@ -13,9 +18,9 @@ from m6rec_jax.vocab import Vocab
 
 
 def folder_of(path, schema, files):
-    for name, content in files.items():
+    for name, held in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
+        (path / name).write_bytes(held)
     write_manifest(path, schema.name, schema.version, {}, [path / name for name in files])
     return path
 
@@ -46,9 +51,9 @@ def test_whole_artefacts_pass(dataset, run, capsys):
 
 
 def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    held = bytearray(path.read_bytes())
+    held[len(held) // 2] ^= 1
+    path.write_bytes(held)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +72,7 @@ def test_damage_is_named_and_ends_with_2(run, spoil, says, capsys):
     assert says in captured.out and str(run / "checkpoints" / "100" / "params" / "a") in captured.out
     assert len(captured.out.splitlines()) == 2
     last = captured.err.splitlines()[-1]
-    assert str(run / "config.yaml") in last and "(2 of 5 files wrong)" in last
+    assert str(run / "config.yaml") in last and "(2 wrong of 5 files)" in last
 
 
 def test_an_unfinished_save_is_mentioned_but_no_damage(run, capsys):
@@ -83,3 +88,42 @@ def test_other_folders_and_other_versions_are_refused(dataset, tmp_path, capsys)
     (dataset / "manifest.json").write_text(json.dumps({**body, "version": 99}))
     assert main(["verify", str(dataset)]) == WRONG_INPUT
     assert "version 99" in capsys.readouterr().err
+
+
+def saved(path, damage):
+    """A run with one checkpoint, whose manifest tells of arrays that `damage` has not touched."""
+    path.mkdir()
+    (path / "config.yaml").write_text("{}\n")
+    write_run(Run(path, Config(), Vocab(300, (9,)), 8, (), "t", "0"))
+    params = {"block": {"w": jnp.arange(12.0).reshape(3, 4)}}
+    optimizer = {"moments": (optax.ScaleByAdamState(jnp.zeros((), jnp.int32), params, params),), "step": jnp.array(3)}
+    said = {"params": digests(content(params)), "optimizer": digests(content(optimizer))}
+    parts = {"params": params, "optimizer": optimizer, "data": {"rows": 3}}
+    folder = step_folder(path, 20)
+    ocp.save_checkpointables(folder, damage(parts))
+    write_manifest(folder, *CHECKPOINT, {"content": said}, [p for p in folder.rglob("*") if p.is_file()])
+    return path
+
+
+def test_arrays_that_were_wrong_before_their_files_are_found(tmp_path, capsys):
+    whole = saved(tmp_path / "whole", lambda parts: parts)
+    assert main(["verify", str(whole), "--arrays"]) == SUCCESS
+    assert "the arrays of 1 checkpoints are as they were written" in capsys.readouterr().out
+
+    def flipped(parts):
+        moments = parts["optimizer"]["moments"][0]
+        wrong = moments._replace(nu={"block": {"w": moments.nu["block"]["w"].at[2, 1].add(1e-6)}})
+        return {**parts, "optimizer": {**parts["optimizer"], "moments": (wrong,)}}
+
+    bad = saved(tmp_path / "bad", flipped)
+    assert main(["verify", str(bad)]) == SUCCESS  # the files are as they were written
+    capsys.readouterr()
+    assert main(["verify", str(bad), "--arrays"]) == WRONG_INPUT
+    captured = capsys.readouterr()
+    assert captured.out == f"{bad}/checkpoints/20: optimizer['moments'][0].nu['block']['w'] does not hold what was saved (its digest differs)\n"  # fmt: skip
+    assert "(1 wrong of the arrays of 1 checkpoints)" in captured.err
+
+
+def test_arrays_are_asked_for_of_checkpoints_alone(dataset, capsys):
+    assert main(["verify", str(dataset), "--arrays"]) == WRONG_INPUT
+    assert "holds no checkpoint" in capsys.readouterr().err
