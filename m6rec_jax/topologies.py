@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from m6rec_jax.errors import InputError
@@ -110,10 +111,20 @@ def topology(name: str) -> Topology:
         ) from error
 
 
+NO_CHIPS = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+
+
+def quiet_without_chips() -> None:
+    """Keep libtpu, where it is installed and this machine has no TPU, from looking for one aloud. Called before jax starts."""
+    if not (any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))):
+        for name, value in NO_CHIPS.items():
+            os.environ.setdefault(name, value)
+
+
 @contextmanager
 def _without_chips() -> Iterator[None]:
     """libtpu, loaded in here, asks no metadata server for this machine's place in a pod and takes no lock on its chips."""
-    said = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}  # fmt: skip
+    said = {**NO_CHIPS, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     ours = {name: value for name, value in said.items() if name not in os.environ}
     os.environ.update(ours)
     try:

@@ -13,11 +13,14 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import m6rec_jax
 from m6rec_jax.allocator import keep_freed_memory
 from m6rec_jax.errors import Alone, InputError, Requeue, mendable
+from m6rec_jax.topologies import quiet_without_chips
 
+DEVICES = Path("/dev")
 SUCCESS, FAULT, WRONG_INPUT, ALONE, REQUEUE, INTERRUPTED = 0, 1, 2, 69, 75, 130
 
 # verb: (module in this package, function taking argv, what it does)
@@ -46,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not _debug():  # libraries log the tracebacks of their threads; what matters of them we say in one line
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        logging.getLogger("jax._src.xla_bridge").addFilter(_plugins)
+    quiet_without_chips()
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -122,6 +127,15 @@ def _end(code: int, text: str) -> int:
         traceback.print_exc()
     print(f"m6rec: {' '.join(text.split())}", file=sys.stderr, flush=True)
     return code
+
+
+def _plugins(record: logging.LogRecord) -> bool:
+    """A plugin of jax that does not load: one line in place of a traceback, and none where it has no device to serve."""
+    if record.exc_info is None or "plugin" not in record.getMessage():
+        return True
+    if any(DEVICES.glob("nvidia[0-9]*")):
+        print(f"m6rec: {record.getMessage().splitlines()[0]} ({record.exc_info[1]})", file=sys.stderr)
+    return False
 
 
 def _debug() -> bool:

@@ -1,6 +1,7 @@
 """The command line's contract: exit codes, one line of error, help with an example for every verb."""
 
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -241,3 +242,26 @@ def test_ctrl_c_ends_with_130():
 
 def test_every_verb_leads_to_a_function():
     assert all(callable(cli.find(verb)) for verb in VERBS)
+
+
+def test_a_plugin_without_its_device_says_nothing(monkeypatch, tmp_path, capsys):
+    """The extra `aot` brings compilers for devices that are not here; jax tells of each, with a traceback."""
+    log, devices = logging.getLogger("jax._src.xla_bridge"), tmp_path / "dev"
+    devices.mkdir()
+    monkeypatch.setattr(cli, "DEVICES", devices)
+    assert main(["--version"]) == SUCCESS
+
+    def fails():
+        try:
+            raise RuntimeError("cuDNN not found.")
+        except RuntimeError:
+            log.exception(
+                "Jax plugin configuration error: Exception when calling %s.initialize()", "jax_plugins.xla_cuda13"
+            )
+
+    fails()
+    assert "cuDNN" not in capsys.readouterr().err
+    (devices / "nvidia0").touch()
+    fails()
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1 and "jax_plugins.xla_cuda13" in err[0] and "cuDNN not found" in err[0]
