@@ -189,15 +189,18 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, to
 
     learnt = learn_items(card, items, transitions_of, folder, lent, options, clock)
     items, books = learnt.items, learnt.books
-    said = Said.of(items, tables.corpus)
     queries = events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0)))
     attributes, asked = users["attributes"].list.join("; ").to_list(), queries.drop_nulls().to_list()
     told: list[Told] = []
+    quiet = None
     if asked_for:
         with clock("instances"):
-            world = World(items, users, events, label, tables.impressions, timed)
+            derived = [one.template.task for one in asked_for if not one.table]
+            world = World(items, users, events, label, tables.impressions, timed, derived)
+            quiet = world.item_splits > TRAIN
             told = tell_tasks(card, asked_for, world)
             asked += dict.fromkeys(text for one in told for text in one.texts("train"))
+    said = Said.of(items, tables.corpus, quiet)
     tokenizer = learn_words(said, attributes, asked, folder, tokenizer, options, clock)
     with clock("records"):
         instances = encode_told(told, tokenizer, Vocab(tokenizer.size, (books.size,) * books.levels), learnt.codes)

@@ -70,9 +70,8 @@ def tell(card: Card, name: str, template: Template, options: Sequence[str], fram
     Raises InputError when nothing is left to train on, or when a class is seen in one split only.
     """
     where = f"{card.origin}: tasks.{name}"
-    frame = frame.with_columns(
-        _cleaned(frame[field], card, counts) for field in frame.columns if field not in COLUMNS
-    )  # fmt: skip
+    if table:  # what the other tables hold is clean already
+        frame = frame.with_columns(_cleaned(frame[c], card, counts) for c in frame.columns if c not in COLUMNS)
     rendered = [render(template, row) for row in frame.iter_rows(named=True)]
     if template.with_options:
         right = (frame["label"] >= 0).to_numpy()
