@@ -19,6 +19,7 @@ from m6rec_jax.data.template import Rendered, Template, render, said
 from m6rec_jax.data.text import clean_column
 from m6rec_jax.data.tokenizer import Tokenizer
 from m6rec_jax.errors import InputError
+from m6rec_jax.progress import note
 from m6rec_jax.vocab import Vocab
 
 COLUMNS = ("user_id", "item_id", "split", "label")  # of every table, before its fields
@@ -45,9 +46,14 @@ class Told:
                 for parts in (*(segment.parts for segment in one.segments), one.opening, one.answer):
                     yield from (part for part in parts if isinstance(part, str))
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Instances of each split."""
+        counted = dict(self.frame["split"].value_counts().iter_rows())
+        return {split: int(counted.get(split, 0)) for split in SPLITS}
+
     def entry(self, answer_tokens: float) -> dict[str, Any]:
         """What the manifest says of the task."""
-        counted = dict(self.frame["split"].value_counts().iter_rows())
         return {
             "name": self.name,
             "template": Path(self.template.origin).stem if self.template.origin.endswith((".yaml", ".yml")) else self.name,
@@ -55,7 +61,7 @@ class Told:
             "objective": self.template.objective,
             "metric": self.template.metric,
             "options": list(self.options),
-            "sizes": {split: int(counted.get(split, 0)) for split in SPLITS},
+            "sizes": self.sizes,
             "answer_tokens": round(answer_tokens, 3),
             "counts": {rule: n for rule, n in self.counts.items() if n},
             "table": self.table,
@@ -95,7 +101,10 @@ def tell(card: Card, name: str, template: Template, options: Sequence[str], fram
         pl.Series("answer", answers, dtype=pl.String),
         *(field for field in frame.columns if field not in COLUMNS),
     )
-    return Told(name, template, options, numbered, rendered, counts, table)
+    made = Told(name, template, options, numbered, rendered, counts, table)
+    met = "".join(f", {rule} {n:,}" for rule, n in counts.items() if n)
+    note(f"task {name}: {', '.join(f'{n:,} {split}' for split, n in made.sizes.items())}{met}")
+    return made
 
 
 def _check_classes(where: str, frame: pl.DataFrame, options: Sequence[str]) -> None:
