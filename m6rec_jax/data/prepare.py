@@ -310,7 +310,7 @@ def _write_records(folder: Path, events: Events, label: np.ndarray, said: Said, 
     for (split, held), others in zip(
         histories(events, label, tokenizer, levels, timed), texts_by_split(texts), strict=True
     ):
-        more, lengths = instances.records[split], instances.lengths[split]
+        more = instances.records[split]
         with (
             progress.stage(f"{split} records", total=len(held.events) + len(others) + len(more), unit="records") as bar,
             RecordWriter(folder, split) as writer,
@@ -319,7 +319,7 @@ def _write_records(folder: Path, events: Events, label: np.ndarray, said: Said, 
                 writer.write(record)
         add_index(index, sizes, split, held, others)
         if instances.entries:
-            add_instances(index, sizes, split, more, lengths)
+            add_instances(index, sizes, split, instances)
     return index, sizes
 
 

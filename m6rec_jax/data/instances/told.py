@@ -13,9 +13,9 @@ import polars as pl
 from m6rec_jax.data.card import Card
 from m6rec_jax.data.instances.layout import encode_instances, whole_length
 from m6rec_jax.data.instances.read import FOLDER
-from m6rec_jax.data.records import INSTANCE, Record
+from m6rec_jax.data.records import INSTANCE, encode
 from m6rec_jax.data.splits import SPLITS
-from m6rec_jax.data.template import Rendered, Template, render, said
+from m6rec_jax.data.template import Rendered, Template, render_all, said
 from m6rec_jax.data.text import clean_column
 from m6rec_jax.data.tokenizer import Tokenizer
 from m6rec_jax.errors import InputError
@@ -78,7 +78,7 @@ def tell(card: Card, name: str, template: Template, options: Sequence[str], fram
     where = f"{card.origin}: tasks.{name}"
     if table:  # what the other tables hold is clean already
         frame = frame.with_columns(_cleaned(frame[c], card, counts) for c in frame.columns if c not in COLUMNS)
-    rendered = [render(template, row) for row in frame.iter_rows(named=True)]
+    rendered = list(render_all(template, frame.iter_rows(named=True)))
     if template.with_options:
         right = (frame["label"] >= 0).to_numpy()
     else:
@@ -141,21 +141,23 @@ def _cleaned(series: pl.Series, card: Card, counts: dict[str, int]) -> pl.Series
 
 @dataclass(frozen=True)
 class Encoded:
-    """Instances of all tasks as records, by split, and the length of each laid out whole; the manifest's entries."""
+    """Instances of all tasks by split: their records' bytes, tasks and lengths laid out whole; the manifest's entries."""
 
-    records: dict[str, list[Record]]
+    records: dict[str, list[bytes]]
+    tasks: dict[str, list[int]]
     lengths: dict[str, list[int]]
     entries: list[dict[str, Any]]
 
 
 def encode_told(told: Sequence[Told], tokenizer: Tokenizer, vocab: Vocab, codes: np.ndarray) -> Encoded:
     """Tokens of every instance; `vocab` and `codes` [C, L] spell items."""
-    made = Encoded({split: [] for split in SPLITS}, {split: [] for split in SPLITS}, [])
+    made = Encoded(*({split: [] for split in SPLITS} for _ in range(3)), entries=[])
     for number, one in enumerate(told):
         records = encode_instances(one.rendered, tokenizer, vocab, codes, number, one.frame["label"].to_list())
         objective, answers = one.template.objective, []
         for record, split in zip(records, one.frame["split"].to_list(), strict=True):
-            made.records[split].append(record)
+            made.records[split].append(encode(record))
+            made.tasks[split].append(number)
             made.lengths[split].append(whole_length(record, objective))
             if split == "train":
                 answers.append(1 if one.options else len(record.answer) + 1)
@@ -163,18 +165,17 @@ def encode_told(told: Sequence[Told], tokenizer: Tokenizer, vocab: Vocab, codes:
     return made
 
 
-def add_instances(index: dict[str, np.ndarray], sizes: dict[str, int], split: str, records: Sequence[Record],
-                  lengths: Sequence[int]) -> None:  # fmt: skip
+def add_instances(index: dict[str, np.ndarray], sizes: dict[str, int], split: str, instances: Encoded) -> None:
     """What index.npz and the manifest say of the instances of a split, which lie behind its other records."""
     before = len(index[f"{split}_kind"])
-    more = {"kind": INSTANCE, "tokens": lengths, "events": 0}
+    tasks = instances.tasks[split]
+    more = {"kind": INSTANCE, "tokens": instances.lengths[split], "events": 0}
     for name, value in more.items():
         old = index[f"{split}_{name}"]
-        index[f"{split}_{name}"] = np.concatenate([old, np.broadcast_to(value, len(records)).astype(old.dtype)])
-    tasks = [-1] * before + [record.task for record in records]
-    index[f"{split}_task"] = np.array(tasks, np.int32)
-    sizes[f"{split}_records"] += len(records)
-    sizes[f"{split}_instances"] = len(records)
+        index[f"{split}_{name}"] = np.concatenate([old, np.broadcast_to(value, len(tasks)).astype(old.dtype)])
+    index[f"{split}_task"] = np.array([-1] * before + tasks, np.int32)
+    sizes[f"{split}_records"] += len(tasks)
+    sizes[f"{split}_instances"] = len(tasks)
 
 
 def write_told(told: Sequence[Told], folder: Path) -> None:
