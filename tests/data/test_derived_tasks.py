@@ -86,7 +86,9 @@ def test_an_instance_is_of_the_split_of_what_it_asks_for(world: Dataset, task: s
                 places = [
                     n for n in range(len(events) + 1) if [e[0] for e in events[max(0, n - len(told)) : n]] == told
                 ]
-                assert any(all(e[1] <= number for e in events[:n]) for n in places), (task, row)
+                wanted = (lambda e, r=row: e[0] == r["query"]) if task == "query" else (lambda e, r=row: e[3] == r["item_id"])  # fmt: skip
+                nexts = [events[n] for n in places if n < len(events)]
+                assert any(wanted(e) and e[1] == number for e in nexts), (task, row)  # told up to the event, without it
                 if split == "train":
                     assert all(any(e[0] == title and e[1] == 0 for e in events) for title in told)
             if task == "query":

@@ -24,7 +24,6 @@ TRAINED_AS = {
     "plausibility": "causal",
     "text": "causal",
 }
-LEAST_ROOM = 16
 
 
 def instance_task(entry: Mapping[str, Any], number: int, option_task: int) -> Task:
