@@ -121,12 +121,13 @@ def test_an_item_column_is_kept_and_may_be_spelled(tmp_path: Path):
     assert frame["item"].to_list() == [3, -1, -1] and frame["item_id"].to_list() == ["item-3", "nobody", None]
 
 
-def clean_up(**changes: Any) -> Any:
+def refusal(out: Path, **changes: Any) -> str:
     """The refusal of a card whose task is `changes`."""
     with pytest.raises(InputError) as raised:
-        prepare(tiny_card(TABLES, tasks={"t": changes}), "/nowhere/at/all")
+        prepare(tiny_card(TABLES, tasks={"t": changes}), out / "data")
     message = str(raised.value)
     assert "\n" not in message and message.startswith("card: tasks.t")
+    assert not (out / "data").exists()
     return message
 
 
@@ -168,8 +169,8 @@ def clean_up(**changes: Any) -> Any:
           "fields": {"history": {"time": "w"}}}, "only a history has columns for the parts of its events, title among them"),
     ],
 )  # fmt: skip
-def test_refusals_name_the_task_the_key_and_the_way_out(task: dict[str, Any], says: str):
-    message = clean_up(**task)
+def test_refusals_name_the_task_the_key_and_the_way_out(task: dict[str, Any], says: str, tmp_path: Path):
+    message = refusal(tmp_path, **task)
     for part in says.split(".*"):
         assert part in message
 
