@@ -11,7 +11,7 @@ from flax import nnx
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import sharding
 from m6rec_jax.model.transformer import Transformer
-from m6rec_jax.vocab import Vocab, domain_prefix
+from m6rec_jax.vocab import OPTIONS, Vocab, domain_prefix
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Blueprint:
 
     def domain_params(self, params: dict[str, Any], number: int) -> dict[str, Any]:
         """Of parameters of this model, those of `domain(number)`: text and layers, and what is that domain's own."""
-        if self.vocab.domains == 1:
+        if self.vocab.domains == 1 and not self.vocab.options:
             return params
         embeddings, prefix = params["embeddings"], domain_prefix(number)
-        names = ["text", *(s.name for s in self.vocab.slices[1:] if s.domain == number)]
+        names = ["text", *(s.name for s in self.vocab.slices[1:] if s.domain == number and s.name != OPTIONS)]
         own: dict[str, Any] = {"tables": {n.removeprefix(prefix): embeddings["tables"][n] for n in names}}
         if self.config.content:
             own["content"] = embeddings["more_content"][f"{prefix}content"] if number else embeddings["content"]
@@ -77,7 +77,7 @@ class Blueprint:
 
     def with_domain(self, params: dict[str, Any], number: int, own: dict[str, Any]) -> dict[str, Any]:
         """`params` of this model with those of `domain(number)` put in: what `domain_params` takes out."""
-        if self.vocab.domains == 1:
+        if self.vocab.domains == 1 and not self.vocab.options:
             return own
         embeddings, prefix, new = params["embeddings"], domain_prefix(number), own["embeddings"]
         tables = {**embeddings["tables"], **{n if n == "text" else prefix + n: t for n, t in new["tables"].items()}}
