@@ -13,6 +13,7 @@ AXES = ("data", "fsdp", "tensor", "sequence", "expert", "stage")
 BATCH = ("data", "fsdp", "expert")
 TOKENS = (*BATCH, "sequence")  # over which the tokens of a batch are dealt
 TENSOR = "tensor"
+SEQUENCE = "sequence"
 EXPERT = "expert"
 STAGE = "stage"
 
@@ -130,6 +131,16 @@ def pmax(x: Any, axes: str | tuple[str, ...]) -> Any:
     return jax.lax.pmax(jax.lax.stop_gradient(x), axes) if _has(axes) else jax.lax.stop_gradient(x)
 
 
+def index(axes: str | tuple[str, ...]) -> jax.Array | int:
+    """Which shard along mesh axes, the first outermost, this device holds, inside `per_shard`."""
+    return jax.lax.axis_index(axes) if _has(axes) else 0
+
+
 def tensor_index() -> jax.Array | int:
     """Which shard along the tensor axis this device holds, inside `per_shard`."""
-    return jax.lax.axis_index(TENSOR) if _has(TENSOR) else 0
+    return index(TENSOR)
+
+
+def gather_rows(x: jax.Array) -> jax.Array:
+    """What the devices that share the rows of a batch hold, end to end in the order of `index(BATCH)`, inside `per_shard`."""
+    return jax.lax.all_gather(x, BATCH, tiled=True) if _has(BATCH) else x
