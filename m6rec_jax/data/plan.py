@@ -23,7 +23,6 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.objectives import Objective, objectives
 from m6rec_jax.progress import note
 
-
 NO_TASKS: Mapping[str, Task] = {}
 
 

@@ -8,7 +8,7 @@ one of `{}[]\\` takes it as it is. Only the template is ever read for braces: a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +23,7 @@ LANGUAGES = ("en", "zh")
 OBJECTIVES = ("scoring", "classify", "retrieval", "plausibility", "text")
 WITH_OPTIONS = ("scoring", "classify")
 KEYS = ("task", "language", "objective", "metric", "source", "opening", "target", "options")
+TAKEN = ("instance", "user_id", "item_id", "split", "label", "answer")  # columns of every table of instances
 CODES = "codes"  # `{field:codes}`: an item spelled by its codes, not said by its text
 
 
@@ -55,7 +56,7 @@ class Line:
 @dataclass(frozen=True)
 class Template:
     """How instances of a task read in one language. `options`: names of the options, where the template names them;
-    `opening`: lines after the source; `target`: the answer, or the item of a retrieval."""
+    `opening`: lines after the source; `target`: the answer, or the item of a retrieval. `body`: what `parse_template` read."""
 
     task: str
     language: str
@@ -66,6 +67,7 @@ class Template:
     target: Nodes = ()
     options: tuple[str, ...] = ()
     origin: str = "template"
+    body: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def with_options(self) -> bool:
@@ -92,6 +94,11 @@ class Template:
         """Fields that are items to be spelled by codes."""
         every = (*self.source, *self.opening, Line(self.target))
         return tuple(dict.fromkeys(f.name for line in every for f, _ in _mentioned(line.nodes) if f.codes))
+
+    @property
+    def answer_fields(self) -> tuple[str, ...]:
+        """Fields of the answer."""
+        return tuple(dict.fromkeys(field.name for field, _ in _mentioned(self.target)))
 
     def _fields(self) -> Iterator[tuple[str, bool]]:
         for line in (*self.source, *self.opening, Line(self.target)):
@@ -139,12 +146,13 @@ class Rendered:
     opening: Parts
     answer: Parts
 
-    def said(self) -> str:
+    def text(self) -> str:
         """All of it in one line, for people."""
-        return " ".join(_said(parts) for parts in (*(s.parts for s in self.segments), self.opening, self.answer) if parts)  # fmt: skip
+        return " ".join(said(parts) for parts in (*(s.parts for s in self.segments), self.opening, self.answer) if parts)  # fmt: skip
 
 
-def _said(parts: Parts) -> str:
+def said(parts: Parts) -> str:
+    """Parts as one text, for people: an item that is spelled shows as its row."""
     return "".join(part if isinstance(part, str) else f"<item {part.row}>" for part in parts)
 
 
@@ -291,7 +299,7 @@ def parse_template(body: Any, origin: str = "template") -> Template:
     nodes = _nodes(target, f"{origin}: target") if target else ()
     if target and not any(True for _ in _mentioned(nodes)):
         raise InputError(f"{origin}: target: {short(target)}: has no field, so every answer would be the same; put one in braces")  # fmt: skip
-    return Template(
+    made = Template(
         body["task"],
         body["language"],
         body["objective"],
@@ -301,7 +309,11 @@ def parse_template(body: Any, origin: str = "template") -> Template:
         nodes,
         _options(body, origin),
         origin,
+        body,
     )
+    if taken := [name for name in made.fields if name in TAKEN]:
+        raise InputError(f"{origin}: {{{taken[0]}}}: a column that every task has; give the field another name")
+    return made
 
 
 def _options(body: Mapping[str, Any], origin: str) -> tuple[str, ...]:

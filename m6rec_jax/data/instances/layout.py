@@ -100,7 +100,7 @@ def lay_out(record: Record, objective: str, room: int) -> Laid:
     if spare < 2:
         raise ValueError(f"an instance does not fit {room} tokens")
     ends = np.cumsum(record.segments, dtype=np.int64)
-    starts, past = ends - record.segments, record.past.astype(bool)
+    starts = ends - record.segments
     keep = _without_oldest(record, spare)
     fields = [(int(starts[i]), int(ends[i])) for i in np.flatnonzero(keep).tolist()]
     at = len(record.tokens)
