@@ -202,4 +202,4 @@ def _rows_of(table: Array, rows: Int[Array, " n"]) -> Array:
 
 def _vary(x: Array, axes: str | tuple[str, ...]) -> Array:
     """Mark a shard as differing along `axes` before the loop, so that its gradient is summed there once, after it."""
-    return jax.lax.pcast(x, axes, to="varying") if sharding.has_mesh() else x
+    return jax.lax.pcast(x, axes, to="varying") if sharding.has_axes(axes) else x

@@ -18,7 +18,16 @@ import numpy as np
 from m6rec_jax.artifacts.atomic import atomic_path, write_text
 from m6rec_jax.artifacts.checkpoints import best_step, manifest, steps
 from m6rec_jax.artifacts.manifest import file_digest
-from m6rec_jax.artifacts.run import DOMAIN_FILES, RUN_FILE, Run, TrainedOn, code_version, read_run, write_run
+from m6rec_jax.artifacts.run import (
+    DOMAIN_FILES,
+    RUN_FILE,
+    Run,
+    TrainedOn,
+    code_version,
+    option_spans,
+    read_run,
+    write_run,
+)
 from m6rec_jax.config import Config, dump_config
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.data.domains import Domain, joint_pools, joint_records, joint_shares, joint_vocab, labels, open_domains
@@ -184,10 +193,11 @@ def _pairs(config: Config, pools: Sequence[Pool]) -> Pairs | None:
 
 def _evaluator(make: MakeEvaluator, blueprint: Blueprint, domains: Sequence[Domain], length: int) -> Evaluator:
     """The figures of one domain; of several each as `figure@domain`, and under `figure` their mean over domains."""
-    each = [make(blueprint.domain(i), domain.dataset, length) for i, domain in enumerate(domains)]
+    spans = option_spans([domain.dataset.tasks for domain in domains])
+    each = [make(blueprint.domain(i, spans[i]), domain.dataset, length) for i, domain in enumerate(domains)]
 
     def evaluate(params: Any) -> dict[str, float]:
-        found = [one(blueprint.domain_params(params, i)) for i, one in enumerate(each)]
+        found = [one(blueprint.domain_params(params, i, spans[i])) for i, one in enumerate(each)]
         if len(found) == 1:
             return found[0]
         names = dict.fromkeys(name for figures in found for name in figures)

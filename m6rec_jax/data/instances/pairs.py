@@ -11,8 +11,10 @@ import polars as pl
 
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.data.examples import Example
+from m6rec_jax.data.instances.layout import Laid, lay_out
 from m6rec_jax.data.instances.read import FOLDER
 from m6rec_jax.data.records import HISTORY, Record
+from m6rec_jax.data.splits import SPLITS
 from m6rec_jax.data.tasks import Facts, Piece, Task
 
 
@@ -59,6 +61,39 @@ def pairs_of(dataset: Dataset, task: str) -> Pairs:
     has.pop(-1, None)
     own = {user: tuple(sorted(some, key=lambda i: (-times[i], i))) for user, some in has.items()}
     return Pairs(items, users, times, own)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items that a retrieval names in any split: one record that says each, by its number in `pairs`."""
+
+    pairs: Pairs
+    records: list[Record]
+
+    def laid_out(self, room: int) -> list[Laid]:
+        """An instance of each item, whose target is the item's text, in at most `room` tokens."""
+        return [lay_out(record, "retrieval", room) for record in self.records]
+
+
+def catalogue_of(dataset: Dataset, task: str) -> Catalogue:
+    """What a retrieval is asked of: its items, each as training says it, else as the earliest split that does."""
+    pairs, number = pairs_of(dataset, task), [entry["name"] for entry in dataset.tasks].index(task)
+    found: dict[int, Record] = {}
+    for split in SPLITS:
+        reader = dataset.records(split)
+        at = np.flatnonzero(dataset.index[f"{split}_task"] == number)
+        rows = _rows_of(dataset, task, split)
+        _, first = np.unique(pairs.items[rows], return_index=True)
+        new = [int(i) for i in first if int(pairs.items[rows[i]]) not in found]
+        for place, record in zip(new, reader.take(at[new]), strict=True):
+            found[int(pairs.items[rows[place]])] = record
+    return Catalogue(pairs, [found[i] for i in range(len(pairs.times))])
+
+
+def _rows_of(dataset: Dataset, task: str, split: str) -> np.ndarray:
+    """Instances of a split, in the order of their records."""
+    table = pl.scan_parquet(dataset.path / FOLDER / f"{task}.parquet", glob=False)
+    return table.filter(pl.col("split") == split).select("instance").collect()["instance"].to_numpy()
 
 
 def with_pairs(tasks: Mapping[str, Task], dataset: Dataset) -> dict[str, Task]:
