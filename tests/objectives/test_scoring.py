@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m6rec_jax.artifacts.run import option_spans
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.data.examples import text_example
 from m6rec_jax.data.packing import pack_row
+from m6rec_jax.model.export import llama
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.objectives import objectives
@@ -85,6 +87,30 @@ def test_without_options_a_model_is_what_it_was():
     )
     again = with_options.with_domain(params, 0, served)
     assert jax.tree.structure(again) == jax.tree.structure(params)
+
+
+def test_a_domain_has_the_options_of_its_own_tasks():
+    vocab = Vocab(170, (30,), options=(2, 3)).joined(Vocab(170, (8, 8), options=(4,)))
+    joint = Blueprint(replace(BLUEPRINT.config, content=False), vocab, 5, (4,))
+    params = jax.device_get(joint.init(0))
+    spans = option_spans([[{"options": "ab"}, {"options": []}, {"options": "abc"}], [{"options": "abcd"}]])
+    assert spans == [slice(0, 2), slice(2, 3)]
+    table = params["embeddings"]["tables"]["options"]
+    for number, rows in enumerate((slice(0, 5), slice(5, 9))):
+        own, blueprint = joint.domain_params(params, number, spans[number]), joint.domain(number, spans[number])
+        jax.tree.map(lambda x, like: like.shape == x.shape or pytest.fail(), own, blueprint.shapes())
+        np.testing.assert_array_equal(own["embeddings"]["tables"]["options"][: rows.stop - rows.start], table[rows])
+        assert blueprint.vocab.options == vocab.options[spans[number]]
+        back = joint.with_domain(params, number, joint.domain_params(params, number))
+        jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_a_llama_keeps_the_options_as_its_last_rows():
+    params = jax.device_get(BLUEPRINT.init(0))
+    described, tensors = llama(BLUEPRINT, params, 64, [ITEMS])
+    rows = tensors["model.embed_tokens.weight"]
+    assert described["vocab_size"] == VOCAB.size == len(rows)
+    np.testing.assert_array_equal(rows[VOCAB.option(0, 0) :], params["embeddings"]["tables"]["options"])
 
 
 def prompt(source, candidate):
