@@ -18,7 +18,7 @@ from tests.fixtures import tiny_card
 TOPICS = ("shoes", "lipstick", "coffee")
 WORDS = ("classic", "light", "pro", "mini", "vintage", "kids")
 CONFIG = Config(
-    model=ModelConfig(layers=1, width=32, heads=2, vectors=16, dropout=0.0, embed_dropout=0.0),
+    model=ModelConfig(layers=2, width=32, heads=2, vectors=16, dropout=0.0, embed_dropout=0.0),
     optim=OptimConfig(learning_rate=0.01, warmup=20, label_smoothing=0.0),
     data=DataConfig(length=64, rows=8, block=512),
     checkpoint=CheckpointConfig(every=1000, keep=1),

@@ -82,12 +82,11 @@ def cross_entropy(
             total = sharding.pmax(total, sharding.TENSOR)
             for i, (s, table) in enumerate(zip(slices, tables, strict=True)):
                 legal = seen[s.domain] if s.atomic and model.config.content else None
-                if s.name == OPTIONS:
-                    over, table = partial(_slice_nll, groups=option_groups(model.vocab)), table.ids
+                if i in samples:
+                    over = partial(_sampled_nll, sample=samples[i])
                 else:
-                    over, table = (
-                        (partial(_sampled_nll, sample=samples[i]), table) if i in samples else (_slice_nll, table.ids)
-                    )
+                    groups = option_groups(model.vocab) if s.name == OPTIONS else None
+                    over, table = partial(_slice_nll, groups=groups), table.ids
                 value = jax.lax.cond(
                     jnp.any(slice_id == i),
                     lambda h, t, over=over, table=table, s=s, legal=legal: over(

@@ -167,3 +167,5 @@ def test_the_nearest_items_are_the_largest_products_in_order(monkeypatch, by):
     assert (rows[:, 3:] == -1).all() and np.isneginf(scores[:, 3:]).all()
     same, _ = nearest(np.ones((1, 8), np.float32), np.ones((70, 8), np.float32), 5, by="device")
     assert same.tolist() == [[0, 1, 2, 3, 4]]
+    behind, scores = nearest(np.ones((1, 8), np.float32), -np.ones((70, 8), np.float32), 3)
+    assert behind.tolist() == [[0, 1, 2]] and (scores == -8).all()  # spare rows would have 0
