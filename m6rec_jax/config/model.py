@@ -42,6 +42,7 @@ class ModelConfig:
         content: add projected item features to item tokens and to the atomic output table.
         attention: whose code attends (model/kernels): xla (any device), splash (TPU), tokamax (Hopper GPU or later; the extra `kernels`);
             auto = by device, and xla unless dtype is bfloat16.
+        vectors: width of the vectors that queries and items get for retrieval (docs/scoring.md; 128 in M6-Rec); 0: none.
         microbatches: parts of a slice's rows that flow through the stages of mesh.stage one behind another; 0 = as many as
             stages.
     """
@@ -68,6 +69,7 @@ class ModelConfig:
     remat: Remat = "none"
     content: bool = True
     attention: Attention = "auto"
+    vectors: int = 0
     microbatches: int = 0
 
     def __post_init__(self) -> None:
@@ -85,6 +87,7 @@ class ModelConfig:
             "shared_experts",
             "balance",
             "router_z",
+            "vectors",
             "microbatches",
         )
         below_one("model", self, "dropout", "embed_dropout", "id_dropout")

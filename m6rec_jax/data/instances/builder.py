@@ -9,6 +9,7 @@ import numpy as np
 
 from m6rec_jax.data.examples import Example
 from m6rec_jax.data.instances.layout import Laid, lay_out
+from m6rec_jax.data.instances.pairs import with_pairs
 from m6rec_jax.data.records import INSTANCE, Record
 from m6rec_jax.data.tasks import Facts, Piece, Task
 from m6rec_jax.errors import InputError
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 # How each objective of a template is laid out and trained (m6rec_jax.objectives).
 TRAINED_AS = {
-    "scoring": "seq2seq",
-    "classify": "seq2seq",
+    "scoring": "scoring",
+    "classify": "scoring",
     "retrieval": "retrieval",
     "plausibility": "causal",
     "text": "causal",
@@ -71,7 +72,7 @@ def tasks_of_domains(domains: Sequence[Domain]) -> list[dict[str, Task]]:
 
     Raises InputError when two have a task of one name and another objective.
     """
-    own = [tasks_of(domain.dataset.tasks) for domain in domains]
+    own = [with_pairs(tasks_of(domain.dataset.tasks), domain.dataset) for domain in domains]
     made: list[dict[str, Task]] = []
     for mine in own:
         known = dict(mine)
