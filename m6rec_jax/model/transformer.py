@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from m6rec_jax.config import ModelConfig
-from m6rec_jax.model import sharding
+from m6rec_jax.model import sharding, tuning
 from m6rec_jax.model.attention import NEVER
 from m6rec_jax.model.experts import Routing, feed_forward
 from m6rec_jax.model.items import Catalogues, Embeddings
@@ -100,6 +100,7 @@ def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, b
     q = product(f"{batch}d,dkgh->{batch}kgh", y, w["query"], sharding.out(*lead, "kv", None, None))
     k = product(f"{batch}d,dkh->{batch}kh", y, w["key"], sharding.out(*lead, "kv", None))
     v = product(f"{batch}d,dkh->{batch}kh", y, w["value"], sharding.out(*lead, "kv", None))
+    q, k, v = (tuning.add(x, y, w, name) for x, name in ((q, "query"), (k, "key"), (v, "value")))
     return rope(q, turns.over(2)), rope(k, turns.over(1)), v
 
 
@@ -121,18 +122,20 @@ def _close(
     key_a, key_f = (None, None) if keys is None else keys
     to_stream = sharding.out(*lead, None)
     attention = product(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], to_stream)
+    attention = tuning.add(attention, mixed, w, "output")
     x = x + dropout(attention, config.dropout, key_a, *lead, None, part=part)
     y = rms_norm(x, w["ffn_norm"], config.norm_eps)
     forward, routing = 0, None
     if "gate" in w:
         to_ffn = sharding.out(*lead, "ffn")
-        gate, up = (product(f"{batch}d,df->{batch}f", y, w[name], to_ffn) for name in ("gate", "up"))
-        inner = swiglu(gate, up)
-        forward = product(f"{batch}f,fd->{batch}d", inner, w["down"], to_stream)
+        of_y = lambda name: tuning.add(product(f"{batch}d,df->{batch}f", y, w[name], to_ffn), y, w, name)  # noqa: E731
+        inner = swiglu(of_y("gate"), of_y("up"))
+        forward = tuning.add(product(f"{batch}f,fd->{batch}d", inner, w["down"], to_stream), inner, w, "down")
     if "router" in w:
         dropless = keys is None or config.routing == "dropless"
         of_experts, routing = feed_forward(y, real, w, config, lead, dropless)
         forward = forward + of_experts
+    forward = tuning.adapted(forward, y, w)
     return x + dropout(forward, config.dropout, key_f, *lead, None, part=part), routing
 
 
@@ -171,12 +174,18 @@ class Transformer(nnx.Module):
         view: View,
         items: Catalogues,
         key: jax.Array | None = None,
+        tuned: tuning.Applied | None = None,
     ) -> tuple[Float[Array, "B T D"], Routing | None]:
-        """`hidden`, and of a model with experts how their tokens were routed, summed over layers."""
+        """`hidden`, and of a model with experts how their tokens were routed, summed over layers.
+
+        `tuned`: what a task adds to the backbone, for rows of one segment each (model/tuning); not over `mesh.stage`.
+        """
         config = self.config
         key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings.read(tokens, item_rows, items, key_id)
         x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", "position", None))
+        if tuned is not None:
+            x, view = tuned.before(x, view)
         turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
         layer_keys = None if key_layers is None else jax.random.split(key_layers, (config.layers, 2))
 
@@ -184,22 +193,24 @@ class Transformer(nnx.Module):
             turns, k_start, k_end = rows
 
             def layer(x, inputs):
-                w, keys = inputs
-                w = self._ready(w)
+                w, keys, own = inputs
+                w = self._ready(w) | tuning.of_rows(own, tuned)
                 q, k, v = _project(x, w, turns, config)
                 mixed = attend(q, k, v, k_start, k_end, config.attention)
-                return _close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
+                y, routing = _close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
+                return tuning.kept(x, y, w), routing
 
             return jax.lax.scan(_remat(layer, config.remat), x, layers)
 
         weights, rows, stages = self.block.stacked(), (turns, view.k_start, view.k_end), sharding.shards("layers")
         if stages == 1:
             weights = {name: sharding.place(w, None, *Block.AXES[name][1:]) for name, w in weights.items()}
-            x, routing = run(x, (weights, layer_keys), rows)
+            x, routing = run(x, (weights, layer_keys, tuning.layers_of(tuned)), rows)
         else:  # without experts: training/sharding.check_fit
             keys = None if layer_keys is None else sharding.place(layer_keys, "layers", None)
             through = lambda *of: run(*of)[0]  # noqa: E731
-            x, routing = pipelined(through, x, (weights, keys), rows, config.microbatches or stages), None
+            x, routing = pipelined(through, x, (weights, keys, {}), rows, config.microbatches or stages), None
+        x = x if tuned is None else tuned.after(x)
         return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing)
 
     def prefill(
