@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -342,6 +342,11 @@ def _rounded(n: int) -> int:
 def _lead(y: Array) -> str:
     """Einsum letters of the leading axes: of rows, or of beams."""
     return "bmt" if y.ndim == 4 else "bt"
+
+
+def as_whole(spec: TuneSpec) -> TuneSpec:
+    """The specification as that of the assembled model, all of whose layers stay."""
+    return replace(spec, keep=tuple(range(spec.layers)), add=0)
 
 
 def as_arrays(tuned: Tuned) -> dict[str, Any]:

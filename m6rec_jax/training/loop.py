@@ -86,7 +86,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
             f"stopped at step {first} in an earlier run: no better {BEST_METRIC} than {best:.4f} in {since_best} validations"
         )
         return state
-    stop, stragglers, profiler = _StopSignals(), Stragglers(), Profiler(loop.run, config.train.profile)
+    stop, stragglers, profiler = StopSignals(), Stragglers(), Profiler(loop.run, config.train.profile)
     reader, feed = _Reader(loop), _Feed(loop, Position(rows, *loop.cursor(rows)), first)
     watch = Watchdog(loop.run, jax.process_index(), config.train.hang_seconds)
     done, look, keep = first, False, False  # the last two: a validation, a save is due
@@ -339,7 +339,7 @@ class _Reader:
         return row
 
 
-class _StopSignals:
+class StopSignals:
     """Turns SIGTERM and the first Ctrl-C into a request that the loop answers after the step; a second Ctrl-C is obeyed
     at once."""
 
@@ -347,7 +347,7 @@ class _StopSignals:
         self._signal: int | None = None
         self._old: dict[int, Any] = {}
 
-    def __enter__(self) -> _StopSignals:
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._note)

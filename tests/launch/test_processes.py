@@ -169,7 +169,7 @@ def test_a_signal_that_comes_while_processes_exchange_is_not_lost(monkeypatch):
 
     monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
     monkeypatch.setattr(loop.multihost_utils, "process_allgather", exchange)
-    with loop._StopSignals() as stop:
+    with loop.StopSignals() as stop:
         assert [stop.asked(None), stop.asked(None)] == [False, True]
     assert told == [0, signal.SIGTERM]
 

@@ -1,5 +1,7 @@
 """What tuning adds to a frozen backbone: nothing at first, then only its own; many tasks in one batch as each alone."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,7 @@ ROWS, LENGTH = 5, 12
 @pytest.fixture(scope="module")
 def world():
     rng = np.random.default_rng(0)
-    items = item_table(rng.normal(size=(40, 6)), np.ones(40, bool))
+    items = jax.device_put(item_table(rng.normal(size=(40, 6)), np.ones(40, bool)))
     tokens = rng.integers(4, 200, (ROWS, LENGTH)).astype(np.int32)
     lengths = np.array([12, 7, 9, 4, 11])
     return BLUEPRINT.init(0), items, np.where(np.arange(LENGTH) < lengths[:, None], tokens, 0), lengths
@@ -35,12 +37,16 @@ def view(lengths, causal=False):
     return View(at, np.zeros_like(at), end)
 
 
-def hidden(world, spec, tuned, causal=False, rows=slice(None)):
-    params, items, tokens, lengths = world
+@partial(jax.jit, static_argnums=0)
+def states(spec, tuned, params, tokens, view, items):
     blueprint, params = depth.assembled(spec, BLUEPRINT, params, tuned)
-    tokens, lengths = tokens[rows], lengths[rows]
-    model, own = blueprint.bind(params), tuning.alone(spec, tuned, len(tokens))
-    return model.routed(tokens, np.full_like(tokens, -1), view(lengths, causal), items, tuned=own)[0]
+    own = tuning.alone(spec, tuned, len(tokens))
+    return blueprint.bind(params).routed(tokens, jnp.full_like(tokens, -1), view, items, tuned=own)[0]
+
+
+def hidden(world, spec, tuned, causal=False):
+    params, items, tokens, lengths = world
+    return states(spec, tuned, params, tokens, view(lengths, causal), items)
 
 
 def shaken(tuned, seed):
@@ -101,11 +107,13 @@ def test_a_mixed_batch_is_each_task_alone(world, causal):
     select = np.array([3, 0, 4, 1, 2])
     model = BLUEPRINT.bind(params)
     rows = np.full_like(tokens, -1)
-    states, _ = model.routed(tokens, rows, view(lengths, causal), items, tuned=stack.chosen(select))
-    last = np.take_along_axis(states, (lengths - 1)[:, None, None], 1)[:, 0]
+    found = jax.jit(lambda stack, view: model.routed(tokens, rows, view, items, tuned=stack.chosen(select))[0])(
+        stack, view(lengths, causal)
+    )
+    last = np.take_along_axis(found, (lengths - 1)[:, None, None], 1)[:, 0]
     mixed = tuning.option_logits(last, stack.weight[select], stack.bias[select])
     for row, k in enumerate(select):
-        own = hidden(world, specs[k], tuned[k], causal, slice(row, row + 1))[:, lengths[row] - 1]
+        own = hidden(world, specs[k], tuned[k], causal)[row : row + 1, lengths[row] - 1]
         wanted = tuning.option_logits(own, *tuning.classifier(specs[k], tuned[k]))[0]
         np.testing.assert_allclose(mixed[row, : specs[k].options], wanted, atol=1e-5)
         assert (mixed[row, specs[k].options :] < -1e29).all()
@@ -118,7 +126,7 @@ def test_option_rows_are_prompt_and_classifier(world):
     tuned = shaken(depth.begin(spec, BLUEPRINT, params, 0), 1)
 
     def logit(read, classify):
-        state = hidden(world, spec, tuned._replace(prompts={"rows": read}), rows=slice(0, 1))[:, lengths[0] - 1]
+        state = hidden(world, spec, tuned._replace(prompts={"rows": read}))[:1, lengths[0] - 1]
         return tuning.option_logits(state, *tuning.classifier(spec, tuned._replace(prompts={"rows": classify})))[0, 1]
 
     as_prompt, as_classifier = jax.grad(logit, argnums=(0, 1))(*(tuned.prompts["rows"],) * 2)
