@@ -23,7 +23,7 @@ RUN_FILE = "run.json"
 STATIC_FILES = ("config.yaml",)  # of the run as a whole
 DOMAIN_FILES = ("tokenizer.model", "items.parquet", "codes.npz", "transitions.npz")  # of each domain, see `Run.folder`
 LAYOUT = "causal"  # how the trained model reads a history: each token sees those before it
-SUMMARY = ("name", "sizes", "split", "levels", "timed", "repeat", "kinds", "vocab", "version")
+SUMMARY = ("name", "sizes", "split", "levels", "timed", "repeat", "kinds", "vocab", "tasks", "version")
 
 
 @dataclass(frozen=True)

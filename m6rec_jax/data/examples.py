@@ -39,17 +39,20 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Shift:
-    """Where a dataset's own ids lie in a joint id space: code tokens (those from `text_end` on) and item rows move up."""
+    """Where a dataset's own ids lie in a joint id space: code tokens (those from `text_end` on), item rows and options
+    (from `codes_end` on) move up."""
 
     text_end: int = 0
     tokens: int = 0
     rows: int = 0
+    codes_end: int = 0
+    options: int = 0
 
     def moved(self, sequence: Sequence) -> Sequence:
         """The same segment in joint ids."""
-        if not (self.tokens or self.rows):
+        if not (self.tokens or self.rows or self.options):
             return sequence
-        up = lambda ids: np.where(ids >= self.text_end, ids + self.tokens, ids).astype(np.int32)  # noqa: E731
+        up = lambda ids: (ids + np.where(ids < self.text_end, 0, np.where(ids < self.codes_end, self.tokens, self.options))).astype(np.int32)  # noqa: E731  # fmt: skip
         rows = np.where(sequence.item_rows >= 0, sequence.item_rows + self.rows, -1).astype(np.int32)
         return replace(sequence, tokens=up(sequence.tokens), targets=up(sequence.targets), item_rows=rows)
 
