@@ -7,10 +7,11 @@ from functools import cache
 import numpy as np
 
 from m6rec_jax.config import ModelConfig
+from m6rec_jax.model.depth import Backbone
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.training.tune.rows import TuneRows
-from m6rec_jax.training.tune.run import Backbone, TuneTask
+from m6rec_jax.training.tune.run import TuneTask
 from m6rec_jax.vocab import BOS, EOS, SPECIALS, Vocab
 
 VOCAB = Vocab(240, (40,))

@@ -8,7 +8,8 @@ from typing import Any
 
 from m6rec_jax.artifacts.manifest import MANIFEST, read_manifest, verify_files
 from m6rec_jax.artifacts.run import RUN_FILE, read_run_file
-from m6rec_jax.artifacts.schemas import CHECKPOINT, DATASET
+from m6rec_jax.artifacts.schemas import CHECKPOINT, DATASET, TUNED
+from m6rec_jax.artifacts.tuned import is_tuned
 from m6rec_jax.decoding.parts import listed_files
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note, stage
@@ -20,14 +21,14 @@ def verify(argv: list[str]) -> None:
     parser = Parser(
         prog="m6rec verify",
         usage="m6rec verify FOLDER",
-        description="Check the files of a dataset, run or checkpoint, or the lists of `m6rec generate`, against the digests\n"
+        description="Check the files of a dataset, run, checkpoint or tuned task, or the lists of `m6rec generate`, against the digests\n"
         "written with them.\n\n"
         "example:\n  m6rec verify runs/ml-100k",
     )
     parser.add_argument(
         "folder",
         metavar="FOLDER",
-        help="a dataset, a run, one checkpoint of a run, or the folder with the manifest of lists (X.parquet.parts)",
+        help="a dataset, a run, one checkpoint of a run, what `m6rec tune` wrote, or the folder with the manifest of lists (X.parquet.parts)",
     )
     folder = Path(parser.parse(argv).folder)
     listed = [(part, name, facts) for part, files in parts(folder) for name, facts in files.items()]
@@ -61,7 +62,7 @@ def parts(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     elif (lists := listed_files(folder)) is not None:  # they may lie in a folder named by a date
         yield lists
     elif (folder / MANIFEST).is_file():
-        other = CHECKPOINT if folder.name.isdigit() else DATASET
+        other = CHECKPOINT if folder.name.isdigit() else TUNED if is_tuned(folder) else DATASET
         yield folder, read_manifest(folder, *other)["files"]
     else:
         raise InputError(f"{folder}: neither a dataset ({MANIFEST}) nor a run ({RUN_FILE}); name the folder of one")

@@ -15,7 +15,7 @@ from m6rec_jax.artifacts.tuned import Artefact, backbone_digests
 from m6rec_jax.decoding.shapes import Prompt, batches, bucket, pad
 from m6rec_jax.errors import InputError
 from m6rec_jax.model import depth, tuning
-from m6rec_jax.model.items import Catalogues
+from m6rec_jax.model.depth import Backbone
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View
 from m6rec_jax.model.tuning import Tuned, TuneSpec
@@ -45,12 +45,12 @@ class TunedServer:
 
     All tasks that train a few numbers beside the backbone, whatever their methods, are one group: a batch mixes them as
     it likes and comes out as each task alone (to float rounding). A task with fresh layers, or with everything trained, has
-    matrices of its own and is run in batches of its own. `params`: as the checkpoint has them; artefacts of any other
-    backbone are refused.
+    matrices of its own and is run in batches of its own. Artefacts of any other backbone are refused.
     """
 
-    def __init__(self, blueprint: Blueprint, params: dict[str, Any], items: Catalogues) -> None:
-        self.blueprint, self.params, self.items = blueprint, jax.device_put(params), jax.device_put(items)
+    def __init__(self, backbone: Backbone) -> None:
+        self.blueprint = backbone.blueprint
+        self.params, self.items = jax.device_put((backbone.params, backbone.items))
         self._digests = backbone_digests(self.params)
         self._tasks: dict[str, _Task] = {}
         self._groups: list[_Group] = []

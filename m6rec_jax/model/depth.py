@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -13,11 +13,22 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from m6rec_jax.model import tuning
+from m6rec_jax.model.items import Catalogues
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import Block
 from m6rec_jax.model.tuning import Tuned, TuneSpec
 
 CLOSING = ("output", "down", "expert_down")  # what a layer's branches end with: zero makes it pass everything on
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen model: its shape, its parameters as a checkpoint has them, its catalogue, and its `run` and `step`."""
+
+    blueprint: Blueprint
+    params: dict[str, Any]
+    items: Catalogues
+    source: dict[str, Any]
 
 
 def begin(

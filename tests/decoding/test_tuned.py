@@ -52,12 +52,12 @@ def requests(n=24):
 def test_a_mixed_batch_is_each_task_alone(frozen, artefacts):
     """Against a server of one task, and against what training validates with."""
     names, prompts = requests()
-    server = TunedServer(frozen.blueprint, frozen.params, frozen.items)
+    server = TunedServer(frozen)
     server.add(*artefacts.values())
     mixed = server.score(names, prompts)
     for name, artefact in artefacts.items():
         own = [i for i, one in enumerate(names) if one == name]
-        single = TunedServer(frozen.blueprint, frozen.params, frozen.items)
+        single = TunedServer(frozen)
         single.add(artefact)
         spec = TuneSpec.from_dict(artefact.spec)
         batch = options_rows(5, len(names)).batch(np.array(own), len(own), 16)
@@ -73,7 +73,7 @@ def test_a_mixed_batch_is_each_task_alone(frozen, artefacts):
 
 def test_one_task_more_compiles_nothing_and_copies_nothing_of_the_backbone(frozen, artefacts):
     names, prompts = requests()
-    server = TunedServer(frozen.blueprint, frozen.params, frozen.items)
+    server = TunedServer(frozen)
     light = [artefacts[name] for name in ("click", "topic", "mood", "stars")]
     server.add(*light)
     server.score(["mood"] * 4, prompts[:4])
@@ -94,7 +94,7 @@ def test_one_task_more_compiles_nothing_and_copies_nothing_of_the_backbone(froze
 def test_another_backbone_and_other_options_are_refused(frozen, artefacts):
     other = backbone(CONFIG, seed=1)
     with pytest.raises(InputError, match="tuned on another backbone: .* arrays differ") as refused:
-        TunedServer(other.blueprint, other.params, other.items).add(artefacts["click"])
+        TunedServer(other).add(artefacts["click"])
     assert "\n" not in str(refused.value)
     mood = artefacts["mood"]
     with pytest.raises(InputError, match="tuned for 3 options, and the task mood has 2"):
@@ -102,7 +102,7 @@ def test_another_backbone_and_other_options_are_refused(frozen, artefacts):
     with pytest.raises(InputError, match="its option 'o2' is 'new' in the task mood"):
         mood.check_options(["o0", "o1", "new"])
     mood.check_options(["o0", "o1", "o2"])
-    server = TunedServer(frozen.blueprint, frozen.params, frozen.items)
+    server = TunedServer(frozen)
     two = Artefact(mood.path, mood.spec, {**mood.task, "options": ["o0", "o1"]}, mood.backbone, {}, mood.arrays)
     with pytest.raises(InputError, match="2 options by name and 3 tuned"):
         server.add(two)

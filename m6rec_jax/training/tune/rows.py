@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from m6rec_jax.data.instances import Instances
 from m6rec_jax.errors import InputError
 
 WIDTH_STEP = 16  # every width is a multiple of it
@@ -50,6 +51,17 @@ class TuneRows:
     ) -> TuneRows:  # fmt: skip
         """Rows of a text task."""
         return cls(source, source_rows, np.full(len(source), -1, np.int32), target, target_rows)
+
+    @classmethod
+    def of(cls, instances: Instances, room: int) -> TuneRows:
+        """The instances of a dataset's own task, each in at most `room` tokens. Raises InputError for a retrieval."""
+        if instances.objective == "retrieval":
+            raise InputError(f"task {instances.about['name']}: a retrieval has no options and no answer; tune tasks of scoring, classify and text")  # fmt: skip
+        laid = instances.laid_out(room)
+        source, rows = [one.source for one in laid], [one.source_rows for one in laid]
+        if instances.about["options"]:
+            return cls.with_options(source, rows, instances.labels)
+        return cls.with_texts(source, rows, [one.target for one in laid], [one.target_rows for one in laid])
 
     def check(self, options: int, split: str) -> None:
         """Raise InputError unless there are rows, and labels (or answers, of a text task) for `options` classes."""

@@ -20,8 +20,7 @@ from m6rec_jax.artifacts.run import code_version
 from m6rec_jax.artifacts.tuned import TENSORS, Artefact, backbone_digests, read_tuned, write_tuned
 from m6rec_jax.errors import InputError
 from m6rec_jax.model import depth, tuning
-from m6rec_jax.model.items import Catalogues
-from m6rec_jax.model.load import Blueprint
+from m6rec_jax.model.depth import Backbone
 from m6rec_jax.model.tuning import Tuned, TuneSpec
 from m6rec_jax.progress import note, stage
 from m6rec_jax.training.loop import StopSignals
@@ -35,16 +34,6 @@ LOG_EVERY = 20
 # (labels [n], log-probabilities of the options [n, C]) -> figures by name.
 Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 CHOOSES = ("auc", "accuracy")  # the first of these figures that there is picks the best; of a text task the loss
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A frozen model: its shape, its parameters on the device, its catalogue, and where it came from (`run`, `step`)."""
-
-    blueprint: Blueprint
-    params: dict[str, Any]
-    items: Catalogues
-    source: dict[str, Any]
 
 
 @dataclass(frozen=True)
