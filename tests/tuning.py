@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import jax
 import numpy as np
 
 from m6rec_jax.config import ModelConfig
@@ -16,16 +17,14 @@ from m6rec_jax.vocab import BOS, EOS, SPECIALS, Vocab
 
 VOCAB = Vocab(240, (40,))
 FIRST = 160  # the first id that stands for a word
-SOURCE, END_SOURCE, TARGET, END_TARGET = (
-    SPECIALS[name] for name in ("<source>", "</source>", "<target>", "</target>")
-)
+SOURCE, END_SOURCE, TARGET, END_TARGET = (SPECIALS[name] for name in ("<source>", "</source>", "<target>", "</target>"))
 
 
 @cache
 def backbone(config: ModelConfig, seed: int = 0) -> Backbone:
     blueprint = Blueprint(config, VOCAB, 6)
     rng = np.random.default_rng(3)
-    items = item_table(rng.normal(size=(40, 6)), np.ones(40, bool))
+    items = jax.device_put(item_table(rng.normal(size=(40, 6)), np.ones(40, bool)))
     return Backbone(blueprint, blueprint.init(seed), items, {"run": "runs/tiny", "step": 7})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from m6rec_jax.artifacts.atomic import atomic_path
 from m6rec_jax.artifacts.content import content, digests
 from m6rec_jax.artifacts.manifest import SEAL, read_manifest, verify_files, write_manifest
 from m6rec_jax.artifacts.schemas import TUNED
@@ -16,6 +17,7 @@ from m6rec_jax.artifacts.tensors import by_path, nested, read_header
 from m6rec_jax.errors import InputError
 
 TENSORS = "tuned.safetensors"
+BESIDE = ("config.yaml", "metrics.jsonl", "card.md")  # other files of an artefact
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,11 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], about: Mapping[str, str]
 
 
 def write_tuned(folder: Path, body: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Write the arrays and, last, the manifest over all files of `folder`; `body`: spec, task, backbone, metrics and more."""
-    write_arrays(folder / TENSORS, arrays)
-    write_manifest(folder, *TUNED, dict(body), [path for path in folder.iterdir() if path.is_file()])
+    """Write the arrays beside the `BESIDE` of `folder` and, last, the manifest; `body`: spec, task, backbone, metrics and
+    more."""
+    with atomic_path(folder / TENSORS) as path:
+        write_arrays(path, arrays)
+    write_manifest(folder, *TUNED, dict(body), [folder / name for name in (TENSORS, *BESIDE)])
 
 
 def is_tuned(folder: Path) -> bool:

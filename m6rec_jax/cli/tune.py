@@ -40,7 +40,7 @@ def tune(argv: list[str]) -> None:
     add("--layers", default="", metavar="KEEP,ADD", help="keep=N: only the first N layers, or a list such as keep=0+2+5; add=M: M fresh layers on top, trained too; all and none if left out")  # fmt: skip
     add("--rank", type=int, default=0, metavar="N", help="of adapters and LoRA; 0 = a sixteenth of the width, of LoRA a sixty-fourth")  # fmt: skip
     add("--prompts", type=int, default=0, metavar="N", help="soft prompts, options among them; 0 = 16, or 8 and the options if those are more")  # fmt: skip
-    add("--targets", default="query,key,value,output", metavar="NAMES", help="matrices that LoRA updates: some of query, key, value, output, gate, up, down")  # fmt: skip
+    add("--targets", default="", metavar="NAMES", help="matrices that LoRA updates: some of query, key, value, output, gate, up, down; the first four if left out")  # fmt: skip
     add("--learning-rate", type=float, default=0.0, metavar="X", help="at its peak; 0 = what suits the method")
     add("--epochs", type=float, default=10.0, metavar="X", help="passes over the instances at most")
     add("--rows", type=int, default=32, metavar="N", help="instances a step")
@@ -84,7 +84,7 @@ def run_tuning(options: Any) -> None:
     names = tuple(train.about["options"])
     spec = TuneSpec.of(
         backbone.blueprint.config, options.method, len(names), prompts=options.prompts, rank=options.rank,
-        layers=options.layers, targets=tuple(options.targets.split(",")),
+        layers=options.layers, targets=tuple(filter(None, options.targets.split(","))),
     )  # fmt: skip
     room = _room(options.run)
     about = {key: train.about[key] for key in ("template", "language", "objective", "metric")}

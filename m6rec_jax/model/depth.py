@@ -46,7 +46,7 @@ def begin(
         fresh = nnx.to_pure_dict(nnx.state(Block(replace(blueprint.config, layers=spec.add), rngs=nnx.Rngs(key_added))))
         tuned = tuned._replace(added={name: x * 0 if name in CLOSING else x for name, x in fresh.items()})
     if spec.method == "full":
-        tuned = tuned._replace(backbone=_cut(spec, blueprint, params))
+        tuned = tuned._replace(backbone=jax.tree.map(jnp.copy, _cut(spec, blueprint, params)))
     return tuned
 
 

@@ -214,9 +214,11 @@ class Transformer(nnx.Module):
         return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing)
 
     def prefill(
-        self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues
-    ) -> tuple[Float[Array, "B D"], KeyValues]:
-        """Hidden state of the last token, and keys/values of all, of right-padded causal prefixes.
+        self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues,
+        tuned: tuning.Applied | None = None,
+    ) -> tuple[Float[Array, "B D"], KeyValues]:  # fmt: skip
+        """Hidden state of the last token, and keys/values of all, of right-padded causal prefixes (with `tuned`, whose P
+        prompts come first: P + T of them, of which a row has its own prompts more than `lengths`).
 
         Nobody asks for the other tokens' states, so in the last layer only keys and values are made of them: its
         queries, attention and feed-forward run for one token a row. What is left out is dead code to the compiler.
@@ -224,11 +226,14 @@ class Transformer(nnx.Module):
         config, weights = self.config, self.block.stacked()
         view = causal(tokens.shape, lengths)
         x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
+        if tuned is not None:
+            x, view, lengths = tuned.in_front(x, view, lengths)
         turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
         real = view.positions < lengths[:, None]
 
         def of(number: int | Array) -> dict[str, Array]:
-            return self._ready(jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights))
+            at = lambda tree: jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), tree)  # noqa: E731
+            return self._ready(at(weights)) | tuning.of_rows(at(tuning.layers_of(tuned)), tuned)
 
         def keep(kept: KeyValues, number: int | Array, k: Array, v: Array) -> KeyValues:
             put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(new, 1, 2), number, 0)  # noqa: E731
@@ -239,9 +244,9 @@ class Transformer(nnx.Module):
             w = of(number)
             q, k, v = _project(x, w, turns, config)
             mixed = attend(q, k, v, view.k_start, view.k_end, config.attention)
-            return _close(x, mixed, w, config, None, real=real)[0], keep(kept, number, k, v)
+            return tuning.kept(x, _close(x, mixed, w, config, None, real=real)[0], w), keep(kept, number, k, v)
 
-        B, T = tokens.shape
+        B, T, _ = x.shape
         empty = jnp.zeros((config.layers, B, config.n_kv, T, config.head_dim), x.dtype)
         x, kept = jax.lax.fori_loop(0, config.layers - 1, layer, (x, (empty, empty)))
         w = of(config.layers - 1)
@@ -249,7 +254,8 @@ class Transformer(nnx.Module):
         end, k_end = (lengths - 1)[:, None, None], lengths[:, None]
         x = jnp.take_along_axis(x, end, axis=1)
         q, *_ = _project(x, w, Turns(*(jnp.take_along_axis(part, end, axis=1) for part in turns)), config)
-        x, _ = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end, config.attention), w, config, None)
+        y, _ = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end, config.attention), w, config, None)
+        x = tuning.kept(x, y, w)
         return rms_norm(x[:, 0], self.final_norm[...], config.norm_eps), keep(kept, config.layers - 1, k, v)
 
     def extend(
@@ -263,6 +269,7 @@ class Transformer(nnx.Module):
         suffix: tuple[Float[Array, "N B S M K h"], Float[Array, "N B S M K h"]],
         ancestors: Int[Array, "B M S"],
         slot: int | Int[Array, ""],
+        tuned: tuning.Applied | None = None,
     ) -> tuple[Float[Array, "B M T D"], tuple[Array, Array]]:
         """Hidden states of T more tokens a beam; their keys/values are written into slots `slot .. slot + T`.
 
@@ -273,8 +280,8 @@ class Transformer(nnx.Module):
         turns = rope_turns(positions, config.head_dim, config.rope_theta)
 
         def layer(x, inputs):
-            w, prefix_k, prefix_v, suffix_k, suffix_v = inputs
-            w = self._ready(w)
+            w, own, prefix_k, prefix_v, suffix_k, suffix_v = inputs
+            w = self._ready(w) | tuning.of_rows(own, tuned)
             q, k, v = _project(x, w, turns, config, "bmt")
             suffix_k, suffix_v = (
                 jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), slot, axis=1)
@@ -283,9 +290,9 @@ class Transformer(nnx.Module):
             mixed = attend_prefix(
                 q, (prefix_k, prefix_v), prefix_lengths, (suffix_k, suffix_v), ancestors, slot, config.attention
             )
-            return _close(x, mixed, w, config, None, "bmt")[0], (suffix_k, suffix_v)
+            return tuning.kept(x, _close(x, mixed, w, config, None, "bmt")[0], w), (suffix_k, suffix_v)
 
-        x, suffix = jax.lax.scan(layer, x, (self.block.stacked(), *prefix, *suffix))
+        x, suffix = jax.lax.scan(layer, x, (self.block.stacked(), tuning.layers_of(tuned), *prefix, *suffix))
         return rms_norm(x, self.final_norm[...], config.norm_eps), suffix
 
     def logits(self, hidden: Float[Array, "*n D"], slice_index: int, items: Catalogues) -> Float[Array, "*n V"]:

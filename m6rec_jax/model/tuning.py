@@ -24,7 +24,8 @@ from m6rec_jax.model.attention import NEVER
 METHODS = ("prompt", "option", "adapter", "option-adapter", "lora", "full")
 PROMPTED, OPTIONED = ("prompt", "option", "option-adapter"), ("option", "option-adapter")
 ADAPTED = ("adapter", "option-adapter")
-TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
+ATTENTION = ("query", "key", "value", "output")  # what LoRA updates where nobody says what
+TARGETS = (*ATTENTION, "gate", "up", "down")
 PROMPTS = 16  # soft prompts where nobody says how many; of option tuning at least 8 beside the options
 
 
@@ -48,7 +49,7 @@ class TuneSpec:
     @classmethod
     def of(
         cls, config: ModelConfig, method: str, options: int, *, prompts: int = 0, rank: int = 0, layers: str = "",
-        targets: Sequence[str] = TARGETS[:4],
+        targets: Sequence[str] = (),
     ) -> TuneSpec:  # fmt: skip
         """The specification with its defaults filled in for a backbone (0 or "" = default).
 
@@ -70,12 +71,18 @@ class TuneSpec:
             raise InputError(f"prompts={prompts}: method {method} has no soft prompts; leave it out")
         reused = options if method in OPTIONED else 0
         if prompts and prompts < reused:
-            raise InputError(f"prompts={prompts}: fewer than the {reused} options that are prompts too; at least as many")
-        chosen = tuple(targets) if method == "lora" else ()
+            raise InputError(
+                f"prompts={prompts}: fewer than the {reused} options that are prompts too; at least as many"
+            )
+        if targets and method != "lora":
+            raise InputError(f"targets={','.join(targets)}: method {method} updates no matrix; leave it out")
+        chosen = tuple(targets or ATTENTION) if method == "lora" else ()
         if unknown := [name for name in chosen if name not in TARGETS]:
             raise InputError(f"targets={unknown[0]}: unknown; some of {', '.join(TARGETS)}")
         if {"gate", "up", "down"} & set(chosen) and not config.dense_width:
-            raise InputError("targets=gate, up, down: this model has experts alone and no such matrices; leave them out")
+            raise InputError(
+                "targets=gate, up, down: this model has experts alone and no such matrices; leave them out"
+            )
         return cls(
             method, options, keep, add=add, targets=chosen,
             prompts=0 if method not in PROMPTED else prompts or max(PROMPTS, reused + 8 if reused else 0),
@@ -228,6 +235,19 @@ class Applied(NamedTuple):
         k_end = jnp.concatenate([jnp.where(there, P, 0), view.k_end + P], axis=1)
         return jnp.concatenate([self.prompts.astype(x.dtype), x], axis=1), type(view)(positions, k_start, k_end)
 
+    def in_front(self, x: Array, view: Any, lengths: Array) -> tuple[Array, Any, Array]:
+        """`before` for prefixes that later tokens attend to, which are right-padded: prompts that a row does not use go to
+        its end. Rows, their view and lengths with the prompts."""
+        if self.prompts is None:
+            return x, view, lengths
+        x, view = self.before(x, view)
+        first = self.prompts.shape[1] - self.used
+        at = jnp.arange(x.shape[1])
+        x = jnp.take_along_axis(x, jnp.minimum(at + first[:, None], x.shape[1] - 1)[..., None], axis=1)
+        lengths = lengths + self.used
+        end = jnp.where(at < self.used[:, None], self.used[:, None], jnp.minimum(at + 1, lengths[:, None]))
+        return x, type(view)(jnp.broadcast_to(at, end.shape), jnp.zeros_like(end), end), lengths
+
     def after(self, x: Array) -> Array:
         """The states of the tokens alone."""
         return x if self.prompts is None else x[:, self.prompts.shape[1] :]
@@ -279,9 +299,13 @@ def adapted(forward: Array | int, y: Float[Array, "B *T D"], w: Mapping[str, Arr
     return forward + wide(one["scale"]) * made
 
 
-def kept(before: Float[Array, "B T D"], after: Float[Array, "B T D"], w: Mapping[str, Array]) -> Float[Array, "B T D"]:
+def kept(
+    before: Float[Array, "B *T D"], after: Float[Array, "B *T D"], w: Mapping[str, Array]
+) -> Float[Array, "B *T D"]:
     """The state after a layer; of rows whose task does without the layer (`on [B]` is 0) that before it."""
-    return jnp.where(w["on"][:, None, None] > 0, after, before) if "on" in w else after
+    if "on" not in w:
+        return after
+    return jnp.where(w["on"].reshape(-1, *(1,) * (after.ndim - 1)) > 0, after, before)
 
 
 class Stack(NamedTuple):

@@ -18,7 +18,14 @@ from m6rec_jax.settings import load_config
 from m6rec_jax.training.run import train
 from tests.fixtures import tiny_card
 
-SMALL = ["--model.layers=2", "--model.width=32", "--data.rows=4", "--data.length=64", "--optim.warmup=1", "--train.steps=3"]
+SMALL = [
+    "--model.layers=2",
+    "--model.width=32",
+    "--data.rows=4",
+    "--data.length=64",
+    "--optim.warmup=1",
+    "--train.steps=3",
+]
 
 
 @pytest.fixture(scope="module")

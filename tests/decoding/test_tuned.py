@@ -1,18 +1,21 @@
 """Tuned tasks of all methods served in one batch over one backbone: each comes out as it does alone."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from m6rec_jax.artifacts.tuned import Artefact, backbone_digests
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.decoding import tuned as serving
+from m6rec_jax.decoding.sampling import writable
 from m6rec_jax.decoding.tuned import TunedServer
 from m6rec_jax.errors import InputError
 from m6rec_jax.model import depth, tuning
 from m6rec_jax.model.tuning import TuneSpec
-from m6rec_jax.training.tune.step import make_scores
-from tests.tuning import backbone, options_rows
+from m6rec_jax.training.tune.step import make_scores, states
+from m6rec_jax.vocab import EOS
+from tests.tuning import VOCAB, backbone, options_rows
 
 CONFIG = ModelConfig(layers=3, width=32, heads=2, ffn=48, dropout=0.0, embed_dropout=0.0)
 TASKS = {
@@ -30,17 +33,29 @@ def frozen():
     return backbone(CONFIG)
 
 
+TEXTS = {
+    "say": ("prompt", 0, {"prompts": 3}),
+    "tell": ("option-adapter", 0, {"prompts": 6, "layers": "keep=0+1"}),
+    "name": ("lora", 0, {}),
+}
+
+
 @pytest.fixture(scope="module")
 def artefacts(frozen, tmp_path_factory):
+    return tuned(frozen, tmp_path_factory.getbasetemp(), TASKS)
+
+
+def tuned(frozen, folder, tasks):
+    """Artefacts of tasks, with numbers as after training: none of them zero."""
     held, made = backbone_digests(frozen.params), {}
-    for seed, (name, (method, options, more)) in enumerate(TASKS.items()):
+    for seed, (name, (method, options, more)) in enumerate(tasks.items()):
         spec = TuneSpec.of(CONFIG, method, options, **more)
         leaves, tree = jax.tree.flatten(depth.begin(spec, frozen.blueprint, frozen.params, seed))
         keys = jax.random.split(jax.random.key(seed), len(leaves))
         moved = tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
         task = {"name": name, "options": [f"o{i}" for i in range(options)]}
         arrays = tuning.as_arrays(jax.device_get(moved))
-        made[name] = Artefact(tmp_path_factory.getbasetemp() / name, spec.as_dict(), task, held, {}, arrays)
+        made[name] = Artefact(folder / name, spec.as_dict(), task, held, {}, arrays)
     return made
 
 
@@ -107,3 +122,37 @@ def test_another_backbone_and_other_options_are_refused(frozen, artefacts):
     with pytest.raises(InputError, match="2 options by name and 3 tuned"):
         server.add(two)
     assert not server.tasks
+
+
+def test_texts_of_several_tasks_are_those_of_each_alone(frozen, tmp_path):
+    """Against the likeliest next token of whole rows, read again for every token."""
+    texts, most = tuned(frozen, tmp_path, TEXTS), 5
+    server = TunedServer(frozen)
+    server.add(*texts.values())
+    rows = options_rows(6, 6)
+    prompts = [(s[:-1], r[:-1]) for s, r in zip(rows.source, rows.source_rows, strict=True)]
+    names = [list(TEXTS)[i % 3] for i in range(6)]
+    written = server.write(names, prompts, most)
+    may = writable(VOCAB.text)
+    for name, artefact in texts.items():
+        spec = TuneSpec.from_dict(artefact.spec)
+        own = tuning.from_arrays(spec, CONFIG, artefact.arrays)
+
+        @jax.jit
+        def after(tokens, lengths, spec=spec, own=own):
+            batch = {"tokens": tokens, "item_rows": jnp.full_like(tokens, -1), "lengths": lengths}
+            model, hidden = states(spec, frozen.blueprint, frozen.params, own, batch, frozen.items, None)
+            last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+            return jnp.argmax(jnp.where(may, model.logits(last, 0, frozen.items), -jnp.inf), axis=-1)
+
+        for i in [i for i, one in enumerate(names) if one == name]:
+            wanted = prompts[i][0].tolist()
+            while len(wanted) < len(prompts[i][0]) + most:
+                token = int(after(np.array([wanted + [0] * (24 - len(wanted))], np.int32), np.array([len(wanted)]))[0])
+                if token == EOS:
+                    break
+                wanted.append(token)
+            assert written[i].tolist() == wanted[len(prompts[i][0]) :]
+    assert len({tuple(one.tolist()) for one in written}) > 1
+    with pytest.raises(InputError, match="task say: has no options"):
+        server.score(["say"], prompts[:1])

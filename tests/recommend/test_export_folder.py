@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from m6rec_jax.artifacts.checkpoints import load_params
 from m6rec_jax.artifacts.run import read_run
-from m6rec_jax.artifacts.tensors import FILE, by_path, INDEX, write_tensors
+from m6rec_jax.artifacts.tensors import FILE, INDEX, by_path, write_tensors
 from m6rec_jax.cli import SUCCESS, WRONG_INPUT, main
 from m6rec_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from m6rec_jax.model.load import Blueprint

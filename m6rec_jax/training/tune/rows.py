@@ -67,7 +67,7 @@ class TuneRows:
         """Raise InputError unless there are rows, and labels (or answers, of a text task) for `options` classes."""
         if not len(self):
             raise InputError(f"{split}: no instance of the task in it; name a task that has some")
-        if options and not (0 <= self.labels.min() and self.labels.max() < options):
+        if options and not (self.labels.min() >= 0 and self.labels.max() < options):
             wrong = self.labels[(self.labels < 0) | (self.labels >= options)][0]
             raise InputError(f"{split}: label {wrong} and the task has {options} options, 0 to {options - 1}; name as many options as classes")  # fmt: skip
         if not options and not all(map(len, self.target)):

@@ -141,8 +141,8 @@ def tune(
     body = said | {"backbone": said["backbone"] | {"arrays": held}, "metrics": best.figures, "step": best.step}
     body |= {"trained": count, "parameters": of, "code": code_version()}
     _write_card(folder, body)
-    remove(folder / FILE)
     write_tuned(folder, body, arrays)
+    remove(folder / FILE)
     key, value = _figure(best.figures)
     note(f"{folder}: best step {best.step}, validation {key} {value:.4f}; {(folder / TENSORS).stat().st_size:,} bytes")
     return read_tuned(folder)
