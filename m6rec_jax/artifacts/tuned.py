@@ -66,7 +66,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], about: Mapping[str, str]
     """Write nested arrays as one .safetensors file, with words `about` them in its header."""
     from safetensors.numpy import save_file  # serving reads, and is installed without it
 
-    save_file({name: np.ascontiguousarray(x) for name, x in by_path(arrays)}, path, metadata=dict(about or {}))
+    save_file({name: np.asarray(x, order="C") for name, x in by_path(arrays)}, path, metadata=dict(about or {}))
 
 
 def write_tuned(folder: Path, body: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:

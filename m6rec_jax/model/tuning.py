@@ -226,7 +226,7 @@ class Applied(NamedTuple):
         """
         if self.prompts is None:
             return x, view
-        B, P, _ = self.prompts.shape
+        P = self.prompts.shape[1]
         slot, first = jnp.arange(P), (P - self.used)[:, None]
         there = slot >= first
         empty = view.k_start >= view.k_end

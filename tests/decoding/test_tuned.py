@@ -87,7 +87,7 @@ def test_a_mixed_batch_is_each_task_alone(frozen, artefacts):
 
 
 def test_one_task_more_compiles_nothing_and_copies_nothing_of_the_backbone(frozen, artefacts):
-    names, prompts = requests()
+    _, prompts = requests()
     server = TunedServer(frozen)
     light = [artefacts[name] for name in ("click", "topic", "mood", "stars")]
     server.add(*light)

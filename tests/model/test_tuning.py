@@ -133,7 +133,7 @@ def test_option_rows_are_prompt_and_classifier(world):
 
 
 def test_layers_that_stay_are_the_backbones_and_new_ones_are_added(world):
-    params, items, tokens, lengths = world
+    params = world[0]
     spec = TuneSpec.of(CONFIG, "adapter", 2, layers="keep=0+2,add=1")
     tuned = depth.begin(spec, BLUEPRINT, params, 0)
     blueprint, own = depth.assembled(spec, BLUEPRINT, params, tuned)

@@ -82,7 +82,7 @@ def tune(
     rule = optimizer(settings, steps)
     fresh = depth.begin(spec, blueprint, backbone.params, settings.seed, _rows(task))
     state = TuneState(fresh, jax.jit(rule.init)(fresh), jnp.int32(0))
-    state, best = restore(folder, state) or (state, None)
+    found = restore(folder, state)
     count, of = depth.trained(spec, blueprint), blueprint.parameters()
     note(f"{folder}: {spec.method}, {count:,} numbers trained beside {of:,} ({count / of:.2%}), {instances:,} instances, at most {steps:,} steps")  # fmt: skip
 
@@ -104,12 +104,14 @@ def tune(
 
     # -- loop ---------------------------------------------------------------------------------------------------
     step, rate = make_step(spec, blueprint, rule, settings.seed), learning_rate(settings, steps)
-    lengths, done = task.train.lengths, int(state.step)
-    number, batches = -1, []  # the epoch that is under way
-    log, stop = MetricsLog(folder, done), StopSignals()
-    if done == 0:
-        best = _better(best, 0, validate(state.tuned), state.tuned)
+    lengths, number, batches = task.train.lengths, -1, []  # the epoch that is under way
+    log, stop = MetricsLog(folder, -1 if found is None else int(found[0].step)), StopSignals()
+    if found is None:
+        best = Best(0, validate(fresh), jax.tree.map(jnp.copy, fresh), 0)  # the state may be donated
         log.write({"step": 0} | _named(best.figures))
+    else:
+        state, best = found
+    done = int(state.step)
     try:
         with stop, stage("tune", steps, "steps", done=done) as bar:
             while done < steps and not _patience_is_over(best, settings):
@@ -158,26 +160,23 @@ def _figure(figures: Mapping[str, float]) -> tuple[str, float]:
     return name, figures[name]
 
 
-def _better(best: Best | None, step: int, figures: dict[str, float], tuned: Tuned) -> Best:
+def _better(best: Best, step: int, figures: dict[str, float], tuned: Tuned) -> Best:
     """The best validation with one more in it; a later one must be better to take its place."""
-    if best is not None:
-        (name, new), old = _figure(figures), _figure(best.figures)[1]
-        if not (new < old if name == "loss" else new > old):
-            return best._replace(since=best.since + 1)
+    (name, new), old = _figure(figures), _figure(best.figures)[1]
+    if not (new < old if name == "loss" else new > old):
+        return best._replace(since=best.since + 1)
     return Best(step, figures, jax.tree.map(jnp.copy, tuned), 0)
 
 
-def _patience_is_over(best: Best | None, settings: TuneSettings) -> bool:
-    return bool(settings.patience and best is not None and best.since >= settings.patience)
+def _patience_is_over(best: Best, settings: TuneSettings) -> bool:
+    return bool(settings.patience and best.since >= settings.patience)
 
 
 def _named(figures: Mapping[str, float]) -> dict[str, float]:
     return {f"valid/{name}": value for name, value in figures.items()}
 
 
-def _shown(best: Best | None) -> dict[str, Any]:
-    if best is None:
-        return {}
+def _shown(best: Best) -> dict[str, Any]:
     name, value = _figure(best.figures)
     return {f"best {name}": value}
 

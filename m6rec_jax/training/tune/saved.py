@@ -29,16 +29,16 @@ class Best(NamedTuple):
     since: int
 
 
-def save(folder: Path, state: TuneState, best: Best | None) -> None:
+def save(folder: Path, state: TuneState, best: Best) -> None:
     """Atomically write all that tuning goes on from."""
-    about = {"step": int(state.step), "best": None if best is None else [best.step, best.figures, best.since]}
-    parts = {"tuned": state.tuned, "moments": state.moments} | ({} if best is None else {"best": best.tuned})
+    about = {"step": int(state.step), "best": [best.step, best.figures, best.since]}
+    parts = {"tuned": state.tuned, "moments": state.moments, "best": best.tuned}
     leaves = {name: {f"{i:05}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))} for name, tree in parts.items()}  # fmt: skip
     with atomic_path(folder / FILE) as path:
         write_arrays(path, leaves, {"about": json.dumps(about)})
 
 
-def restore(folder: Path, fresh: TuneState) -> tuple[TuneState, Best | None] | None:
+def restore(folder: Path, fresh: TuneState) -> tuple[TuneState, Best] | None:
     """What `save` wrote, shaped like `fresh`; None when nothing was written. Raises InputError when it is damaged."""
     path = folder / FILE
     if not path.is_file():
@@ -49,11 +49,12 @@ def restore(folder: Path, fresh: TuneState) -> tuple[TuneState, Best | None] | N
 
             def tree(name: str, like: Any) -> Any:
                 leaves, shape = jax.tree.flatten(like)
-                return shape.unflatten([jnp.asarray(file.get_tensor(f"{name}.{i:05}")) for i in range(len(leaves))])
+                found = [file.get_tensor(f"{name}.{i:05}") for i in range(len(leaves))]
+                if differ := [(x.shape, y.shape) for x, y in zip(found, leaves, strict=True) if x.shape != y.shape]:
+                    raise ValueError(f"{name} is {differ[0][0]} and not {differ[0][1]}")
+                return shape.unflatten([jnp.asarray(x) for x in found])
 
             state = TuneState(tree("tuned", fresh.tuned), tree("moments", fresh.moments), jnp.int32(about["step"]))
-            if about["best"] is None:
-                return state, None
             step, figures, since = about["best"]
             return state, Best(step, figures, tree("best", fresh.tuned), since)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
