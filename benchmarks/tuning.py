@@ -1,7 +1,7 @@
 """The six methods of `m6rec tune` on one task, each under the same search: AUC, trained numbers, bytes, seconds.
 
     python -m benchmarks.tuning [--work build/tuning] [--methods option-adapter full ...] [--rates 0.3 1 3] [--seeds 0 1 2]
-                                [--epochs 10] [--rows 2000] [--dataset DATASET --run RUN --task NAME]
+                                [--epochs 16] [--rows 1000] [--dataset DATASET --run RUN --task NAME]
 
 Without a dataset of one's own a planted world is made and a backbone trained on it (`small` at 800 steps, once): users like
 one or two of six topics, items are called by two words of their topic, and documents tell what users saw one after the other.
@@ -58,7 +58,7 @@ def main() -> None:
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     add("--rates", nargs="+", type=float, default=[1.0])
     add("--seeds", nargs="+", type=int, default=[0])
-    add("--epochs", type=float, default=8.0)
+    add("--epochs", type=float, default=16.0)
     add("--rows", type=int, default=1000, help="instances to train on, of the planted world")
     add("--dropout", type=float, default=0.1)
     add("--dataset", type=Path)

@@ -42,10 +42,10 @@ def tune(argv: list[str]) -> None:
     add("--prompts", type=int, default=0, metavar="N", help="soft prompts, options among them; 0 = 16, or 8 and the options if those are more")  # fmt: skip
     add("--targets", default="", metavar="NAMES", help="matrices that LoRA updates: some of query, key, value, output, gate, up, down; the first four if left out")  # fmt: skip
     add("--learning-rate", type=float, default=0.0, metavar="X", help="at its peak; 0 = what suits the method")
-    add("--epochs", type=float, default=10.0, metavar="X", help="passes over the instances at most")
+    add("--epochs", type=float, default=16.0, metavar="X", help="passes over the instances at most")
     add("--rows", type=int, default=32, metavar="N", help="instances a step")
     add("--every", type=int, default=0, metavar="N", help="steps between validations; 0 = an epoch, 1,000 at most")
-    add("--patience", type=int, default=3, metavar="N", help="validations without a better figure before tuning stops; 0 = never")  # fmt: skip
+    add("--patience", type=int, default=4, metavar="N", help="validations without a better figure before tuning stops; 0 = never")  # fmt: skip
     add("--weight-decay", type=float, default=0.01, metavar="X", help="on matrices of layers; never on prompts and heads")  # fmt: skip
     add("--dropout", type=float, default=-1.0, metavar="X", help="in place of the run's model.dropout and model.embed_dropout; -1 = theirs")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="of fresh numbers, data order and dropout")
