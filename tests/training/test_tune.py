@@ -82,7 +82,9 @@ def test_a_stopped_tuning_goes_on_as_if_it_had_not(frozen, tmp_path, after):
 
     with pytest.raises(Stopped):
         tune(*asked, tmp_path / "stopped", stopping)
-    assert (tmp_path / "stopped" / saved.FILE).is_file() == (after > 1) and not (tmp_path / "stopped" / TENSORS).exists()
+    assert (tmp_path / "stopped" / saved.FILE).is_file() == (after > 1) and not (
+        tmp_path / "stopped" / TENSORS
+    ).exists()
     again = tune(*asked, tmp_path / "stopped", of_options)
     assert not (tmp_path / "stopped" / saved.FILE).exists()
     assert again.metrics == whole.metrics
