@@ -149,7 +149,7 @@ def _section(section: str, value: Any, origin: str, folder: Path) -> Any:
             raise InputError(f"{where}: empty; give it a value or remove the key")
         made[key] = _convert(str(types[key]), given, where, folder)
     for f in fields(kind):
-        if f.default is MISSING and f.name not in made:
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in made:
             raise InputError(f"{origin}: {section}.{f.name}: missing; {example(section, f.name)}")
     if made.get("key"):
         made["key"] = str(_located(made["key"], folder))

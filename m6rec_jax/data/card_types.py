@@ -238,7 +238,7 @@ class CardTask:
     test: float = 0.1
     list_separator: str = "|"
     least: float | None = None
-    most: int = 100_000
+    most: int = 20_000
 
     def __post_init__(self) -> None:
         _tuples(self, "options")

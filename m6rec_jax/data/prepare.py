@@ -189,15 +189,18 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, to
 
     learnt = learn_items(card, items, transitions_of, folder, lent, options, clock)
     items, books = learnt.items, learnt.books
-    said = Said.of(items, tables.corpus)
     queries = events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0)))
     attributes, asked = users["attributes"].list.join("; ").to_list(), queries.drop_nulls().to_list()
     told: list[Told] = []
+    quiet = None
     if asked_for:
         with clock("instances"):
-            world = World(items, users, events, label, tables.impressions, timed)
+            derived = [one.template.task for one in asked_for if not one.table]
+            world = World(items, users, events, label, tables.impressions, timed, derived)
+            quiet = world.item_splits > TRAIN
             told = tell_tasks(card, asked_for, world)
             asked += dict.fromkeys(text for one in told for text in one.texts("train"))
+    said = Said.of(items, tables.corpus, quiet)
     tokenizer = learn_words(said, attributes, asked, folder, tokenizer, options, clock)
     with clock("records"):
         instances = encode_told(told, tokenizer, Vocab(tokenizer.size, (books.size,) * books.levels), learnt.codes)
@@ -307,7 +310,7 @@ def _write_records(folder: Path, events: Events, label: np.ndarray, said: Said, 
     for (split, held), others in zip(
         histories(events, label, tokenizer, levels, timed), texts_by_split(texts), strict=True
     ):
-        more, lengths = instances.records[split], instances.lengths[split]
+        more = instances.records[split]
         with (
             progress.stage(f"{split} records", total=len(held.events) + len(others) + len(more), unit="records") as bar,
             RecordWriter(folder, split) as writer,
@@ -316,7 +319,7 @@ def _write_records(folder: Path, events: Events, label: np.ndarray, said: Said, 
                 writer.write(record)
         add_index(index, sizes, split, held, others)
         if instances.entries:
-            add_instances(index, sizes, split, more, lengths)
+            add_instances(index, sizes, split, instances)
     return index, sizes
 
 

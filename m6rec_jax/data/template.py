@@ -7,7 +7,7 @@ one of `{}[]\\` takes it as it is. Only the template is ever read for braces: a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -162,22 +162,32 @@ def render(template: Template, fields: Mapping[str, Any]) -> Rendered:
 
     Raises KeyError for a field that the template needs and `fields` does not have.
     """
-    segments = []
-    for line in template.source:
-        for event in _events(fields.get(line.each)) if line.each else (fields,):
-            if parts := _fill(line.nodes, event, bool(line.each)):
-                segments.append(Segment(parts, bool(line.each)))
-    opening: list[Part] = []
-    for line in template.opening:
-        if parts := _fill(line.nodes, fields, False):
-            opening += [" ", *parts] if opening else parts
-    return Rendered(tuple(segments), _merged(opening), _fill(template.target, fields, True))
+    return next(render_all(template, [fields]))
 
 
-def _events(history: Any) -> Sequence[Mapping[str, Any]]:
-    if history is None:
-        return ()
-    return [event if isinstance(event, Mapping) else {"title": event} for event in history]
+def render_all(template: Template, rows: Iterable[Mapping[str, Any]]) -> Iterator[Rendered]:
+    """`render` for many rows; an event that several of them tell is filled in once."""
+    told: dict[Any, Segment | None] = {}
+    for fields in rows:
+        segments = []
+        for number, line in enumerate(template.source):
+            if not line.each:
+                if parts := _fill(line.nodes, fields, False):
+                    segments.append(Segment(parts))
+                continue
+            for event in fields.get(line.each) or ():
+                event = event if isinstance(event, Mapping) else {"title": event}
+                key = (number, *event.keys(), *event.values())
+                if key not in told:
+                    parts = _fill(line.nodes, event, True)
+                    told[key] = Segment(parts, True) if parts else None
+                if (segment := told[key]) is not None:
+                    segments.append(segment)
+        opening: list[Part] = []
+        for line in template.opening:
+            if parts := _fill(line.nodes, fields, False):
+                opening += [" ", *parts] if opening else parts
+        yield Rendered(tuple(segments), _merged(opening), _fill(template.target, fields, True))
 
 
 def _fill(nodes: Nodes, fields: Mapping[str, Any], lenient: bool) -> Parts:

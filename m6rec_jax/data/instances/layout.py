@@ -6,7 +6,7 @@ is answered by an option ends in `</target>`, where the option is predicted; tex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,46 +41,43 @@ def encode_instances(
     codes: np.ndarray,
     task: int = -1,
     labels: Sequence[int] | None = None,
-    first_row: int = 0,
-) -> list[Record]:
+) -> Iterator[Record]:
     """Records of instances, in order. An item to be spelled becomes `<item>` and its codes [L], by id; every text goes
     through the tokenizer, which never gives a control symbol."""
-    every = [[*(s.parts for s in one.segments), one.opening, one.answer] for one in rendered]
-    texts = list(dict.fromkeys(p for parts in every for some in parts for p in some if isinstance(p, str)))
+    distinct = dict.fromkeys(parts for one in rendered for parts in (*(s.parts for s in one.segments), one.opening, one.answer))  # fmt: skip
+    texts = list(dict.fromkeys(part for parts in distinct for part in parts if isinstance(part, str)))
     coded = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
-
-    def tokens_of(parts: Parts) -> tuple[list[int], list[int]]:
-        tokens: list[int] = []
-        rows: list[int] = []
-        for part in parts:
-            own = [ITEM, *vocab.spell(codes[part.row]).tolist()] if isinstance(part, ItemRef) else coded[part]
-            tokens += own
-            rows += [-1] * len(own)
-            if isinstance(part, ItemRef):
-                rows[-1] = part.row
-        return tokens, rows
-
-    made = []
-    for number, (one, parts) in enumerate(zip(rendered, every, strict=True)):
-        pieces = [tokens_of(some) for some in parts]
-        body, (opening, _), (answer, _) = [tokens for tokens, _ in pieces[:-2]], pieces[-2], pieces[-1]
-        rows = np.array([row for _, rows in pieces for row in rows], np.int32)
-        kept = [i for i, tokens in enumerate(body) if tokens]
-        made.append(
-            Record(
-                INSTANCE,
-                first_row + number,
-                task=task,
-                tokens=np.array([t for tokens in body for t in tokens], np.int32),
-                segments=np.array([len(body[i]) for i in kept], np.int32),
-                past=np.array([one.segments[i].past for i in kept], np.uint8),
-                opening=np.array(opening, np.int32),
-                answer=np.array(answer, np.int32),
-                label=-1 if labels is None else int(labels[number]),
-                rows=rows if (rows >= 0).any() else rows[:0],
-            )
+    spelled = {parts: _spelled(parts, coded, vocab, codes) for parts in distinct}
+    for number, one in enumerate(rendered):
+        found = [(spelled[segment.parts], segment.past) for segment in one.segments]
+        body = [(line, past) for line, past in found if len(line[0])]
+        opening, answer = spelled[one.opening], spelled[one.answer]
+        rows = np.concatenate([*(line[1] for line, _ in body), opening[1], answer[1]])
+        yield Record(
+            INSTANCE,
+            number,
+            task=task,
+            tokens=np.concatenate([line[0] for line, _ in body]) if body else opening[0][:0],
+            segments=np.array([len(line[0]) for line, _ in body], np.int32),
+            past=np.array([past for _, past in body], np.uint8),
+            opening=opening[0],
+            answer=answer[0],
+            label=-1 if labels is None else int(labels[number]),
+            rows=rows if (rows >= 0).any() else rows[:0],
         )
-    return made
+
+
+def _spelled(parts: Parts, coded: Mapping[str, list[int]], vocab: Vocab, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Tokens of a line `[t]`, and the catalogue row that each completes."""
+    tokens: list[int] = []
+    rows: list[int] = []
+    for part in parts:
+        own = [ITEM, *vocab.spell(codes[part.row]).tolist()] if isinstance(part, ItemRef) else coded[part]
+        tokens += own
+        rows += [-1] * len(own)
+        if isinstance(part, ItemRef):
+            rows[-1] = part.row
+    return np.array(tokens, np.int32), np.array(rows, np.int32)
 
 
 def whole_length(record: Record, objective: str) -> int:
@@ -142,7 +139,7 @@ def encode_instance(
     rendered: Rendered, tokenizer: Tokenizer, vocab: Vocab, codes: np.ndarray, objective: str, room: int
 ) -> Laid:
     """One instance from its text, as a request brings it: `encode_instances` and `lay_out` at once."""
-    return lay_out(encode_instances([rendered], tokenizer, vocab, codes)[0], objective, room)
+    return lay_out(next(encode_instances([rendered], tokenizer, vocab, codes)), objective, room)
 
 
 class _Line:

@@ -190,18 +190,16 @@ def _labels(where: str, raw: pl.DataFrame, task: CardTask, template: Template) -
     if not task.target:
         raise InputError(f"{where}.target: missing; name the column with the right option, such as target: label")
     _check(where, "target", task.target, raw.columns)
-    given = raw[task.target]
+    text = values.texts(raw[task.target])
     named = tuple(task.options) or template.options
-    if given.dtype == pl.Boolean or template.objective == "scoring":
-        two = len(named or ("no", "yes"))
-        if two != 2:
-            raise InputError(f"{where}.options: {two} options, and the labels are true or false; name two, the negative first")  # fmt: skip
-        found = values.flags(given)
-        known_names = values.texts(given).replace_strict(list(named or ()), [0, 1][: len(named)], default=None, return_dtype=pl.Int32)  # fmt: skip
-        label = known_names.fill_null(found.cast(pl.Int32))
-        _refuse_unknown(where, task, values.texts(given), label, named or ("no", "yes"))
-        return label.fill_null(-1), named or ("no", "yes")
-    text = values.texts(given)
+    if raw[task.target].dtype == pl.Boolean or template.objective == "scoring":
+        named = named or ("no", "yes")
+        if len(named) != 2:
+            raise InputError(f"{where}.options: {len(named)} options, and the labels are true or false; name two, the negative first")  # fmt: skip
+        by_name = text.replace_strict(list(named), [0, 1], default=None, return_dtype=pl.Int32)
+        label = by_name.fill_null(values.flags(text).cast(pl.Int32))
+        _refuse_unknown(where, task, text, label, named)
+        return label.fill_null(-1), named
     there = sorted(text.drop_nulls().unique().to_list(), key=lambda one: (not one.lstrip("-").isdigit(), int(one) if one.lstrip("-").isdigit() else 0, one))  # fmt: skip
     if not named:
         named = tuple(there)

@@ -13,12 +13,13 @@ import polars as pl
 from m6rec_jax.data.card import Card
 from m6rec_jax.data.instances.layout import encode_instances, whole_length
 from m6rec_jax.data.instances.read import FOLDER
-from m6rec_jax.data.records import INSTANCE, Record
+from m6rec_jax.data.records import INSTANCE, encode
 from m6rec_jax.data.splits import SPLITS
-from m6rec_jax.data.template import Rendered, Template, render, said
+from m6rec_jax.data.template import Rendered, Template, render_all, said
 from m6rec_jax.data.text import clean_column
 from m6rec_jax.data.tokenizer import Tokenizer
 from m6rec_jax.errors import InputError
+from m6rec_jax.progress import note
 from m6rec_jax.vocab import Vocab
 
 COLUMNS = ("user_id", "item_id", "split", "label")  # of every table, before its fields
@@ -45,9 +46,14 @@ class Told:
                 for parts in (*(segment.parts for segment in one.segments), one.opening, one.answer):
                     yield from (part for part in parts if isinstance(part, str))
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Instances of each split."""
+        counted = dict(self.frame["split"].value_counts().iter_rows())
+        return {split: int(counted.get(split, 0)) for split in SPLITS}
+
     def entry(self, answer_tokens: float) -> dict[str, Any]:
         """What the manifest says of the task."""
-        counted = dict(self.frame["split"].value_counts().iter_rows())
         return {
             "name": self.name,
             "template": Path(self.template.origin).stem if self.template.origin.endswith((".yaml", ".yml")) else self.name,
@@ -55,7 +61,7 @@ class Told:
             "objective": self.template.objective,
             "metric": self.template.metric,
             "options": list(self.options),
-            "sizes": {split: int(counted.get(split, 0)) for split in SPLITS},
+            "sizes": self.sizes,
             "answer_tokens": round(answer_tokens, 3),
             "counts": {rule: n for rule, n in self.counts.items() if n},
             "table": self.table,
@@ -70,10 +76,9 @@ def tell(card: Card, name: str, template: Template, options: Sequence[str], fram
     Raises InputError when nothing is left to train on, or when a class is seen in one split only.
     """
     where = f"{card.origin}: tasks.{name}"
-    frame = frame.with_columns(
-        _cleaned(frame[field], card, counts) for field in frame.columns if field not in COLUMNS
-    )  # fmt: skip
-    rendered = [render(template, row) for row in frame.iter_rows(named=True)]
+    if table:  # what the other tables hold is clean already
+        frame = frame.with_columns(_cleaned(frame[c], card, counts) for c in frame.columns if c not in COLUMNS)
+    rendered = list(render_all(template, frame.iter_rows(named=True)))
     if template.with_options:
         right = (frame["label"] >= 0).to_numpy()
     else:
@@ -96,7 +101,10 @@ def tell(card: Card, name: str, template: Template, options: Sequence[str], fram
         pl.Series("answer", answers, dtype=pl.String),
         *(field for field in frame.columns if field not in COLUMNS),
     )
-    return Told(name, template, options, numbered, rendered, counts, table)
+    made = Told(name, template, options, numbered, rendered, counts, table)
+    met = "".join(f", {rule} {n:,}" for rule, n in counts.items() if n)
+    note(f"task {name}: {', '.join(f'{n:,} {split}' for split, n in made.sizes.items())}{met}")
+    return made
 
 
 def _check_classes(where: str, frame: pl.DataFrame, options: Sequence[str]) -> None:
@@ -133,21 +141,23 @@ def _cleaned(series: pl.Series, card: Card, counts: dict[str, int]) -> pl.Series
 
 @dataclass(frozen=True)
 class Encoded:
-    """Instances of all tasks as records, by split, and the length of each laid out whole; the manifest's entries."""
+    """Instances of all tasks by split: their records' bytes, tasks and lengths laid out whole; the manifest's entries."""
 
-    records: dict[str, list[Record]]
+    records: dict[str, list[bytes]]
+    tasks: dict[str, list[int]]
     lengths: dict[str, list[int]]
     entries: list[dict[str, Any]]
 
 
 def encode_told(told: Sequence[Told], tokenizer: Tokenizer, vocab: Vocab, codes: np.ndarray) -> Encoded:
     """Tokens of every instance; `vocab` and `codes` [C, L] spell items."""
-    made = Encoded({split: [] for split in SPLITS}, {split: [] for split in SPLITS}, [])
+    made = Encoded(*({split: [] for split in SPLITS} for _ in range(3)), entries=[])
     for number, one in enumerate(told):
         records = encode_instances(one.rendered, tokenizer, vocab, codes, number, one.frame["label"].to_list())
         objective, answers = one.template.objective, []
         for record, split in zip(records, one.frame["split"].to_list(), strict=True):
-            made.records[split].append(record)
+            made.records[split].append(encode(record))
+            made.tasks[split].append(number)
             made.lengths[split].append(whole_length(record, objective))
             if split == "train":
                 answers.append(1 if one.options else len(record.answer) + 1)
@@ -155,18 +165,17 @@ def encode_told(told: Sequence[Told], tokenizer: Tokenizer, vocab: Vocab, codes:
     return made
 
 
-def add_instances(index: dict[str, np.ndarray], sizes: dict[str, int], split: str, records: Sequence[Record],
-                  lengths: Sequence[int]) -> None:  # fmt: skip
+def add_instances(index: dict[str, np.ndarray], sizes: dict[str, int], split: str, instances: Encoded) -> None:
     """What index.npz and the manifest say of the instances of a split, which lie behind its other records."""
     before = len(index[f"{split}_kind"])
-    more = {"kind": INSTANCE, "tokens": lengths, "events": 0}
+    tasks = instances.tasks[split]
+    more = {"kind": INSTANCE, "tokens": instances.lengths[split], "events": 0}
     for name, value in more.items():
         old = index[f"{split}_{name}"]
-        index[f"{split}_{name}"] = np.concatenate([old, np.broadcast_to(value, len(records)).astype(old.dtype)])
-    tasks = [-1] * before + [record.task for record in records]
-    index[f"{split}_task"] = np.array(tasks, np.int32)
-    sizes[f"{split}_records"] += len(records)
-    sizes[f"{split}_instances"] = len(records)
+        index[f"{split}_{name}"] = np.concatenate([old, np.broadcast_to(value, len(tasks)).astype(old.dtype)])
+    index[f"{split}_task"] = np.array([-1] * before + tasks, np.int32)
+    sizes[f"{split}_records"] += len(tasks)
+    sizes[f"{split}_instances"] = len(tasks)
 
 
 def write_told(told: Sequence[Told], folder: Path) -> None:
