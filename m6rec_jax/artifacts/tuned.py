@@ -77,12 +77,6 @@ def write_tuned(folder: Path, body: Mapping[str, Any], arrays: Mapping[str, Any]
     write_manifest(folder, *TUNED, dict(body), [folder / name for name in (TENSORS, *BESIDE)])
 
 
-def is_tuned(folder: Path) -> bool:
-    """Whether a folder holds a tuned task, whole or damaged, finished or not."""
-    config = folder / "config.yaml"
-    return (folder / TENSORS).is_file() or (config.is_file() and "\nspec:" in config.read_text(encoding="utf-8"))
-
-
 def read_tuned(path: Path | str) -> Artefact:
     """The artefact in a folder. Raises InputError when it is none, or its bytes are not those that were written."""
     folder = Path(path)
