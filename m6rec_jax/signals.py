@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
+from m6rec_jax.errors import Requeue
 from m6rec_jax.progress import note
 
 
@@ -28,6 +29,12 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+
+    def leave(self, saved: str) -> NoReturn:
+        """Raise what the signal means, KeyboardInterrupt or Requeue, once all is `saved`."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Requeue(f"{saved}; the same command continues from there")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number == signal.SIGINT and number == signal.SIGINT:

@@ -16,6 +16,7 @@ DATASET = Schema("dataset", 1)  # dataset/manifest.json
 RUN = Schema("run", 1)  # run/run.json
 CHECKPOINT = Schema("checkpoint", 2)  # run/checkpoints/<step>/manifest.json
 GATE = Schema("gate", 4)  # run/gate.json
+TUNED = Schema("tuned", 1)  # manifest.json of what `tune` writes
 LISTS = Schema("lists", 1)  # manifest.json beside the parts that generate writes
 EVALUATION = Schema("evaluation", 1)  # evaluate's report.json
 COMPARISON = Schema("comparison", 1)  # compare's --out

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import stage
@@ -42,6 +41,8 @@ class Stored:
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], shard: int = SHARD) -> list[str]:
     """Write arrays into `folder` and return the names of the files: one, or as many as hold `shard` bytes each and an
     index that says which array lies where."""
+    from safetensors.numpy import save_file  # serving reads, and is installed without it
+
     parts: list[dict[str, np.ndarray]] = [{}]
     filled = 0
     for name, x in tensors.items():
@@ -71,7 +72,7 @@ def open_tensors(folder: Path) -> dict[str, Stored]:
     says lies in it.
     """
     if (folder / FILE).is_file():
-        return _header(folder / FILE)
+        return read_header(folder / FILE)
     index = folder / INDEX
     if not index.is_file():
         raise InputError(f"{folder}: no {FILE} and no {INDEX} in it")
@@ -79,11 +80,31 @@ def open_tensors(folder: Path) -> dict[str, Stored]:
         where = {str(name): folder / Path(str(file)).name for name, file in read_object(index)["weight_map"].items()}
     except (KeyError, AttributeError):
         raise InputError(f"{index}: no weight_map in it; fetch it again") from None
-    parts = {file: _header(file) for file in sorted(set(where.values()))}
+    parts = {file: read_header(file) for file in sorted(set(where.values()))}
     for name, file in where.items():
         if name not in parts[file]:
             raise InputError(f"{file}: no {name} in it, where {index.name} says it lies; fetch the folder again")
     return {name: parts[file][name] for name, file in where.items()}
+
+
+def by_path(tree: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    """The arrays of a nested dict as `block.query` and so on."""
+    made = []
+    for name, value in tree.items():
+        made += by_path(value, f"{path}{name}.") if isinstance(value, Mapping) else [(path + name, value)]
+    return made
+
+
+def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict that `by_path` came from."""
+    made: dict[str, Any] = {}
+    for path, x in arrays.items():
+        *folders, name = path.split(".")
+        at = made
+        for folder in folders:
+            at = at.setdefault(folder, {})
+        at[name] = x
+    return made
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -99,7 +120,7 @@ def read_object(file: Path) -> dict[str, Any]:
     return body
 
 
-def _header(file: Path) -> dict[str, Stored]:
+def read_header(file: Path) -> dict[str, Stored]:
     """What the header of a file says, once it is known that the file is as long as it must be."""
     try:
         size = file.stat().st_size

@@ -29,6 +29,7 @@ VERBS = {
     "data card": ("data", "card", "draft a data card from the tables in a folder"),
     "prepare": ("prepare", "prepare", "turn raw tables into a dataset: clean, tokenise, code, split"),
     "train": ("train", "train", "pretrain a model on datasets; run again to resume"),
+    "tune": ("tune", "tune", "tune a run for one task: a few numbers beside its frozen parameters"),
     "plan": ("plan", "plan", "compile a configuration for hardware that is not here"),
     "sweep": ("sweep", "sweep", "search settings: many runs, the best configuration"),
     "evaluate": ("recommend", "evaluate", "measure a run against popularity, item-kNN and the counting floor"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from m6rec_jax.artifacts.manifest import MANIFEST, read_manifest, verify_files
 from m6rec_jax.artifacts.run import RUN_FILE, read_run_file
-from m6rec_jax.artifacts.schemas import CHECKPOINT, DATASET
+from m6rec_jax.artifacts.schemas import CHECKPOINT, DATASET, TUNED
 from m6rec_jax.decoding.parts import listed_files
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note, stage
@@ -22,14 +23,14 @@ def verify(argv: list[str]) -> None:
     parser = Parser(
         prog="m6rec verify",
         usage="m6rec verify FOLDER [--arrays]",
-        description="Check the files of a dataset, run or checkpoint, or the lists of `m6rec generate`, against the digests\n"
+        description="Check the files of a dataset, run, checkpoint or tuned task, or the lists of `m6rec generate`, against the digests\n"
         "written with them.\n\n"
         "example:\n  m6rec verify runs/ml-100k",
     )
     parser.add_argument(
         "folder",
         metavar="FOLDER",
-        help="a dataset, a run, one checkpoint of a run, or the folder with the manifest of lists (X.parquet.parts)",
+        help="a dataset, a run, one checkpoint of a run, what `m6rec tune` wrote, or the folder with the manifest of lists (X.parquet.parts)",
     )
     parser.add_argument(
         "--arrays",
@@ -91,7 +92,15 @@ def parts(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     elif (lists := listed_files(folder)) is not None:  # they may lie in a folder named by a date
         yield lists
     elif (folder / MANIFEST).is_file():
-        other = CHECKPOINT if folder.name.isdigit() else DATASET
+        other = CHECKPOINT if folder.name.isdigit() else TUNED if _is_tuned(folder) else DATASET
         yield folder, read_manifest(folder, *other)["files"]
     else:
         raise InputError(f"{folder}: neither a dataset ({MANIFEST}) nor a run ({RUN_FILE}); name the folder of one")
+
+
+def _is_tuned(folder: Path) -> bool:
+    """Whether the manifest says that a tuned task lies here; one that cannot be read is anybody's."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("schema") == TUNED.name
+    except (ValueError, AttributeError):
+        return False

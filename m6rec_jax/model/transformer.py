@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from m6rec_jax.config import ModelConfig
-from m6rec_jax.model import sharding
+from m6rec_jax.model import sharding, tuning
 from m6rec_jax.model.attention import NEVER
 from m6rec_jax.model.experts import Routing, feed_forward
 from m6rec_jax.model.items import Catalogues, Embeddings
@@ -100,6 +100,7 @@ def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, b
     q = product(f"{batch}d,dkgh->{batch}kgh", y, w["query"], sharding.out(*lead, "kv", None, None))
     k = product(f"{batch}d,dkh->{batch}kh", y, w["key"], sharding.out(*lead, "kv", None))
     v = product(f"{batch}d,dkh->{batch}kh", y, w["value"], sharding.out(*lead, "kv", None))
+    q, k, v = (tuning.add(x, y, w, name) for x, name in ((q, "query"), (k, "key"), (v, "value")))
     return rope(q, turns.over(2)), rope(k, turns.over(1)), v
 
 
@@ -121,18 +122,20 @@ def _close(
     key_a, key_f = (None, None) if keys is None else keys
     to_stream = sharding.out(*lead, None)
     attention = product(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], to_stream)
+    attention = tuning.add(attention, mixed, w, "output")
     x = x + dropout(attention, config.dropout, key_a, *lead, None, part=part)
     y = rms_norm(x, w["ffn_norm"], config.norm_eps)
     forward, routing = 0, None
     if "gate" in w:
         to_ffn = sharding.out(*lead, "ffn")
-        gate, up = (product(f"{batch}d,df->{batch}f", y, w[name], to_ffn) for name in ("gate", "up"))
-        inner = swiglu(gate, up)
-        forward = product(f"{batch}f,fd->{batch}d", inner, w["down"], to_stream)
+        of_y = lambda name: tuning.add(product(f"{batch}d,df->{batch}f", y, w[name], to_ffn), y, w, name)  # noqa: E731
+        inner = swiglu(of_y("gate"), of_y("up"))
+        forward = tuning.add(product(f"{batch}f,fd->{batch}d", inner, w["down"], to_stream), inner, w, "down")
     if "router" in w:
         dropless = keys is None or config.routing == "dropless"
         of_experts, routing = feed_forward(y, real, w, config, lead, dropless)
         forward = forward + of_experts
+    forward = tuning.adapted(forward, y, w)
     return x + dropout(forward, config.dropout, key_f, *lead, None, part=part), routing
 
 
@@ -180,12 +183,18 @@ class Transformer(nnx.Module):
         view: View,
         items: Catalogues,
         key: jax.Array | None = None,
+        tuned: tuning.Applied | None = None,
     ) -> tuple[Float[Array, "B T D"], Routing | None]:
-        """`hidden`, and of a model with experts how their tokens were routed, summed over layers."""
+        """`hidden`, and of a model with experts how their tokens were routed, summed over layers.
+
+        `tuned`: what a task adds to the backbone, for rows of one segment each (model/tuning); not over `mesh.stage`.
+        """
         config = self.config
         key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings.read(tokens, item_rows, items, key_id)
         x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", "position", None))
+        if tuned is not None:
+            x, view = tuned.before(x, view)
         turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
         layer_keys = None if key_layers is None else jax.random.split(key_layers, (config.layers, 2))
 
@@ -193,28 +202,32 @@ class Transformer(nnx.Module):
             turns, k_start, k_end = rows
 
             def layer(x, inputs):
-                w, keys = inputs
-                w = self._ready(w)
+                w, keys, own = inputs
+                w = self._ready(w) | tuning.of_rows(own, tuned)
                 q, k, v = _project(x, w, turns, config)
                 mixed = attend(q, k, v, k_start, k_end, config.attention)
-                return _close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
+                y, routing = _close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
+                return tuning.kept(x, y, w), routing
 
             return jax.lax.scan(_remat(layer, config.remat), x, layers)
 
         weights, rows, stages = self.block.stacked(), (turns, view.k_start, view.k_end), sharding.shards("layers")
         if stages == 1:
             weights = {name: sharding.place(w, None, *Block.AXES[name][1:]) for name, w in weights.items()}
-            x, routing = run(x, (weights, layer_keys), rows)
+            x, routing = run(x, (weights, layer_keys, tuning.layers_of(tuned)), rows)
         else:  # without experts: training/sharding.check_fit
             keys = None if layer_keys is None else sharding.place(layer_keys, "layers", None)
             through = lambda *of: run(*of)[0]  # noqa: E731
-            x, routing = pipelined(through, x, (weights, keys), rows, config.microbatches or stages), None
+            x, routing = pipelined(through, x, (weights, keys, {}), rows, config.microbatches or stages), None
+        x = x if tuned is None else tuned.after(x)
         return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing)
 
     def prefill(
-        self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues
-    ) -> tuple[Float[Array, "B D"], KeyValues]:
-        """Hidden state of the last token, and keys/values of all, of right-padded causal prefixes.
+        self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues,
+        tuned: tuning.Applied | None = None,
+    ) -> tuple[Float[Array, "B D"], KeyValues]:  # fmt: skip
+        """Hidden state of the last token, and keys/values of all, of right-padded causal prefixes (with `tuned`, whose P
+        prompts come first: P + T of them, of which a row has its own prompts more than `lengths`).
 
         Nobody asks for the other tokens' states, so in the last layer only keys and values are made of them: its
         queries, attention and feed-forward run for one token a row. What is left out is dead code to the compiler.
@@ -222,11 +235,14 @@ class Transformer(nnx.Module):
         config, weights = self.config, self.block.stacked()
         view = causal(tokens.shape, lengths)
         x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
+        if tuned is not None:
+            x, view, lengths = tuned.in_front(x, view, lengths)
         turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
         real = view.positions < lengths[:, None]
 
         def of(number: int | Array) -> dict[str, Array]:
-            return self._ready(jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights))
+            at = lambda tree: jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), tree)  # noqa: E731
+            return self._ready(at(weights)) | tuning.of_rows(at(tuning.layers_of(tuned)), tuned)
 
         def keep(kept: KeyValues, number: int | Array, k: Array, v: Array) -> KeyValues:
             put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(new, 1, 2), number, 0)  # noqa: E731
@@ -237,9 +253,9 @@ class Transformer(nnx.Module):
             w = of(number)
             q, k, v = _project(x, w, turns, config)
             mixed = attend(q, k, v, view.k_start, view.k_end, config.attention)
-            return _close(x, mixed, w, config, None, real=real)[0], keep(kept, number, k, v)
+            return tuning.kept(x, _close(x, mixed, w, config, None, real=real)[0], w), keep(kept, number, k, v)
 
-        B, T = tokens.shape
+        B, T, _ = x.shape
         empty = jnp.zeros((config.layers, B, config.n_kv, T, config.head_dim), x.dtype)
         x, kept = jax.lax.fori_loop(0, config.layers - 1, layer, (x, (empty, empty)))
         w = of(config.layers - 1)
@@ -247,7 +263,8 @@ class Transformer(nnx.Module):
         end, k_end = (lengths - 1)[:, None, None], lengths[:, None]
         x = jnp.take_along_axis(x, end, axis=1)
         q, *_ = _project(x, w, Turns(*(jnp.take_along_axis(part, end, axis=1) for part in turns)), config)
-        x, _ = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end, config.attention), w, config, None)
+        y, _ = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end, config.attention), w, config, None)
+        x = tuning.kept(x, y, w)
         return rms_norm(x[:, 0], self.final_norm[...], config.norm_eps), keep(kept, config.layers - 1, k, v)
 
     def extend(
@@ -261,6 +278,7 @@ class Transformer(nnx.Module):
         suffix: tuple[Float[Array, "N B S M K h"], Float[Array, "N B S M K h"]],
         ancestors: Int[Array, "B M S"],
         slot: int | Int[Array, ""],
+        tuned: tuning.Applied | None = None,
     ) -> tuple[Float[Array, "B M T D"], tuple[Array, Array]]:
         """Hidden states of T more tokens a beam; their keys/values are written into slots `slot .. slot + T`.
 
@@ -271,8 +289,8 @@ class Transformer(nnx.Module):
         turns = rope_turns(positions, config.head_dim, config.rope_theta)
 
         def layer(x, inputs):
-            w, prefix_k, prefix_v, suffix_k, suffix_v = inputs
-            w = self._ready(w)
+            w, own, prefix_k, prefix_v, suffix_k, suffix_v = inputs
+            w = self._ready(w) | tuning.of_rows(own, tuned)
             q, k, v = _project(x, w, turns, config, "bmt")
             suffix_k, suffix_v = (
                 jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), slot, axis=1)
@@ -281,9 +299,9 @@ class Transformer(nnx.Module):
             mixed = attend_prefix(
                 q, (prefix_k, prefix_v), prefix_lengths, (suffix_k, suffix_v), ancestors, slot, config.attention
             )
-            return _close(x, mixed, w, config, None, "bmt")[0], (suffix_k, suffix_v)
+            return tuning.kept(x, _close(x, mixed, w, config, None, "bmt")[0], w), (suffix_k, suffix_v)
 
-        x, suffix = jax.lax.scan(layer, x, (self.block.stacked(), *prefix, *suffix))
+        x, suffix = jax.lax.scan(layer, x, (self.block.stacked(), tuning.layers_of(tuned), *prefix, *suffix))
         return rms_norm(x, self.final_norm[...], config.norm_eps), suffix
 
     def logits(self, hidden: Float[Array, "*n D"], slice_index: int, items: Catalogues) -> Float[Array, "*n V"]:

@@ -15,7 +15,7 @@ import polars as pl
 from m6rec_jax.artifacts.atomic import atomic_path
 from m6rec_jax.artifacts.checkpoints import load_params
 from m6rec_jax.artifacts.run import Run, read_run
-from m6rec_jax.artifacts.tensors import write_tensors
+from m6rec_jax.artifacts.tensors import by_path, write_tensors
 from m6rec_jax.data.arrays import read_arrays
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.export import llama
@@ -59,14 +59,6 @@ def export(run: Path | str, out: Path | str, kind: str, *, step: int | str = "be
         spellings(record).write_parquet(folder / "items.parquet")
         files = sorted(path.name for path in folder.iterdir())
     return step, files
-
-
-def by_path(tree: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    """The arrays of a nested dict as `block.query` and so on."""
-    made = []
-    for name, value in tree.items():
-        made += by_path(value, f"{path}{name}.") if isinstance(value, dict) else [(path + name, value)]
-    return made
 
 
 def facts_of(record: Run, domain: int) -> ItemTable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from m6rec_jax.artifacts.checkpoints import BEST_METRIC, step_folder, steps
 from m6rec_jax.artifacts.manifest import MANIFEST
 from m6rec_jax.config import Config
 from m6rec_jax.data.records import BadRecords
-from m6rec_jax.errors import InputError, Requeue
+from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import Catalogues
 from m6rec_jax.progress import note, stage
 from m6rec_jax.signals import Signals
@@ -157,7 +156,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                     loop.writer.wait()
                     saved = unsaved(loop.run, done) if keep else f"saved step {done}"
                     if stopping:
-                        _leave(stop, saved)
+                        stop.leave(saved)
                     note(saved)
                 if enough:
                     note(f"no better {BEST_METRIC} than {best:.4f} in {since_best} validations; stopped at step {done}")
@@ -251,13 +250,6 @@ def _asked(stop: Signals, fault: InputError | None) -> bool:
 def _refuse(fault: InputError | None) -> None:
     if fault is not None:
         raise fault
-
-
-def _leave(stop: Signals, saved: str) -> None:
-    """Raise what the signal means, once the state is safe."""
-    if stop.number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise Requeue(f"{saved}; the same command continues from there")
 
 
 def _best_so_far(run: Path, step: int) -> tuple[float, int]:

@@ -11,12 +11,12 @@ from safetensors.numpy import load_file
 
 from m6rec_jax.artifacts.checkpoints import load_params
 from m6rec_jax.artifacts.run import read_run
-from m6rec_jax.artifacts.tensors import FILE, INDEX, write_tensors
+from m6rec_jax.artifacts.tensors import FILE, INDEX, by_path, write_tensors
 from m6rec_jax.cli import SUCCESS, WRONG_INPUT, main
 from m6rec_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import causal
-from m6rec_jax.recommend.export import by_path, facts_of
+from m6rec_jax.recommend.export import facts_of
 from m6rec_jax.training.run import train
 from tests.fixtures import tiny_dataset, tiny_root  # noqa: F401
 from tests.model.test_export import forward

@@ -1,0 +1,90 @@
+"""One step of tuning, and the scores of instances: gradients go to the tuned numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from m6rec_jax.model import depth, tuning
+from m6rec_jax.model.items import Catalogues
+from m6rec_jax.model.load import Blueprint
+from m6rec_jax.model.transformer import Transformer, View, causal
+from m6rec_jax.model.tuning import Tuned, TuneSpec
+from m6rec_jax.objectives.loss import cross_entropy
+
+Batch = dict[str, Array]
+
+
+class TuneState(NamedTuple):
+    """What a step changes."""
+
+    tuned: Tuned
+    moments: Any
+    step: Array
+
+
+def states(
+    spec: TuneSpec, blueprint: Blueprint, params: Any, tuned: Tuned, batch: Batch, items: Catalogues, key: Array | None
+) -> tuple[Transformer, Float[Array, "B T D"]]:
+    """The model and the last hidden states of a batch; rows of a task with options are bidirectional, others causal."""
+    own, weights = depth.assembled(spec, blueprint, params, tuned)
+    model, lengths = own.bind(weights), batch["lengths"]
+    view = causal(batch["tokens"].shape, lengths)
+    if spec.options:
+        real = view.positions < lengths[:, None]
+        view = View(view.positions, jnp.zeros_like(view.k_end), jnp.where(real, lengths[:, None], 0))
+    applied = tuning.alone(spec, tuned, lengths.shape[0])
+    return model, model.routed(batch["tokens"], batch["item_rows"], view, items, key, applied)[0]
+
+
+def losses(
+    spec: TuneSpec, blueprint: Blueprint, params: Any, tuned: Tuned, batch: Batch, items: Catalogues, key: Array | None
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, "B C"]]:
+    """(sum of losses, what it is a sum over, log-probabilities of the options): over instances, or tokens of answers."""
+    model, hidden = states(spec, blueprint, params, tuned, batch, items, key)
+    if not spec.options:
+        of = cross_entropy(model, hidden, batch["targets"], batch["weights"], batch["targets"] * 0, 1, items)
+        return of.loss[0], of.weight[0], jnp.zeros((len(batch["lengths"]), 0))
+    last = jnp.take_along_axis(hidden, (batch["lengths"] - 1)[:, None, None], axis=1)[:, 0]
+    logp = jax.nn.log_softmax(tuning.option_logits(last, *tuning.classifier(spec, tuned)))
+    hit = jnp.take_along_axis(logp, batch["labels"][:, None], axis=1)[:, 0]
+    return -jnp.sum(hit * batch["counts"]), jnp.sum(batch["counts"]), logp
+
+
+def make_step(
+    spec: TuneSpec, blueprint: Blueprint, rule: optax.GradientTransformation, seed: int
+) -> Callable[[TuneState, Any, Batch, Catalogues], tuple[TuneState, Array, Array]]:
+    """The jitted step: `(state, backbone, batch, items) -> (state, mean loss, gradient norm)`. The backbone is read only;
+    a step whose gradient is not finite changes nothing but the count."""
+
+    def step(state: TuneState, params: Any, batch: Batch, items: Catalogues) -> tuple[TuneState, Array, Array]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def mean(tuned: Tuned) -> Array:
+            total, weight, _ = losses(spec, blueprint, params, tuned, batch, items, key)
+            return total / jnp.maximum(weight, 1.0)
+
+        loss, grads = jax.value_and_grad(mean)(state.tuned)
+        norm = optax.tree.norm(grads)
+        updates, moments = rule.update(grads, state.moments, state.tuned)
+        keep = lambda new, old: jnp.where(jnp.isfinite(norm), new, old)  # noqa: E731
+        tuned = jax.tree.map(keep, optax.apply_updates(state.tuned, updates), state.tuned)
+        return TuneState(tuned, jax.tree.map(keep, moments, state.moments), state.step + 1), loss, norm
+
+    return jax.jit(step, donate_argnums=() if jax.default_backend() == "cpu" else 0)
+
+
+def make_scores(
+    spec: TuneSpec, blueprint: Blueprint
+) -> Callable[[Tuned, Any, Batch, Catalogues], tuple[Array, Array, Array]]:
+    """Jitted `losses` without dropout."""
+
+    def scores(tuned: Tuned, params: Any, batch: Batch, items: Catalogues) -> tuple[Array, Array, Array]:
+        return losses(spec, blueprint, params, tuned, batch, items, None)
+
+    return jax.jit(scores)

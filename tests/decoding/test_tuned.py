@@ -1,0 +1,158 @@
+"""Tuned tasks of all methods served in one batch over one backbone: each comes out as it does alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from m6rec_jax.artifacts.tuned import Artefact, backbone_digests
+from m6rec_jax.config import ModelConfig
+from m6rec_jax.decoding import tuned as serving
+from m6rec_jax.decoding.sampling import writable
+from m6rec_jax.decoding.tuned import TunedServer
+from m6rec_jax.errors import InputError
+from m6rec_jax.model import depth, tuning
+from m6rec_jax.model.tuning import TuneSpec
+from m6rec_jax.training.tune.step import make_scores, states
+from m6rec_jax.vocab import EOS
+from tests.tuning import VOCAB, backbone, options_rows
+
+CONFIG = ModelConfig(layers=3, width=32, heads=2, ffn=48, dropout=0.0, embed_dropout=0.0)
+TASKS = {
+    "click": ("prompt", 2, {}),
+    "topic": ("lora", 5, {"targets": tuning.TARGETS}),
+    "mood": ("option-adapter", 3, {"prompts": 6}),
+    "stars": ("option", 5, {"layers": "keep=2"}),
+    "deep": ("adapter", 2, {"layers": "keep=0+2,add=1"}),
+    "own": ("full", 2, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    return backbone(CONFIG)
+
+
+TEXTS = {
+    "say": ("prompt", 0, {"prompts": 3}),
+    "tell": ("option-adapter", 0, {"prompts": 6, "layers": "keep=0+1"}),
+    "name": ("lora", 0, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def artefacts(frozen, tmp_path_factory):
+    return tuned(frozen, tmp_path_factory.getbasetemp(), TASKS)
+
+
+def tuned(frozen, folder, tasks):
+    """Artefacts of tasks, with numbers as after training: none of them zero."""
+    held, made = backbone_digests(frozen.params), {}
+    for seed, (name, (method, options, more)) in enumerate(tasks.items()):
+        spec = TuneSpec.of(CONFIG, method, options, **more)
+        leaves, tree = jax.tree.flatten(depth.begin(spec, frozen.blueprint, frozen.params, seed))
+        keys = jax.random.split(jax.random.key(seed), len(leaves))
+        moved = tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+        task = {"name": name, "options": [f"o{i}" for i in range(options)]}
+        arrays = tuning.as_arrays(jax.device_get(moved))
+        made[name] = Artefact(folder / name, spec.as_dict(), task, held, {}, arrays)
+    return made
+
+
+def requests(n=24):
+    rows = options_rows(5, n)
+    return [list(TASKS)[i % len(TASKS)] for i in range(n)], list(zip(rows.source, rows.source_rows, strict=True))
+
+
+def test_a_mixed_batch_is_each_task_alone(frozen, artefacts):
+    """Against a server of one task, and against what training validates with."""
+    names, prompts = requests()
+    server = TunedServer(frozen)
+    server.add(*artefacts.values())
+    mixed = server.score(names, prompts)
+    for name, artefact in artefacts.items():
+        own = [i for i, one in enumerate(names) if one == name]
+        single = TunedServer(frozen)
+        single.add(artefact)
+        spec = TuneSpec.from_dict(artefact.spec)
+        batch = options_rows(5, len(names)).batch(np.array(own), len(own), 16)
+        validated = make_scores(spec, frozen.blueprint)(
+            tuning.from_arrays(spec, CONFIG, artefact.arrays), frozen.params, batch, frozen.items
+        )[2]
+        for i, alone, wanted in zip(own, single.score([name] * len(own), [prompts[i] for i in own]), validated, strict=True):  # fmt: skip
+            assert mixed[i].shape == (spec.options,)
+            np.testing.assert_allclose(mixed[i], alone, atol=1e-5)
+            np.testing.assert_allclose(mixed[i], wanted, atol=1e-5)
+            np.testing.assert_allclose(np.exp(mixed[i]).sum(), 1.0, atol=1e-5)
+
+
+def test_one_task_more_compiles_nothing_and_copies_nothing_of_the_backbone(frozen, artefacts):
+    _, prompts = requests()
+    server = TunedServer(frozen)
+    light = [artefacts[name] for name in ("click", "topic", "mood", "stars")]
+    server.add(*light)
+    server.score(["mood"] * 4, prompts[:4])
+    compiled = serving._score._cache_size()
+    other = Artefact(light[0].path, light[0].spec, {**light[0].task, "name": "more"}, light[0].backbone, {}, light[0].arrays)  # fmt: skip
+    server.add(other)
+    first, again = server.score(["click", "more"], [prompts[0], prompts[0]])
+    server.score(["more", "stars", "topic", "mood"], prompts[:4])
+    np.testing.assert_allclose(first, again, atol=1e-6)
+    assert serving._score._cache_size() <= compiled + 1  # two rows are a shape of their own; four are not
+    assert [group.params for group in server._groups] == [server.params]
+    assert all(a is b for a, b in zip(*map(jax.tree.leaves, (server._groups[0].params, server.params)), strict=True))
+    server.drop("more")
+    with pytest.raises(InputError, match="task more: not served; there are click, topic, mood, stars"):
+        server.score(["more"], prompts[:1])
+
+
+def test_another_backbone_and_other_options_are_refused(frozen, artefacts):
+    other = backbone(CONFIG, seed=1)
+    with pytest.raises(InputError, match="tuned on another backbone: .* arrays differ") as refused:
+        TunedServer(other).add(artefacts["click"])
+    assert "\n" not in str(refused.value)
+    mood = artefacts["mood"]
+    with pytest.raises(InputError, match="tuned for 3 options, and the task mood has 2"):
+        mood.check_options(["o0", "o1"])
+    with pytest.raises(InputError, match="its option 'o2' is 'new' in the task mood"):
+        mood.check_options(["o0", "o1", "new"])
+    mood.check_options(["o0", "o1", "o2"])
+    server = TunedServer(frozen)
+    two = Artefact(mood.path, mood.spec, {**mood.task, "options": ["o0", "o1"]}, mood.backbone, {}, mood.arrays)
+    with pytest.raises(InputError, match="2 options by name and 3 tuned"):
+        server.add(two)
+    assert not server.tasks
+
+
+def test_texts_of_several_tasks_are_those_of_each_alone(frozen, tmp_path):
+    """Against the likeliest next token of whole rows, read again for every token."""
+    texts, most = tuned(frozen, tmp_path, TEXTS), 5
+    server = TunedServer(frozen)
+    server.add(*texts.values())
+    rows = options_rows(6, 6)
+    prompts = [(s[:-1], r[:-1]) for s, r in zip(rows.source, rows.source_rows, strict=True)]
+    names = [list(TEXTS)[i % 3] for i in range(6)]
+    written = server.write(names, prompts, most)
+    may = writable(VOCAB.text)
+    for name, artefact in texts.items():
+        spec = TuneSpec.from_dict(artefact.spec)
+        own = tuning.from_arrays(spec, CONFIG, artefact.arrays)
+
+        @jax.jit
+        def after(tokens, lengths, spec=spec, own=own):
+            batch = {"tokens": tokens, "item_rows": jnp.full_like(tokens, -1), "lengths": lengths}
+            model, hidden = states(spec, frozen.blueprint, frozen.params, own, batch, frozen.items, None)
+            last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+            return jnp.argmax(jnp.where(may, model.logits(last, 0, frozen.items), -jnp.inf), axis=-1)
+
+        for i in [i for i, one in enumerate(names) if one == name]:
+            wanted = prompts[i][0].tolist()
+            while len(wanted) < len(prompts[i][0]) + most:
+                token = int(after(np.array([wanted + [0] * (24 - len(wanted))], np.int32), np.array([len(wanted)]))[0])
+                if token == EOS:
+                    break
+                wanted.append(token)
+            assert written[i].tolist() == wanted[len(prompts[i][0]) :]
+    assert len({tuple(one.tolist()) for one in written}) > 1
+    with pytest.raises(InputError, match="task say: has no options"):
+        server.score(["say"], prompts[:1])
