@@ -33,6 +33,7 @@ PAD, UNK, BOS, EOS = (SPECIALS[s] for s in CORE_SPECIALS)
 MASK, SEP, ITEM, NEXT = (SPECIALS[s] for s in ("<mask>", "<sep>", "<item>", "<next>"))
 SPELL, SAY, FILL = (SPECIALS[s] for s in ("<spell>", "<say>", "<fill>"))
 USER, SOURCE, TARGET = (SPECIALS[s] for s in ("<user>", "<source>", "<target>"))
+END_SOURCE, END_TARGET = SPECIALS["</source>"], SPECIALS["</target>"]
 KIND_0, SPAN_0 = SPECIALS["<kind:0>"], SPECIALS["<span:0>"]
 
 
