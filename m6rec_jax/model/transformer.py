@@ -306,7 +306,7 @@ class Transformer(nnx.Module):
         """What goes into the first layer."""
         return self._cast(self.embeddings.read(tokens, item_rows, items, None))
 
-    def through(self, x: Float[Array, "B T D"], view: View, first: int, last: int) -> Float[Array, "B T D"]:
+    def through(self, x: Float[Array, "B T D"], view: View, first: int | Array, last: int | Array) -> Float[Array, "B T D"]:
         """What comes out of layers `first .. last - 1` (counted from 0), nothing left out and nothing kept."""
         turns = rope_turns(view.positions, self.config.head_dim, self.config.rope_theta)
         real, weights = view.k_end > view.k_start, self.block.stacked()
@@ -319,7 +319,7 @@ class Transformer(nnx.Module):
 
         return jax.lax.fori_loop(first, last, layer, x)
 
-    def peek(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"], layer: int) -> Float[Array, "B D"]:
+    def peek(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"], layer: int | Array) -> Float[Array, "B D"]:
         """What one more layer makes of each row's last token, which sees the whole row, through the final norm.
 
         Of the other tokens only keys and values are made: a quarter of a layer's work, or less.

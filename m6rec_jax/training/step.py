@@ -13,6 +13,7 @@ from m6rec_jax.model.experts import penalty
 from m6rec_jax.model.items import Catalogues
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View
+from m6rec_jax.objectives.exits import exit_term
 from m6rec_jax.objectives.loss import TaskLoss, cross_entropy
 from m6rec_jax.training.guards import Guard, judge
 from m6rec_jax.training.state import TrainState
@@ -44,9 +45,13 @@ def slice_losses(
     key_model, key_loss = (None, None) if key is None else jax.random.split(key)
     model = blueprint.bind(params)
     view = View(batch["positions"], batch["k_start"], batch["k_end"])
-    hidden, routing = model.routed(batch["tokens"], batch["item_rows"], view, items, key_model)
+    exits = blueprint.config.exits and key is not None
+    hidden, routing = model.routed(batch["tokens"], batch["item_rows"], view, items, key_model, exits)
+    states, hidden = (hidden, hidden[-1]) if exits else (None, hidden)
     of = (batch["targets"], batch["loss_weights"], batch["task_ids"])
     losses = cross_entropy(model, hidden, *of, n_tasks, items, key_loss, smoothing, negatives)
+    if states is not None:
+        losses = losses._replace(exits=exit_term(model, states, batch["targets"], batch["loss_weights"], items))
     return losses._replace(routing=routing)
 
 
@@ -79,6 +84,8 @@ def make_train_step(
             key_of = jax.random.fold_in(key, index)
             losses = slice_losses(blueprint, n_tasks, params, part, items, key_of, smoothing, negatives)
             loss = jnp.sum(losses.loss) / total
+            if losses.exits is not None:
+                loss = loss + losses.exits / total
             if losses.routing is not None:
                 loss = loss + penalty(blueprint.config, losses.routing) / routed
             return loss, losses
