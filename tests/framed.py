@@ -22,10 +22,16 @@ def instance(rng, parts, most=6):
     return framed([words(rng, rng.integers(1, most)) for _ in range(parts)], words(rng, rng.integers(1, most)))
 
 
+def request_order(tokens):
+    """0 before the last `<target>`, then counting up: how instances with options are trained."""
+    first = np.flatnonzero(tokens == TARGET)[-1]
+    return np.maximum(np.arange(len(tokens)) - first + 1, 0).astype(np.int32)
+
+
 def sequence(tokens, answer=0, order=None):
-    """One example whose last token predicts `answer`, all of it bidirectional unless an order is given."""
+    """One example whose last token predicts `answer`, the request read left to right unless an order is given."""
     n = len(tokens)
     targets, weights = np.zeros(n, np.int32), np.zeros(n, np.float32)
     targets[-1], weights[-1] = answer, 1.0
-    order = np.zeros(n, np.int32) if order is None else order
+    order = request_order(tokens) if order is None else order
     return Sequence(tokens, targets, order, weights, np.full(n, -1, np.int32))

@@ -24,8 +24,9 @@ from m6rec_jax.artifacts.atomic import write_json
 from m6rec_jax.artifacts.schemas import EXITS
 from m6rec_jax.decoding.shapes import Prompt, batches, pad, rows_of
 from m6rec_jax.errors import InputError
+from m6rec_jax.model.interaction import opens
 from m6rec_jax.model.items import Catalogues
-from m6rec_jax.model.transformer import Transformer, whole
+from m6rec_jax.model.transformer import Transformer, framed
 
 EXITS_FILE = "exits.json"
 PEEK = 0.2  # of a layer's time: keys and values of all tokens, the rest of one alone
@@ -100,9 +101,8 @@ class ExitScorer:
         found = Left(np.zeros((len(instances), len(options)), np.float32), np.zeros(len(instances), np.int32))
         for chosen, T, B in batches([len(tokens) for tokens, _ in instances]):
             rows = chosen
-            tokens, item_rows, lengths = pad([instances[i] for i in chosen], B, T)
-            stops = self._stops(exits)
-            x, scores = _start(self._define, self.params, self.items, tokens, item_rows, lengths, options, stops[0][0] - 1)
+            stops, (tokens, item_rows, at) = self._stops(exits), _padded([instances[i] for i in chosen], B, T)
+            x, scores = _start(self._define, self.params, self.items, tokens, item_rows, at, options, stops[0][0] - 1)
             for number, (layer, threshold) in enumerate(stops):
                 said = np.asarray(scores)[: len(rows)]
                 leaves = sure(said) > threshold if layer < self.config.layers else np.ones(len(rows), bool)
@@ -113,20 +113,19 @@ class ExitScorer:
                 rows = rows[stay]
                 keep = np.zeros(rows_of(len(rows), B), np.int32)
                 keep[: len(rows)] = stay
-                lengths = lengths[keep]
-                nearest = layer - 1, stops[number + 1][0] - 1
-                x, scores = _go_on(self._define, self.params, x, keep, lengths, options, *nearest)
+                at, nearest = at[:, keep], (layer - 1, stops[number + 1][0] - 1)
+                x, scores = _go_on(self._define, self.params, x, keep, at, options, *nearest)
         return found
 
     def every(self, instances: Sequence[Prompt], options: Float[Array, "C D"]) -> Float[np.ndarray, "N n C"]:
         """What each layer answers: logits `[layers, n, C]`, for `calibrate`."""
         found = np.zeros((self.config.layers, len(instances), len(options)), np.float32)
         for chosen, T, B in batches([len(tokens) for tokens, _ in instances]):
-            tokens, item_rows, lengths = pad([instances[i] for i in chosen], B, T)
-            x, scores = _start(self._define, self.params, self.items, tokens, item_rows, lengths, options, 0)
+            tokens, item_rows, at = _padded([instances[i] for i in chosen], B, T)
+            x, scores = _start(self._define, self.params, self.items, tokens, item_rows, at, options, 0)
             for layer in range(self.config.layers):
                 if layer:
-                    x, scores = _go_on(self._define, self.params, x, np.arange(B), lengths, options, layer - 1, layer)
+                    x, scores = _go_on(self._define, self.params, x, np.arange(B), at, options, layer - 1, layer)
                 found[layer, chosen] = np.asarray(scores)[: len(chosen)]
         return found
 
@@ -210,20 +209,28 @@ def auc(labels: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n 2"]) -> floa
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(labels) - n)))
 
 
+def _padded(instances: Sequence[Prompt], B: int, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens and item rows `[B, T]`, and where each request begins and ends `[2, B]`."""
+    tokens, item_rows, lengths = pad(instances, B, T)
+    request = np.ones(B, np.int32)
+    request[: len(instances)] = [opens(one) for one, _ in instances]
+    return tokens, item_rows, np.stack([request, lengths])
+
+
 @partial(jax.jit, static_argnums=0)
-def _start(define, params, items, tokens, item_rows, lengths, options, first):
+def _start(define, params, items, tokens, item_rows, at, options, first):
     """Rows read and brought before layer `first` (from 0), and the logits that it gives."""
     model = nnx.merge(define, params)
-    return _peeked(model, model.begin(tokens, item_rows, items), lengths, options, 0, first)
+    return _peeked(model, model.begin(tokens, item_rows, items), at, options, 0, first)
 
 
 @partial(jax.jit, static_argnums=0)
-def _go_on(define, params, x, keep, lengths, options, first, last):
+def _go_on(define, params, x, keep, at, options, first, last):
     """Rows `keep` of `x`, which stands before layer `first`, brought before layer `last`, and the logits that it gives."""
-    return _peeked(nnx.merge(define, params), x[keep], lengths, options, first, last)
+    return _peeked(nnx.merge(define, params), x[keep], at, options, first, last)
 
 
-def _peeked(model, x, lengths, options, first, last):
-    x = model.through(x, whole(x.shape[:2], lengths), first, last)
-    hidden = model.peek(x, lengths, last)
+def _peeked(model, x, at, options, first, last):
+    x = model.through(x, framed(x.shape[:2], *at), first, last)
+    hidden = model.peek(x, at[1], last)
     return x, jnp.einsum("bd,cd->bc", hidden, options.astype(hidden.dtype), preferred_element_type=jnp.float32)

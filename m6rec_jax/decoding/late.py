@@ -23,9 +23,10 @@ from jaxtyping import Array, Float
 from m6rec_jax.artifacts.content import content, digests
 from m6rec_jax.decoding.shapes import Prompt, batches, bucket, rectangle
 from m6rec_jax.errors import InputError
-from m6rec_jax.model.interaction import part_numbers, part_starts
+from m6rec_jax.model.interaction import opens, part_numbers, part_starts
 from m6rec_jax.model.items import Catalogues
-from m6rec_jax.model.transformer import Transformer, View, whole
+from m6rec_jax.model.transformer import Transformer, View, framed
+from m6rec_jax.vocab import TARGET
 
 CACHE_BYTES = 256 << 20
 READ_WIDTH = 64  # tokens of a row of parts that are read: attention is over whole rows, so short ones waste least
@@ -149,11 +150,12 @@ class LateScorer:
             self._read(params, missing)
             slots = [[self.cache.find(key) for key in keys] for keys, _ in parts]
             numbers = [part_numbers(np.array([len(some) for some in each])) for each in slots]
-            lengths = np.ones(B, np.int32)
+            request, lengths = np.ones((2, B), np.int32)
+            request[: len(instances)] = [opens(tokens) for tokens, _ in instances]
             lengths[: len(instances)] = [len(tokens) for tokens, _ in instances]
             of = [np.concatenate(each) for each in slots]
             table = rectangle(of, B, T, self.cache.size, np.int32), rectangle(numbers, B, T, 0, np.int32)
-            return _join(self._define, params, self._states, *table, lengths, options)
+            return _join(self._define, params, self._states, *table, request, lengths, options)
         except BaseException:  # the states may have been given to a program that failed
             self.cache.clear()
             self._states = None
@@ -220,8 +222,9 @@ def packed(parts: Sequence[tuple[Prompt, np.ndarray]], nowhere: int) -> list[tup
             start = 0
             for i in members:
                 (tokens, item_rows), slots = parts[i]
-                end = start + len(slots)
-                for array, value in zip(arrays, (tokens, item_rows, np.arange(len(slots)), start, end, slots), strict=True):
+                at_, end = np.arange(len(slots)), start + len(slots)
+                ends = start + at_ + 1 if tokens[0] == TARGET else end  # the request reads left to right
+                for array, value in zip(arrays, (tokens, item_rows, at_, start, ends, slots), strict=True):
                     array[r, start:end] = value
                 start = end
         made.append(tuple(arrays))
@@ -238,11 +241,11 @@ def _read_parts(define, params, items, states, tokens, item_rows, positions, k_s
 
 
 @partial(jax.jit, static_argnums=0)
-def _join(define, params, states, slots, numbers, lengths, options):
+def _join(define, params, states, slots, numbers, request, lengths, options):
     """Logits `[B, C]` after rows of kept parts. Behind a row's end are zeros: no mask stops a NaN."""
     model = nnx.merge(define, params)
     config = model.config
     x = states.at[slots].get(mode="fill", fill_value=0) + model.part[...].astype(states.dtype)[numbers]
-    x = model.through(x, whole(slots.shape, lengths), config.layers - config.late, config.layers - 1)
+    x = model.through(x, framed(slots.shape, request, lengths), config.layers - config.late, config.layers - 1)
     hidden = model.peek(x, lengths, config.layers - 1)
     return jnp.einsum("bd,cd->bc", hidden, options.astype(hidden.dtype), preferred_element_type=jnp.float32)

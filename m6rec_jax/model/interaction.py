@@ -70,6 +70,12 @@ def part_starts(tokens: np.ndarray) -> np.ndarray:
     return np.flatnonzero(begins)
 
 
+def opens(tokens: np.ndarray) -> int:
+    """Tokens of an instance before its request, which begins at the last `<target>`: they see each other."""
+    found = np.flatnonzero(tokens == TARGET)
+    return int(found[-1]) if len(found) else len(tokens)
+
+
 def part_numbers(lengths: np.ndarray) -> np.ndarray:
     """The part number of every token of one example, from the lengths of its parts in order."""
     return np.repeat(np.minimum(np.arange(len(lengths))[::-1], MOST_PARTS - 1), lengths)

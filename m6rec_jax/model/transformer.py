@@ -40,11 +40,12 @@ def causal(shape: tuple[int, int], lengths: Int[Array, " B"]) -> View:
     return View(positions, jnp.zeros_like(positions), jnp.minimum(positions + 1, lengths[:, None]))
 
 
-def whole(shape: tuple[int, int], lengths: Int[Array, " B"]) -> View:
-    """Rows `[B, T]` of one right-padded sequence each, all of whose tokens see each other."""
-    positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
-    ends = lengths[:, None]
-    return View(positions, jnp.zeros_like(positions), jnp.where(positions < ends, ends, 0))
+def framed(shape: tuple[int, int], opens: Int[Array, " B"], lengths: Int[Array, " B"]) -> View:
+    """Rows `[B, T]` of one right-padded instance each: the first `opens` tokens see each other, those behind them, the
+    request, read on left to right (objectives/scoring)."""
+    at = jnp.broadcast_to(jnp.arange(shape[1]), shape)
+    ends = jnp.where(at < opens[:, None], opens[:, None], at + 1)
+    return View(at, jnp.zeros_like(at), jnp.where(at < lengths[:, None], ends, 0))
 
 
 class Block(nnx.Module):

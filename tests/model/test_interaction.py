@@ -50,7 +50,7 @@ def test_parts_are_counted_from_the_request_and_positions_begin_anew():
     assert number[:13].tolist() == [3] * 4 + [2] * 4 + [1] + [0] * 4
     assert positions[:13].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 0, 1, 2, 3]
     assert start[:13].tolist() == [0] * 4 + [4] * 4 + [8] + [9] * 4
-    assert end[:13].tolist() == [4] * 4 + [8] * 4 + [9] + [13] * 4
+    assert end[:13].tolist() == [4] * 4 + [8] * 4 + [9] + [10, 11, 12, 13]  # the request reads left to right
     assert (end[13:] <= start[13:]).all()  # padding sees nothing
 
 
@@ -74,16 +74,13 @@ def test_only_framed_bidirectional_examples_are_cut():
     one = instance(rng, 3)
     text = np.array([*words(rng, 4), SEP, *words(rng, 4)], np.int32)  # an item's text: no frame
     left_to_right = sequence(one, order=np.arange(len(one), dtype=np.int32))
-    row = pack_row([(left_to_right, 0), (sequence(text), 0), (sequence(one), 0)], LENGTH)
+    row = pack_row([(left_to_right, 0), (sequence(text, order=text * 0), 0), (sequence(one), 0)], LENGTH)
     positions, start, end, number = parts_of(row)
     for name, found in (("positions", positions), ("k_start", start), ("k_end", end)):
         whole = len(one) + len(text)
         assert found[:whole].tolist() == row[name][:whole].tolist()
         assert found[whole : whole + len(one)].tolist() != row[name][whole : whole + len(one)].tolist()
     assert (number[: len(one) + len(text)] == 0).all()
-    answered = sequence(one, order=np.where(np.arange(len(one)) < len(one) - 3, 0, np.arange(len(one))))
-    _, start, end, _ = parts_of(pack_row([(answered, 0)], LENGTH))
-    assert end[len(one) - 3] == len(one) - 2  # what is left to right in a part stays so
 
 
 def test_parts_meet_in_the_last_layers_and_nowhere_else(params):
@@ -91,7 +88,7 @@ def test_parts_meet_in_the_last_layers_and_nowhere_else(params):
     rng = np.random.default_rng(5)
     row = pack_row([(sequence(instance(rng, 3)), 0), (sequence(instance(rng, 2)), 0)], LENGTH)
     real = row["segment_ids"] > 0
-    same_example = (row["segment_ids"][:, None] == row["segment_ids"]) & real[:, None]
+    visible = (row["segment_ids"][:, None] == row["segment_ids"]) & (row["order"] <= row["order"][:, None])
     starts = parts_of(row)[1]
     x = jax.random.normal(jax.random.key(2), (1, LENGTH, 16))
 
@@ -104,8 +101,8 @@ def test_parts_meet_in_the_last_layers_and_nowhere_else(params):
 
         return np.abs(np.asarray(jax.jacrev(states)(x))[:, 0]).sum(-1) > 0
 
-    assert (seen(2)[real] == same_example[real]).all()
-    assert (seen(1)[real] == (same_example & (starts[:, None] == starts))[real]).all()
+    assert (seen(2)[real] == visible[real]).all()
+    assert (seen(1)[real] == (visible & (starts[:, None] == starts))[real]).all()
 
 
 def test_with_every_layer_joined_it_is_the_plain_model(params):
