@@ -104,7 +104,10 @@ class ModelConfig:
         check(not self.experts or self.experts_per_token <= self.experts, f"model.experts_per_token={self.experts_per_token} is more than model.experts={self.experts}")  # fmt: skip
         check(self.experts > 0 or self.shared_experts == 0, f"model.shared_experts={self.shared_experts} and model.experts=0: a dense model shares none; change one of them")  # fmt: skip
         check(self.late <= self.layers, f"model.late={self.late} is more than model.layers={self.layers}")
-        check(not self.exits or self.layers > 1, "model.exits=true and model.layers=1: there is no layer to leave early from; change one of them")
+        check(
+            not self.exits or self.layers > 1,
+            "model.exits=true and model.layers=1: there is no layer to leave early from; change one of them",
+        )
         check(not (self.late and self.exits), f"model.late={self.late} and model.exits=true: a layer that reads parts alone cannot answer; change one of them")  # fmt: skip
         check(self.heads % self.n_kv == 0, f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}")
 

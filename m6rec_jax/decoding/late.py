@@ -125,7 +125,9 @@ class LateScorer:
         found = np.zeros((len(instances), len(options)), np.float32)
         longest = max((len(tokens) for tokens, _ in instances), default=1)
         if longest > self.cache.size:
-            raise InputError(f"cache_bytes: holds {self.cache.size} tokens, and an instance has {longest}; give it more")
+            raise InputError(
+                f"cache_bytes: holds {self.cache.size} tokens, and an instance has {longest}; give it more"
+            )
         waiting = []
         for chosen, T, B in batches([len(tokens) for tokens, _ in instances], max(1, self.cache.size // longest)):
             with self._lock:

@@ -307,7 +307,9 @@ class Transformer(nnx.Module):
         """What goes into the first layer."""
         return self._cast(self.embeddings.read(tokens, item_rows, items, None))
 
-    def through(self, x: Float[Array, "B T D"], view: View, first: int | Array, last: int | Array) -> Float[Array, "B T D"]:
+    def through(
+        self, x: Float[Array, "B T D"], view: View, first: int | Array, last: int | Array
+    ) -> Float[Array, "B T D"]:
         """What comes out of layers `first .. last - 1` (counted from 0), nothing left out and nothing kept."""
         turns = rope_turns(view.positions, self.config.head_dim, self.config.rope_theta)
         real, weights = view.k_end > view.k_start, self.block.stacked()

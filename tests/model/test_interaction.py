@@ -39,11 +39,15 @@ def params():
 
 
 def hidden(config, params, row):
-    return Blueprint(config, VOCAB, 4).bind(params).hidden(row["tokens"][None], row["item_rows"][None], view(row), ITEMS)[0]
+    return (
+        Blueprint(config, VOCAB, 4)
+        .bind(params)
+        .hidden(row["tokens"][None], row["item_rows"][None], view(row), ITEMS)[0]
+    )
 
 
 def test_parts_are_counted_from_the_request_and_positions_begin_anew():
-    a, b, ask = words(np.random.default_rng(0), 2), words(np.random.default_rng(1), 3), words(np.random.default_rng(2), 2)
+    a, b, ask = [200, 201], [202, 203, 204], [205, 206]
     tokens = framed([a, b], ask)
     assert tokens.tolist() == [BOS, SOURCE, *a, SEP, *b, END_SOURCE, TARGET, *ask, END_TARGET]
     positions, start, end, number = parts_of(pack_row([(sequence(tokens), 0)], 16))
