@@ -38,7 +38,7 @@ from m6rec_jax.training.step import make_train_step
 from m6rec_jax.vocab import BOS, END_SOURCE, END_TARGET, SEP, SOURCE, SPECIALS, TARGET, Vocab
 
 WORD = len(SPECIALS)  # the first id of a word
-KINDS, QUALITIES, TASTES, DEEDS, TITLES = 40, 20, 8, 3, 200
+KINDS, QUALITIES, TASTES, DEEDS, TITLES = 12, 12, 6, 3, 60
 VOCAB = Vocab(WORD + KINDS + QUALITIES + TASTES + DEEDS + TITLES, (128,), options=(2,))
 ITEMS: ItemTable = jax.tree.map(jnp.asarray, item_table(np.zeros((128, 1)), np.ones(128, bool)))
 MODEL = ModelConfig(layers=6, width=64, heads=4, dropout=0.0, embed_dropout=0.0, content=False)
@@ -78,15 +78,15 @@ def planted(n: int, seed: int) -> tuple[list[Prompt], np.ndarray]:
     prompts, labels = [], np.zeros(n, np.int64)
     for i in range(n):
         taste = rng.integers(TASTES)
-        favourites = rng.integers(KINDS, size=4)
-        events = int(rng.integers(5, 13))
-        kinds = np.where(rng.random(events) < 0.7, rng.choice(favourites, events), rng.integers(KINDS, size=events))
+        favourites = rng.integers(KINDS, size=2)
+        events = int(rng.integers(4, 11))
+        kinds = np.where(rng.random(events) < 0.6, rng.choice(favourites, events), rng.integers(KINDS, size=events))
         deeds = rng.integers(DEEDS, size=events)
         kind = int(rng.choice(favourites)) if rng.random() < 0.5 else int(rng.integers(KINDS))
         quality = int(rng.integers(QUALITIES))
         match = ((kinds == kind) * (deeds + 1)).sum()
-        logit = 0.9 * match - 1.6 + 0.7 * worth[quality] + 0.6 * liked[taste, kind]
-        labels[i] = rng.random() < 1 / (1 + np.exp(-1.3 * logit))
+        logit = 0.8 * match - 2.2 + 0.8 * worth[quality] + 0.8 * liked[taste, kind]
+        labels[i] = rng.random() < 1 / (1 + np.exp(-1.5 * logit))
         titles = rng.integers(TITLES, size=(events + 1, 3)) + title_0
         body = [[taste_0 + taste]]
         body += [[deed_0 + d, kind_0 + k, *t] for d, k, t in zip(deeds, kinds, titles.tolist(), strict=False)]
