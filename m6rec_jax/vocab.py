@@ -1,4 +1,4 @@
-"""One id space: specials and text pieces | code level 1 | code level 2 | ... | code levels of a second domain | ...
+"""One id space: specials and text pieces | code level 1 | code level 2 | ... | code levels of a second domain | ... | options
 
 Every slice is padded to a multiple of 128 with spare rows, so that new items or codes fill
 spare rows without moving any id, and so that a slice divides over a mesh axis (DESIGN section 5).
@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 PAD_MULTIPLE = 128
+OPTIONS = "options"  # the name of the slice behind all others
 
 # Ids 0..3 are SentencePiece's own; the rest are *control* symbols, which text can never produce.
 CORE_SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
@@ -61,20 +62,24 @@ class Vocab:
     """`pieces` text ids (specials included) and one codebook size a level; `others`: those of further domains.
 
     Domains share text and are trained together; a dataset, and what decodes for it, knows its own levels only (`domain`).
+    `options`: how many options each task with options has, in the order of the tasks; all of them lie in one last slice.
     """
 
     pieces: int
     codebooks: tuple[int, ...]
     others: tuple[tuple[int, ...], ...] = ()
+    options: tuple[int, ...] = ()
 
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
-        """The text slice, then one slice a code level, domain after domain."""
+        """The text slice, then one slice a code level, domain after domain; where there are options, theirs."""
         made = [Slice("text", 0, self.pieces)]
         for domain, sizes in enumerate((self.codebooks, *self.others)):
             prefix = domain_prefix(domain)
             for level, size in enumerate(sizes, 1):
                 made.append(Slice(f"{prefix}level{level}", made[-1].end, size, domain, len(sizes) == 1))
+        if self.options:
+            made.append(Slice(OPTIONS, made[-1].end, sum(self.options)))
         return tuple(made)
 
     @property
@@ -92,12 +97,24 @@ class Vocab:
         return 1 + len(self.others)
 
     def domain(self, number: int) -> Vocab:
-        """The id space of one domain alone: the same text, its levels right behind it."""
+        """The id space of one domain alone: the same text, its levels right behind it, no options."""
         return Vocab(self.pieces, (self.codebooks, *self.others)[number])
 
     def joined(self, other: Vocab) -> Vocab:
-        """This id space with the levels of another one behind it; both have the same text."""
-        return Vocab(self.pieces, self.codebooks, (*self.others, other.codebooks, *other.others))
+        """This id space with the levels of another one behind its own, and so with options; both have the same text."""
+        others = (*self.others, other.codebooks, *other.others)
+        return Vocab(self.pieces, self.codebooks, others, (*self.options, *other.options))
+
+    def option(self, task: int, label: int) -> int:
+        """The token id of option `label` of a task, whose number counts the tasks with options from 0."""
+        if not 0 <= label < self.options[task]:
+            raise ValueError(f"option {label} of {self.options[task]}")
+        return self.slices[-1].offset + sum(self.options[:task]) + label
+
+    @property
+    def codes_end(self) -> int:
+        """Where the code levels of all domains end, and options begin."""
+        return self.slices[sum(map(len, (self.codebooks, *self.others)))].end
 
     @property
     def size(self) -> int:
@@ -115,12 +132,13 @@ class Vocab:
 
     def as_dict(self) -> dict[str, object]:
         made: dict[str, object] = {"pieces": self.pieces, "codebooks": list(self.codebooks)}
-        return made | ({"others": [list(sizes) for sizes in self.others]} if self.others else {})
+        made |= {"others": [list(sizes) for sizes in self.others]} if self.others else {}
+        return made | ({"options": list(self.options)} if self.options else {})
 
     @classmethod
     def from_dict(cls, data: dict) -> Vocab:
         sizes = [tuple(int(n) for n in some) for some in (data["codebooks"], *data.get("others", ()))]
-        return cls(int(data["pieces"]), sizes[0], tuple(sizes[1:]))
+        return cls(int(data["pieces"]), sizes[0], tuple(sizes[1:]), tuple(int(n) for n in data.get("options", ())))
 
 
 def domain_prefix(domain: int) -> str:

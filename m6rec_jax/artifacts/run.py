@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import m6rec_jax
 from m6rec_jax.artifacts.atomic import write_json
@@ -23,7 +26,7 @@ RUN_FILE = "run.json"
 STATIC_FILES = ("config.yaml",)  # of the run as a whole
 DOMAIN_FILES = ("tokenizer.model", "items.parquet", "codes.npz", "transitions.npz")  # of each domain, see `Run.folder`
 LAYOUT = "causal"  # how the trained model reads a history: each token sees those before it
-SUMMARY = ("name", "sizes", "split", "levels", "timed", "repeat", "kinds", "vocab", "version")
+SUMMARY = ("name", "sizes", "split", "levels", "timed", "repeat", "kinds", "vocab", "tasks", "version")
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,23 @@ class Run:
         """The domains by name."""
         return [one.name for one in self.datasets]
 
+    def tasks(self, domain: int = 0) -> list[dict[str, Any]]:
+        """The tasks of a domain's own, as its manifest tells them."""
+        return self.datasets[domain].summary.get("tasks", [])
+
+    def option_tasks(self, domain: int = 0) -> slice:
+        """Which of the tasks with options, in the order of `vocab.options`, are a domain's."""
+        return option_spans([self.tasks(i) for i in range(len(self.datasets))])[domain]
+
     def folder(self, domain: int = 0) -> Path:
         """Where the run keeps the items, codes, transitions and gate of a domain: the first's lie in the run itself."""
         return domain_folder(self.path, self.names[domain], domain)
+
+
+def option_spans(tasks: Sequence[Sequence[Mapping[str, Any]]]) -> list[slice]:
+    """Of each dataset's tasks, as manifests tell them, where those with options stand among all that have some."""
+    ends = np.cumsum([0, *(sum(bool(task["options"]) for task in own) for own in tasks)])
+    return [slice(int(a), int(b)) for a, b in pairwise(ends)]
 
 
 def domain_folder(run: Path, name: str, number: int) -> Path:

@@ -20,7 +20,8 @@ def evaluate(argv: list[str]) -> None:
     """Write the report of a run on a split and print it as a table."""
     parser = Parser(
         prog="m6rec evaluate",
-        usage="m6rec evaluate --run RUN [--dataset DATASET] [--split test|valid] [--weights full|int8] --out report.json",
+        usage="m6rec evaluate --run RUN [--dataset DATASET] [--split test|valid] [--tasks all|none|NAMES]\n"
+        "                      [--weights full|int8] --out report.json",
         description="Rank the whole catalogue for every user of a split and compare with popularity, item-kNN and\n"
         "the counting floor.\n\nexample:\n  m6rec evaluate --run runs/shop --split test --out report.json",
     )
@@ -28,6 +29,7 @@ def evaluate(argv: list[str]) -> None:
     add("--run", required=True, metavar="RUN", help="folder that `m6rec train` wrote; its best checkpoint is measured")
     add("--dataset", metavar="DATASET", help=DATASET)
     add("--split", choices=["test", "valid"], default="test", help="whose targets to predict")
+    add("--tasks", default="all", metavar="all|none|NAMES", help="which of the dataset's own tasks to measure as well (docs/scoring.md): names with commas between, or all that the run has learnt")  # fmt: skip
     add(
         "--weights",
         choices=["full", "int8"],
@@ -47,7 +49,9 @@ def evaluate(argv: list[str]) -> None:
     from m6rec_jax.recommend.evaluate import evaluate as measure
 
     dataset = Path(options.dataset) if options.dataset else None
-    report = measure(Path(options.run), dataset=dataset, split=options.split, out=out, weights=options.weights)
+    report = measure(
+        Path(options.run), dataset=dataset, split=options.split, out=out, weights=options.weights, tasks=options.tasks
+    )
     from m6rec_jax.recommend.charts import write_charts
 
     charts = out.with_name(f"{out.stem}.charts")

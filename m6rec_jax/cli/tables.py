@@ -23,8 +23,23 @@ def print_report(report: Mapping[str, Any]) -> None:
     for one in systems(report):
         table.add_row(one["name"], *(_cell(one["metrics"].get(m), one["ci95"].get(m)) for m in MEASURES))
     _print(table, *(_plain(report[part]) for part in ("verdict", "protocol", "ties") if report.get(part)))
+    if report.get("tasks"):
+        _print_tasks(report["tasks"])
     if "weights" in report:
         _print_weights(report)
+
+
+def _print_tasks(tasks: Mapping[str, Any]) -> None:
+    """A row a task and measure, with half its 95 % interval."""
+    from rich.table import Table
+
+    table = Table(title="The dataset's own tasks", title_justify="left")
+    for column in ("task", "measure", "value", "instances"):
+        table.add_column(column, justify="left" if column in ("task", "measure") else "right")
+    for name, found in tasks.items():
+        for measure, value in found["metrics"].items():
+            table.add_row(name, measure, _cell(value, found["ci95"].get(measure)), f"{found['instances']:,}")
+    _print(table, *(_plain(f"{name}: {line}") for name, found in tasks.items() for line in found["notes"]))
 
 
 def _print_weights(report: Mapping[str, Any]) -> None:

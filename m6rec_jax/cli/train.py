@@ -70,6 +70,7 @@ def run_training(
     from m6rec_jax.artifacts.run import read_run
     from m6rec_jax.recommend.evaluate import ValidationEvaluator
     from m6rec_jax.recommend.gating import fit_gate
+    from m6rec_jax.recommend.tasks import TaskEvaluator
     from m6rec_jax.training.run import train as pretrain
 
     done = max(steps(run), default=0)
@@ -87,7 +88,9 @@ def run_training(
         note(f"{run}: starting, {passes}{config.train.steps:,} steps{start}")
 
     def evaluator(blueprint, dataset, length):
-        return ValidationEvaluator(blueprint, dataset, length=length, users=VALIDATION_USERS)
+        ranking = ValidationEvaluator(blueprint, dataset, length=length, users=VALIDATION_USERS)
+        of_tasks = TaskEvaluator(blueprint, dataset, config.mixture.tasks, length=length)
+        return lambda params: ranking(params) | of_tasks(params)
 
     pretrain(config, datasets, run, weights=weights, init_from=init_from, make_evaluator=evaluator)
     if jax.process_count() == 1:  # of many processes none has the run to itself; the first `evaluate` does it then

@@ -46,6 +46,7 @@ class ModelConfig:
             (model/interaction). 0 = they meet from the first layer on.
         exits: train every layer to answer tasks with options, layer k of L with weight 2k / (L (L + 1)), so that easy rows may
             leave early (decoding/exits).
+        vectors: width of the vectors that queries and items get for retrieval (docs/scoring.md; 128 in M6-Rec); 0: none.
         microbatches: parts of a slice's rows that flow through the stages of mesh.stage one behind another; 0 = as many as
             stages.
     """
@@ -74,6 +75,7 @@ class ModelConfig:
     attention: Attention = "auto"
     late: int = 0
     exits: bool = False
+    vectors: int = 0
     microbatches: int = 0
 
     def __post_init__(self) -> None:
@@ -92,6 +94,7 @@ class ModelConfig:
             "balance",
             "router_z",
             "late",
+            "vectors",
             "microbatches",
         )
         below_one("model", self, "dropout", "embed_dropout", "id_dropout")

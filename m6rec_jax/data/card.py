@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from m6rec_jax.data.card_checks import example, is_frame, known, short
 from m6rec_jax.data.card_types import (
     UNSAID,
     Card,
+    CardTask,
     Clean,
     Content,
     Corpus,
@@ -30,7 +31,7 @@ from m6rec_jax.data.card_types import (
 )
 from m6rec_jax.errors import InputError
 
-__all__ = ["Card", "Clean", "Content", "Corpus", "Events", "Impressions", "Items", "Privacy", "Quality", "Split", "Users", "load_card"]  # fmt: skip
+__all__ = ["Card", "CardTask", "Clean", "Content", "Corpus", "Events", "Impressions", "Items", "Privacy", "Quality", "Split", "Users", "load_card"]  # fmt: skip
 
 SECTIONS: dict[str, type] = {
     "events": Events,
@@ -105,6 +106,8 @@ def _parse(data: dict, origin: str, folder: Path) -> Card:
             raise InputError(f"{origin}: {key}: empty; give it a value or remove the line")
         if key == "split" and isinstance(value, str):
             value = {"rule": value}
+        if key == "tasks":
+            value = _tasks(value, origin, folder)
         if key in SECTIONS and not isinstance(value, SECTIONS[key]):
             value = _section(key, value, origin, folder)
         made[key] = value
@@ -115,8 +118,24 @@ def _parse(data: dict, origin: str, folder: Path) -> Card:
     return Card(**made, origin=origin, given=frozenset(made))
 
 
+def _tasks(value: Any, origin: str, folder: Path) -> dict[str, CardTask]:
+    """Tasks by name; a list names those that are made from the other tables with nothing else to say."""
+    if isinstance(value, list | tuple):
+        value = {_name(one, f"{origin}: tasks"): {} for one in value}
+    if not isinstance(value, dict) or not value:
+        raise InputError(f"{origin}: tasks: {short(value)} where tasks are needed; write name: {{...}}, or a list of names")  # fmt: skip
+    made = {}
+    for name, given in value.items():
+        name = _name(name, f"{origin}: tasks")
+        task = given if isinstance(given, CardTask) else _section(f"tasks.{name}", given or {}, origin, folder)
+        if str(task.template).endswith((".yaml", ".yml")):
+            task = replace(task, template=_located(str(task.template), folder))
+        made[name] = task
+    return made
+
+
 def _section(section: str, value: Any, origin: str, folder: Path) -> Any:
-    kind = SECTIONS[section]
+    kind = SECTIONS.get(section, CardTask)
     names = [f.name for f in fields(kind)]
     if not isinstance(value, dict):
         raise InputError(f"{origin}: {section}: {short(value)} where keys are needed; {known('', names, 'its keys')}")
@@ -130,7 +149,7 @@ def _section(section: str, value: Any, origin: str, folder: Path) -> Any:
             raise InputError(f"{where}: empty; give it a value or remove the key")
         made[key] = _convert(str(types[key]), given, where, folder)
     for f in fields(kind):
-        if f.default is MISSING and f.name not in made:
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in made:
             raise InputError(f"{origin}: {section}.{f.name}: missing; {example(section, f.name)}")
     if made.get("key"):
         made["key"] = str(_located(made["key"], folder))
@@ -141,6 +160,13 @@ def _convert(declared: str, given: Any, where: str, folder: Path) -> Any:
     """`given` as the type that a field declares (by name: annotations are strings here)."""
     if declared == "Table":
         return given if is_frame(given) else _files(given, where, folder)
+    if declared.startswith("dict"):
+        if not isinstance(given, dict):
+            raise InputError(f"{where}: {short(given)} where names are needed; write {{field: column}}")
+        return {
+            _name(key, where): _convert("dict", one, where, folder) if isinstance(one, dict) else _name(one, where)
+            for key, one in given.items()
+        }
     if "Columns" in declared:
         if isinstance(given, list | tuple):
             return tuple(_name(one, where) for one in given)

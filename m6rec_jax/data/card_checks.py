@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -108,6 +109,7 @@ def check_card(card: Card) -> None:
     if privacy.ids == "plain" and privacy.key:
         _refuse(card, "privacy.key", privacy.key, "has no effect while ids is plain; set ids: hmac, or remove key")
     _check_kinds(card)
+    _check_tasks(card)
     for name in card.content.fields:
         _choice(card, "content.fields", name, CONTENT_FIELDS)
     if not card.content.fields:
@@ -182,6 +184,38 @@ def _check_kinds(card: Card) -> None:
         _refuse(card, "kinds", kinds, "every weight is 0, so no event could be a target; give one a weight above 0")
     if len(kinds) > N_KINDS:
         _refuse(card, "kinds", f"{len(kinds)} kinds", f"at most {N_KINDS} are possible; merge some")
+
+
+def _check_tasks(card: Card) -> None:
+    for name, task in card.tasks.items():
+        where = f"tasks.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+            _refuse(card, where, name, "letters, digits, - and _ alone: a file is named after it")
+        for key in ("valid", "test"):
+            if not 0 < getattr(task, key) < 1:
+                _refuse(card, f"{where}.{key}", getattr(task, key), "a share must lie between 0 and 1")
+        if task.valid + task.test >= 1:
+            _refuse(card, f"{where}.valid", task.valid, f"with test {task.test} nothing is left for training; lower one of them")  # fmt: skip
+        if task.most < 1:
+            _refuse(card, f"{where}.most", task.most, "must be at least 1")
+        if task.path is None:
+            for key in ("fields", "target", "group", "item", "split", "time"):
+                if getattr(task, key):
+                    _refuse(card, f"{where}.{key}", getattr(task, key), "names a column, and the task has no table; add path:, or remove the key")  # fmt: skip
+            continue
+        if task.least is not None:
+            _refuse(card, f"{where}.least", task.least, "the own table says what is right; remove the key")
+        _choice(card, f"{where}.time_unit", task.time_unit, TIME_UNITS)
+        if task.split and task.time:
+            _refuse(card, f"{where}.split", task.split, f"and time: {task.time} both part the rows; remove one of them")
+        if task.format:
+            _choice(card, f"{where}.format", task.format, FORMATS[:-1])
+        if not is_frame(task.path):
+            for path in paths_of(task):
+                if not path.is_file():
+                    _refuse(card, f"{where}.path", path, f"no such file; {_files_beside(path)}")
+            if not format_of(task):
+                _refuse(card, f"{where}.path", paths_of(task)[0], f"the ending says no format; add format: {', '.join(FORMATS[:-1])}")  # fmt: skip
 
 
 def _files_beside(path: Path) -> str:

@@ -200,11 +200,56 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class CardTask:
+    """A task: rows of an own table or, without `path`, made from events, items, users and impressions.
+
+    Args:
+        template: a built-in template, or a YAML file beside the card; left out, the task's own name.
+        language: en or zh; left out, that of the template file, English for a built-in one.
+        path, format, encoding: the own table, as for events.
+        fields: field of the template -> column; for a history a column of lists, or {title: column, time: column, ...} of
+            lists as long as each other. A field left out is the column of its name.
+        target: column with the right option (its name or number) or, for a text, with the answer.
+        options: their names in the order of their numbers; left out, those of the template, or those that the data has.
+        group: column with the user; all rows of one go to one split.
+        item: column with an item id, kept with each instance.
+        split: column with train, valid or test, where the parts are made already.
+        time, time_unit: column by which the newest rows are held out, and its unit as in events.
+        valid, test: shares of the groups, or of the rows, that are held out.
+        list_separator: parts a list that a text file writes as one cell.
+        least: value from which on a rated event counts as liked, where nothing was shown and clicked.
+        most: at most so many instances of a split are made where there is no table.
+    """
+
+    template: str | Path = ""
+    language: str = ""
+    path: Table = None
+    format: str = ""
+    encoding: str = "utf-8"
+    fields: dict[str, Any] = field(default_factory=dict)
+    target: str = ""
+    options: Columns = ()
+    group: str = ""
+    item: str = ""
+    split: str = ""
+    time: str = ""
+    time_unit: str = "s"
+    valid: float = 0.1
+    test: float = 0.1
+    list_separator: str = "|"
+    least: float | None = None
+    most: int = 100_000
+
+    def __post_init__(self) -> None:
+        _tuples(self, "options")
+
+
+@dataclass(frozen=True)
 class Card:
     """A whole card, checked when made. `origin` is how messages name it, `given` the keys it states itself.
 
     `split` left out is global-time, and leave-one-out where events have only an order. `kinds` gives each kind of
-    event its weight as a target; 0 makes it input only.
+    event its weight as a target; 0 makes it input only. `tasks`: behaviour as text, by name (docs/tasks.md).
     """
 
     name: str
@@ -220,6 +265,7 @@ class Card:
     kinds: dict[str, float] = field(default_factory=dict)
     quality: Quality = field(default_factory=Quality)
     content: Content = field(default_factory=Content)
+    tasks: dict[str, CardTask] = field(default_factory=dict)
     origin: str = "card"
     given: frozenset[str] = frozenset()
 
@@ -258,6 +304,8 @@ def _plain(value: Any) -> Any:
         return value.name
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, Privacy):
         return {"ids": value.ids}  # where the key lies is nobody's business
     if hasattr(value, "__dataclass_fields__"):

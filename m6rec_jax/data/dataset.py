@@ -70,6 +70,12 @@ class Dataset:
         """Names of the kinds of event, in the order of their numbers; empty where there is one kind only."""
         return self.manifest["kinds"]
 
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        """The dataset's own tasks (name, template, language, objective, metric, options, sizes), in the order of their
+        numbers; none in a dataset of a card without `tasks:`."""
+        return self.manifest.get("tasks", [])
+
     @cached_property
     def seen(self) -> np.ndarray:
         """[C] bool: the item has a training event."""
@@ -82,7 +88,8 @@ class Dataset:
 
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
-        """`{split}_kind`, `{split}_tokens`, `{split}_events` [records]: what a plan needs without reading records."""
+        """`{split}_kind`, `{split}_tokens`, `{split}_events` [records]: what a plan needs without reading records.
+        `{split}_task`, where there are tasks: the number of an instance's, else -1."""
         return read_arrays(self._file("index.npz"))
 
     @cached_property

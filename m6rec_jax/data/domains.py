@@ -18,6 +18,7 @@ from m6rec_jax.artifacts.run import folder_name
 from m6rec_jax.config import DataConfig, MixtureConfig
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.examples import Shift
+from m6rec_jax.data.instances.builder import tasks_of_domains
 from m6rec_jax.data.plan import Pool, make_pools, mixture_shares
 from m6rec_jax.data.records import BadRecords, RecordReader
 from m6rec_jax.data.tasks import Facts
@@ -62,17 +63,20 @@ def open_domains(paths: Sequence[Path | str], weights: Sequence[float] = ()) -> 
         if _tokenizer(dataset) != _tokenizer(first):
             raise InputError(f"--dataset {dataset.path}: another tokenizer than {first.path}'s, and datasets trained together share one; prepare it with m6rec prepare --like {first.path} --borrow tokenizer")  # fmt: skip
     made, tokens, rows, records = [], 0, 0, {"train": 0, "valid": 0}
+    options = reduce(Vocab.joined, (dataset.vocab for dataset in datasets)).codes_end
     for dataset, weight in zip(datasets, weights, strict=True):
-        text_end = dataset.vocab.text.end
-        made.append(Domain(dataset, facts_of(dataset), Shift(text_end, tokens, rows), dict(records), weight))
-        tokens += dataset.vocab.size - text_end
+        text_end, codes_end = dataset.vocab.text.end, dataset.vocab.codes_end
+        shift = Shift(text_end, tokens, rows, codes_end, options - codes_end)
+        made.append(Domain(dataset, facts_of(dataset), shift, dict(records), weight))
+        tokens += codes_end - text_end
+        options += sum(dataset.vocab.options)
         rows += -(-dataset.catalogue // PAD_MULTIPLE) * PAD_MULTIPLE
         records = {split: n + dataset.manifest["sizes"][f"{split}_records"] for split, n in records.items()}
     return made
 
 
 def joint_vocab(domains: Sequence[Domain]) -> Vocab:
-    """One id space: text, then the code levels of each domain."""
+    """One id space: text, then the code levels of each domain, then the options of all."""
     return reduce(Vocab.joined, (domain.dataset.vocab for domain in domains))
 
 
@@ -86,8 +90,8 @@ def joint_pools(domains: Sequence[Domain], mixture: MixtureConfig, split: str, c
     """The pools of every domain, one a task of the mixture each, over `joint_records`."""
     return [
         replace(pool, records=pool.records + domain.records[split], shift=domain.shift, domain=number)
-        for number, domain in enumerate(domains)
-        for pool in make_pools(mixture, domain.dataset.index, split, config, domain.facts)
+        for number, (domain, own) in enumerate(zip(domains, tasks_of_domains(domains), strict=True))
+        for pool in make_pools(mixture, domain.dataset.index, split, config, domain.facts, own)
     ]
 
 

@@ -38,6 +38,26 @@ def read_file(card: Card, section: str, path: Path) -> pl.DataFrame:
     return _guarded(card, section, path, lambda p: reader(card, section, p, _wanted(table)))
 
 
+def read_whole(card: Any, section: str, path: Path) -> pl.DataFrame:
+    """All columns of one file of a table, unchanged; text formats give strings (nested values as JSON)."""
+    table = getattr(card, section)
+
+    def read(path: Path) -> pl.DataFrame:
+        kind = format_of(table)
+        if kind == "parquet":
+            return pl.read_parquet(path)
+        source = _utf8(path, table.encoding)
+        if kind in ("jsonl", "json"):
+            raw = source if isinstance(source, bytes) else source.read_bytes()
+            records = json_records(raw) if kind == "json" else json_lines(raw.decode("utf-8-sig").split("\n"))
+            return records_frame(records, record_columns(records))
+        quote = None if kind == "recbole" else '"'
+        frame = pl.read_csv(source, separator="," if kind == "csv" else "\t", infer_schema=False, quote_char=quote)
+        return frame.rename({c: c.split(":")[0] if kind == "recbole" else c.strip() for c in frame.columns})
+
+    return _guarded(card, section, path, read)
+
+
 def read_sequences(card: Card) -> pl.DataFrame:
     """user, items (list) of each line `user item item ...`."""
     options = {"has_header": False, "separator": "\n", "quote_char": None, "infer_schema": False}

@@ -55,21 +55,24 @@ def pack_row(sequences: Many[tuple[Sequence, int]], length: int) -> dict[str, np
     """
     row = {name: np.zeros(length, dtype) for name, dtype in ROW_ARRAYS.items()}
     row["item_rows"][:] = -1
-    at = 0
-    for segment, (sequence, task) in enumerate(sequences, start=1):
+    at = segment = 0
+    for sequence, task in sequences:
         n = len(sequence.tokens)
         if at + n > length:
             raise ValueError(f"a segment of {n} tokens does not fit: {at} of {length} are taken")
         here = slice(at, at + n)
         row["tokens"][here] = sequence.tokens
         row["targets"][here] = sequence.targets
-        row["positions"][here] = np.arange(n)
-        row["segment_ids"][here] = segment
         row["order"][here] = sequence.order
         row["loss_weights"][here] = sequence.weights
         row["task_ids"][here] = task
         row["item_rows"][here] = sequence.item_rows
-        row["k_start"][here] = at
-        row["k_end"][here] = at + np.searchsorted(sequence.order, sequence.order, side="right")
+        for part in sequence.segments:
+            segment, start, order = segment + 1, at + part.start, sequence.order[part]
+            here = slice(start, at + part.stop)
+            row["positions"][here] = np.arange(len(order))
+            row["segment_ids"][here] = segment
+            row["k_start"][here] = start
+            row["k_end"][here] = start + np.searchsorted(order, order, side="right")
         at += n
     return row

@@ -23,6 +23,8 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.objectives import Objective, objectives
 from m6rec_jax.progress import note
 
+NO_TASKS: Mapping[str, Task] = {}
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -67,7 +69,10 @@ def make_pool(
     stretch = task.stretch(int(sizes[fits][-1]), facts)
     kinds, tokens = index[f"{split}_kind"], index[f"{split}_tokens"].astype(np.int64)
     units = np.where(kinds == HISTORY, index[f"{split}_events"], tokens)
-    records = np.flatnonzero(np.isin(kinds, task.records) & (units >= task.least))
+    usable = np.isin(kinds, task.records) & (units >= task.least)
+    if task.instance != -1:  # a dataset without tasks has no numbers of them, and no instance
+        usable &= index.get(f"{split}_task", np.full(len(kinds), -1)) == task.instance
+    records = np.flatnonzero(usable)
     tokens = tokens[records]
     if split != "train":
         starts = np.where(kinds[records] == HISTORY, np.maximum(tokens - stretch, 0), 0)  # targets are last
@@ -81,13 +86,22 @@ def make_pool(
 
 
 def make_pools(
-    mixture: MixtureConfig, index: Mapping[str, np.ndarray], split: str, config: DataConfig, facts: Facts
+    mixture: MixtureConfig,
+    index: Mapping[str, np.ndarray],
+    split: str,
+    config: DataConfig,
+    facts: Facts,
+    own: Mapping[str, Task] = NO_TASKS,
 ) -> list[Pool]:
     """One pool a task of the mixture, in its order; a task without records in this split gets an empty one.
 
-    Raises InputError for a task nobody registered, or for one whose objective nobody registered.
+    `own`: tasks of the dataset itself, beside those that are registered. Raises InputError for a task nobody registered,
+    for one of a name that is registered too, or for one whose objective nobody registered.
     """
     known, laid_out = tasks(), objectives()
+    if both := sorted(known.keys() & own.keys()):
+        raise InputError(f"task {both[0]}: a task of the dataset and a registered one; give the former another name in the card")  # fmt: skip
+    known |= own
     pools = []
     for name, share in mixture.tasks.items():
         if name not in known:

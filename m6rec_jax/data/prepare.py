@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -47,6 +47,10 @@ from m6rec_jax.data.encoders import TFIDF, content_arrays, encode
 from m6rec_jax.data.events import Events, event_arrays, user_table
 from m6rec_jax.data.features import WIDTH, fit_encoder, fit_fields, item_texts
 from m6rec_jax.data.histories import add_index, histories
+from m6rec_jax.data.instances.gather import Asked, asked_tasks, tell_tasks
+from m6rec_jax.data.instances.read import options_of
+from m6rec_jax.data.instances.told import Encoded, Told, add_instances, encode_told, write_told
+from m6rec_jax.data.instances.world import World
 from m6rec_jax.data.neighbours import find_neighbours
 from m6rec_jax.data.privacy import check_key_place, key_mark, read_key
 from m6rec_jax.data.quality import check_thresholds, quality_report
@@ -124,7 +128,8 @@ def prepare(
             check_content(lent, lender, card)
     options = Options(**{name: value for name, value in asked.items() if value is not None})
     lends = () if not like else ("tokenizer.model",) if borrow == "tokenizer" else LENT
-    inputs = inputs_digest(card, None if lent else options, lender, lends)
+    asked_for = asked_tasks(card, grown)
+    inputs = inputs_digest(card, None if lent else options, lender, lends, asked_for)
     if before is not None:
         known = before.manifest["inputs"]
         if not append and known != [inputs]:
@@ -132,7 +137,7 @@ def prepare(
         if inputs in known:
             progress.note(f"{out}: prepared before from the same input")
             return before
-    with progress.stage(f"prepare {card.name}", total=len(STAGES), unit="steps") as bar:
+    with progress.stage(f"prepare {card.name}", total=len(STAGES) + bool(asked_for), unit="steps") as bar:
         clock = Clock(bar)
         with clock("read"):
             tables = read_tables(card)
@@ -145,14 +150,18 @@ def prepare(
             with clock("quality"):
                 found = quality_report(tables, cleaned, card, folder / "quality.html")
                 check_thresholds(found, card, folder / "quality.html", out.with_name(f"{out.name}.quality.html"))
-            body = _write(card, cleaned, folder, lent, tokenizer, options, clock)
+            body = _write(card, cleaned, folder, lent, tokenizer, options, clock, asked_for)
             if grown is not None:
                 body["card"] = grown.manifest["card"] | body["card"]
             body["quality"] = found["limits"]
             body["inputs"] = [*(grown.manifest["inputs"] if grown is not None else ()), inputs]
             body["seconds"] = {name: round(value, 3) for name, value in clock.seconds.items()}
             write_manifest(
-                folder, DATASET.name, DATASET.version, body, [p for p in folder.iterdir() if p.name != MANIFEST]
+                folder,
+                DATASET.name,
+                DATASET.version,
+                body,
+                [p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST],
             )
     events, spent = body["sizes"]["events"], sum(clock.seconds.values())
     progress.note(f"prepare {card.name}: {events:,} events in {spent:.1f} s, {events / spent:,.0f} a second")
@@ -160,7 +169,7 @@ def prepare(
 
 
 def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, tokenizer: Tokenizer | None,
-           options: Options, clock: Clock) -> dict:  # fmt: skip
+           options: Options, clock: Clock, asked_for: list[Asked]) -> dict:  # fmt: skip
     """Everything but the manifest, whose body is returned."""
     tables = cleaned.tables
     timed = card.events.time_unit != "order"
@@ -180,16 +189,27 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, to
 
     learnt = learn_items(card, items, transitions_of, folder, lent, options, clock)
     items, books = learnt.items, learnt.books
-    said = Said.of(items, tables.corpus)
     queries = events.texts.filter(pl.Series((label == TRAIN) & (events.items < 0)))
     attributes, asked = users["attributes"].list.join("; ").to_list(), queries.drop_nulls().to_list()
+    told: list[Told] = []
+    quiet = None
+    if asked_for:
+        with clock("instances"):
+            derived = [one.template.task for one in asked_for if not one.table]
+            world = World(items, users, events, label, tables.impressions, timed, derived)
+            quiet = world.item_splits > TRAIN
+            told = tell_tasks(card, asked_for, world)
+            asked += dict.fromkeys(text for one in told for text in one.texts("train"))
+    said = Said.of(items, tables.corpus, quiet)
     tokenizer = learn_words(said, attributes, asked, folder, tokenizer, options, clock)
     with clock("records"):
-        index, sizes = _write_records(folder, events, label, said, tokenizer, books.levels, timed)
+        instances = encode_told(told, tokenizer, Vocab(tokenizer.size, (books.size,) * books.levels), learnt.codes)
+        index, sizes = _write_records(folder, events, label, said, tokenizer, books.levels, timed, instances)
         np.savez(folder / "index.npz", **index)
     with clock("tables"):
         items.write_parquet(folder / "items.parquet", row_group_size=GROUP_ROWS)
         users.write_parquet(folder / "users.parquet", row_group_size=GROUP_ROWS)
+        write_told(told, folder)
         events.table(label).write_parquet(folder / "events.parquet", row_group_size=GROUP_ROWS)
         cleaned.rejected.write_parquet(folder / "rejected.parquet", row_group_size=GROUP_ROWS)
         if tables.impressions is not None:
@@ -205,15 +225,17 @@ def _write(card: Card, cleaned: Cleaned, folder: Path, lent: Borrowed | None, to
         "transitions": learnt.transitions,
         **sizes,
     }
-    return manifest_body(card, cleaned.counts, learnt, tokenizer, part, events.kind_names, events.kind_weights)
+    return manifest_body(card, cleaned.counts, learnt, tokenizer, part, events.kind_names, events.kind_weights, instances.entries)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """What was learnt of the catalogue: its table with said numbers, its codes, the width of content, pairs counted."""
+    """What was learnt of the catalogue: its table with said numbers, its codebooks and codes [C, L], the width of content,
+    pairs counted."""
 
     items: pl.DataFrame
     books: Codebooks
+    codes: np.ndarray
     content_width: int
     transitions: int
 
@@ -238,7 +260,7 @@ def learn_items(card: Card, items: pl.DataFrame, transitions_of: Callable[[int],
         codes, books = code_items(content, transitions, items["item_id"], options.levels, options.codebook, lent)
         alike = find_neighbours(content, encoder.weigh(texts) if said_how.encoder == TFIDF else None)
         np.savez(folder / "codes.npz", codes=codes, content=content, **alike.arrays(), **books.arrays(), **encoder.arrays(), **content_arrays(said_how), **fields.arrays())  # fmt: skip
-    return Learnt(items, books, content.shape[1], len(transitions.forward.weights))
+    return Learnt(items, books, codes, content.shape[1], len(transitions.forward.weights))
 
 
 def learn_words(said: Said, attributes: Iterable[str], queries: Iterable[str], folder: Path,
@@ -256,7 +278,8 @@ def learn_words(said: Said, attributes: Iterable[str], queries: Iterable[str], f
 
 
 def manifest_body(card: Card, counts: dict[str, int], learnt: Learnt, tokenizer: Tokenizer, sizes: dict[str, int],
-                  kind_names: list[str], kind_weights: list[float]) -> dict[str, Any]:  # fmt: skip
+                  kind_names: list[str], kind_weights: list[float],
+                  tasks: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:  # fmt: skip
     """The manifest of a dataset, but for its inputs and how long it took."""
     books = learnt.books
     return {
@@ -265,7 +288,7 @@ def manifest_body(card: Card, counts: dict[str, int], learnt: Learnt, tokenizer:
         "counts": counts,
         "split": {"rule": card.split.rule, "valid": card.split.valid, "test": card.split.test},
         "sizes": {"items": learnt.items.height, **sizes},
-        "vocab": Vocab(tokenizer.size, (books.size,) * books.levels).as_dict(),
+        "vocab": Vocab(tokenizer.size, (books.size,) * books.levels, options=options_of(tasks)).as_dict(),
         "levels": books.levels,
         "content_width": learnt.content_width,
         "timed": card.events.time_unit != "order",
@@ -274,40 +297,48 @@ def manifest_body(card: Card, counts: dict[str, int], learnt: Learnt, tokenizer:
         "kinds": kind_names,
         "kind_weights": kind_weights,
         "made_by": f"m6rec_jax {m6rec_jax.__version__}",
-    }
+    } | ({"tasks": list(tasks)} if tasks else {})
 
 
 def _write_records(folder: Path, events: Events, label: np.ndarray, said: Said, tokenizer: Tokenizer, levels: int,
-                   timed: bool) -> tuple[dict[str, np.ndarray], dict[str, int]]:  # fmt: skip
-    """Records of every split: histories by user row, then items and documents. Returns (index arrays, sizes)."""
+                   timed: bool, instances: Encoded) -> tuple[dict[str, np.ndarray], dict[str, int]]:  # fmt: skip
+    """Records of every split: histories by user row, then items and documents, then instances. Returns (index arrays,
+    sizes)."""
     texts = said.records(tokenizer)
     index: dict[str, np.ndarray] = {}
     sizes: dict[str, int] = {}
     for (split, held), others in zip(
         histories(events, label, tokenizer, levels, timed), texts_by_split(texts), strict=True
     ):
+        more, lengths = instances.records[split], instances.lengths[split]
         with (
-            progress.stage(f"{split} records", total=len(held.events) + len(others), unit="records") as bar,
+            progress.stage(f"{split} records", total=len(held.events) + len(others) + len(more), unit="records") as bar,
             RecordWriter(folder, split) as writer,
         ):
-            for record in counted(chain(held.encoded, others), bar):
+            for record in counted(chain(held.encoded, others, more), bar):
                 writer.write(record)
         add_index(index, sizes, split, held, others)
+        if instances.entries:
+            add_instances(index, sizes, split, more, lengths)
     return index, sizes
 
 
-def inputs_digest(card: Card, options: Options | None, lender: Path | None, lends: Iterable[str]) -> str:
+def inputs_digest(card: Card, options: Options | None, lender: Path | None, lends: Iterable[str],
+                  asked_for: Sequence[Asked] = ()) -> str:  # fmt: skip
     """Digest of all that decides the result: the card, its tables, the options, what is borrowed, the code's version."""
     found: dict[str, Any] = {
         "card": card.to_dict(),
         "options": vars(options) if options else {},
         "version": m6rec_jax.__version__,
     }
-    for name in ("events", "items", "users", "corpus", "impressions"):
-        if (table := getattr(card, name)) is not None:
+    tables = {name: getattr(card, name) for name in ("events", "items", "users", "corpus", "impressions")}
+    for name, table in (tables | {f"tasks.{one.name}": one.task for one in asked_for}).items():
+        if table is not None and table.path is not None:
             found[name] = (
                 [_frame_digest(table.path)] if is_frame(table.path) else [file_digest(p) for p in paths_of(table)]
             )
+    if asked_for:
+        found["templates"] = {one.name: one.template.body for one in asked_for}
     if card.privacy.key:
         found["key"] = hashlib.sha256(Path(card.privacy.key).read_bytes()).hexdigest()
     if lends and lender:

@@ -1,7 +1,7 @@
 """Records on disk: one msgpack map each, in ArrayRecord files that allow random access.
 
 A record is readable without this project: integers are integers, arrays are little-endian bytes
-(items, tokens, queries int32; times int64; kinds uint8), and empty fields are left out.
+(items, tokens, queries and those of an instance int32; times int64; kinds, past uint8), and empty fields are left out.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from m6rec_jax.errors import InputError
 
-HISTORY, ITEM, DOCUMENT = 0, 1, 2
+HISTORY, ITEM, DOCUMENT, INSTANCE = 0, 1, 2, 3
 SUFFIX = ".arrayrecord"
 SHARD_RECORDS = 1 << 17
 WRITE_OPTIONS = "group_size:1,uncompressed"
 READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+INSTANCE_ARRAYS = {"segments": "<i4", "past": "u1", "opening": "<i4", "answer": "<i4", "rows": "<i4"}
 _NO_ITEMS = np.zeros(0, np.int32)
 _NO_TIMES = np.zeros(0, np.int64)
 _NO_KINDS = np.zeros(0, np.uint8)
@@ -32,10 +33,14 @@ _NO_KINDS = np.zeros(0, np.uint8)
 
 @dataclass(frozen=True)
 class Record:
-    """One user's history, one item's text, or one document.
+    """One user's history, one item's text, one document, or one instance of a task.
 
     HISTORY: catalogue rows `items` [n] in time order (-1 where the event is a query), `times` [n] in seconds (or the
     order), `kinds` [n]; the last `targets` of them are to be predicted. ITEM and DOCUMENT: text `tokens`.
+    INSTANCE: row `row` of task `task` of the manifest, no control symbol in it: `tokens`, the segments of its source end to
+    end, of `segments` [s] tokens each; `past` [s] is 1 for an event of a history, oldest first; `opening` and `answer`
+    tokens; `label`, the option that is right (-1: none). `rows`: catalogue row where a token completes a spelling, else -1,
+    along tokens, opening and answer; empty where nothing is spelled.
     """
 
     kind: int
@@ -46,6 +51,13 @@ class Record:
     targets: int = 0
     tokens: np.ndarray = field(default_factory=lambda: _NO_ITEMS)
     queries: dict[int, np.ndarray] = field(default_factory=dict)
+    task: int = -1
+    segments: np.ndarray = field(default_factory=lambda: _NO_ITEMS)
+    past: np.ndarray = field(default_factory=lambda: _NO_KINDS)
+    opening: np.ndarray = field(default_factory=lambda: _NO_ITEMS)
+    answer: np.ndarray = field(default_factory=lambda: _NO_ITEMS)
+    label: int = -1
+    rows: np.ndarray = field(default_factory=lambda: _NO_ITEMS)
 
 
 def encode(record: Record) -> bytes:
@@ -61,6 +73,11 @@ def encode(record: Record) -> bytes:
         body["tokens"] = np.asarray(record.tokens, "<i4").tobytes()
     if record.queries:
         body["queries"] = {int(i): np.asarray(q, "<i4").tobytes() for i, q in record.queries.items()}
+    if record.kind == INSTANCE:
+        body |= {"task": int(record.task), "label": int(record.label)}
+        for name, kind in INSTANCE_ARRAYS.items():
+            if len(values := getattr(record, name)):
+                body[name] = np.asarray(values, kind).tobytes()
     return bytes(msgpack.packb(body))
 
 
@@ -109,6 +126,9 @@ def decode(data: bytes) -> Record:
         targets=body.get("targets", 0),
         tokens=np.frombuffer(body.get("tokens", b""), "<i4"),
         queries={i: np.frombuffer(q, "<i4") for i, q in body.get("queries", {}).items()},
+        task=body.get("task", -1),
+        label=body.get("label", -1),
+        **{name: np.frombuffer(body.get(name, b""), kind) for name, kind in INSTANCE_ARRAYS.items()},
     )
 
 

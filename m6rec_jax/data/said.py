@@ -25,14 +25,16 @@ class Said:
     quiet_documents: np.ndarray
 
     @classmethod
-    def of(cls, items: pl.DataFrame, corpus: pl.DataFrame | None) -> Said:
+    def of(cls, items: pl.DataFrame, corpus: pl.DataFrame | None, quiet: np.ndarray | None = None) -> Said:
+        """`quiet` [C]: items to be held out beside those that always are."""
         fields = catalogue.item_fields(items)
         has_text = np.array([any(parts) for parts in zip(*fields, strict=True)], bool)
         documents = corpus["text"].to_list() if corpus is not None else []
         quiet_documents = catalogue.held_out(documents, np.ones(len(documents), bool))
-        return cls(
-            fields, has_text, catalogue.held_out(items["item_id"].to_list(), has_text), documents, quiet_documents
-        )
+        quiet_items = catalogue.held_out(items["item_id"].to_list(), has_text)
+        if quiet is not None:
+            quiet_items |= quiet & has_text
+        return cls(fields, has_text, quiet_items, documents, quiet_documents)
 
     def heard(self, attributes: Iterable[str], queries: Iterable[str]) -> Iterator[str]:
         """What the tokenizer may learn from: training items, documents and queries, and what is known of users."""

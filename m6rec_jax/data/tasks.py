@@ -57,7 +57,8 @@ class Task:
     `sizes(tokens [n], draws [n], facts) -> (source [n], target [n])`: lengths at most, for stretches of `tokens`.
     `build(record, piece, facts)`: the example. `records`: kinds of record it is made from; `least`: fewest units
     (events of a history, tokens of a text); `windows`: a long record gives several entries, one a stretch, that
-    overlap by `overlap(facts)` tokens; `by_draw`: whether `build` looks at the draw.
+    overlap by `overlap(facts)` tokens; `by_draw`: whether `build` looks at the draw. `instance`: a dataset's own task
+    number, whose instances alone it is made from.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Task:
     windows: bool = True
     overlap: Callable[[Facts], int] = lambda facts: 0
     by_draw: bool = True
+    instance: int = -1
 
 
 def tasks() -> dict[str, Task]:

@@ -10,7 +10,7 @@ import numpy as np
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.vocab import BOS, EOS, PAD, domain_prefix
+from m6rec_jax.vocab import BOS, EOS, OPTIONS, PAD, domain_prefix
 
 PARTS = {"embeddings", "block", "final_norm"}
 # The matrices of a layer into heads and inner units, those out of them, and the gains of its norms; by their name there.
@@ -38,7 +38,7 @@ def llama(
     if set(params) != PARTS or set(params["block"]) != LAYER:
         odd = sorted(set(params) ^ PARTS) or sorted(set(params["block"]) ^ LAYER)
         raise InputError(f"parameters {', '.join(odd)}: a Llama has no place for this architecture; --format safetensors exports it")  # fmt: skip
-    if config.content and not all(s.atomic for s in vocab.slices[1:]):
+    if config.content and not all(s.atomic or s.name == OPTIONS for s in vocab.slices[1:]):
         raise InputError("model.content=true and items of several codes: what a Llama reads at a token cannot hang on the tokens before it; train with model.content=false to export one, or take --format safetensors")  # fmt: skip
     if config.content and len(items) != vocab.domains:
         raise InputError(f"model.content=true: the catalogue of each of the {vocab.domains} domains is needed, {len(items)} given")  # fmt: skip

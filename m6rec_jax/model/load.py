@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import sharding
 from m6rec_jax.model.transformer import Transformer
-from m6rec_jax.vocab import Vocab, domain_prefix
+from m6rec_jax.vocab import OPTIONS, Vocab, domain_prefix
+
+NONE = slice(0, 0)  # the options of no task
 
 
 @dataclass(frozen=True)
@@ -59,25 +62,33 @@ class Blueprint:
         placed = jax.sharding.auto_axes(make, out_sharding=self.specs()) if sharding.has_mesh() else make
         return jax.jit(placed)(jax.random.key(seed))
 
-    def domain(self, number: int) -> Blueprint:
-        """The model of one domain alone, as that of a run which never saw another."""
+    def domain(self, number: int, options: slice = NONE) -> Blueprint:
+        """The model of one domain alone, as that of a run which never saw another; with the `options` of these tasks."""
         width = (self.content_width, *self.more_widths)[number]
-        return Blueprint(self.config, self.vocab.domain(number), width)
+        vocab = replace(self.vocab.domain(number), options=self.vocab.options[options])
+        return Blueprint(self.config, vocab, width)
 
-    def domain_params(self, params: dict[str, Any], number: int) -> dict[str, Any]:
-        """Of parameters of this model, those of `domain(number)`: text and layers, and what is that domain's own."""
-        if self.vocab.domains == 1:
+    def domain_params(self, params: dict[str, Any], number: int, options: slice = NONE) -> dict[str, Any]:
+        """Of parameters of this model, those of `domain(number, options)`: text and layers, and what is its own."""
+        if self.vocab.domains == 1 and self.vocab.options[options] == self.vocab.options:
             return params
         embeddings, prefix = params["embeddings"], domain_prefix(number)
-        names = ["text", *(s.name for s in self.vocab.slices[1:] if s.domain == number)]
+        names = ["text", *(s.name for s in self.vocab.slices[1:] if s.domain == number and s.name != OPTIONS)]
         own: dict[str, Any] = {"tables": {n.removeprefix(prefix): embeddings["tables"][n] for n in names}}
+        if sizes := self.vocab.options[options]:
+            first, padded = (
+                sum(self.vocab.options[: options.start]),
+                self.domain(number, options).vocab.slices[-1].padded,
+            )
+            rows = np.asarray(embeddings["tables"][OPTIONS])[first : first + sum(sizes)]
+            own["tables"][OPTIONS] = np.pad(rows, ((0, padded - len(rows)), (0, 0)))
         if self.config.content:
             own["content"] = embeddings["more_content"][f"{prefix}content"] if number else embeddings["content"]
         return {**params, "embeddings": own}
 
     def with_domain(self, params: dict[str, Any], number: int, own: dict[str, Any]) -> dict[str, Any]:
         """`params` of this model with those of `domain(number)` put in: what `domain_params` takes out."""
-        if self.vocab.domains == 1:
+        if self.vocab.domains == 1 and not self.vocab.options:
             return own
         embeddings, prefix, new = params["embeddings"], domain_prefix(number), own["embeddings"]
         tables = {**embeddings["tables"], **{n if n == "text" else prefix + n: t for n, t in new["tables"].items()}}

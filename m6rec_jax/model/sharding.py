@@ -13,6 +13,7 @@ AXES = ("data", "fsdp", "tensor", "sequence", "expert", "stage")
 BATCH = ("data", "fsdp", "expert")
 TOKENS = (*BATCH, "sequence")  # over which the tokens of a batch are dealt
 TENSOR = "tensor"
+SEQUENCE = "sequence"
 EXPERT = "expert"
 STAGE = "stage"
 
@@ -57,7 +58,7 @@ def _places() -> bool:
     return has_mesh() and not jax.sharding.get_abstract_mesh().are_all_axes_manual
 
 
-def _has(axes: str | tuple[str, ...]) -> bool:
+def has_axes(axes: str | tuple[str, ...]) -> bool:
     """Whether the mesh in force has these axes."""
     return ({axes} if isinstance(axes, str) else set(axes)) <= set(jax.sharding.get_abstract_mesh().axis_names)
 
@@ -117,19 +118,29 @@ def per_shard(
 
 def psum(x: Any, axes: str | tuple[str, ...]) -> Any:
     """Sum over mesh axes, inside `per_shard`; the value itself where no mesh has them."""
-    return jax.lax.psum(x, axes) if _has(axes) else x
+    return jax.lax.psum(x, axes) if has_axes(axes) else x
 
 
 def pmean(x: Any, axes: str | tuple[str, ...]) -> Any:
     """Mean over mesh axes, inside `per_shard`: one value where every shard has computed the same."""
-    return jax.lax.pmean(x, axes) if _has(axes) else x
+    return jax.lax.pmean(x, axes) if has_axes(axes) else x
 
 
 def pmax(x: Any, axes: str | tuple[str, ...]) -> Any:
     """Maximum over mesh axes, inside `per_shard`; carries no gradient."""
-    return jax.lax.pmax(jax.lax.stop_gradient(x), axes) if _has(axes) else jax.lax.stop_gradient(x)
+    return jax.lax.pmax(jax.lax.stop_gradient(x), axes) if has_axes(axes) else jax.lax.stop_gradient(x)
+
+
+def index(axes: str | tuple[str, ...]) -> jax.Array | int:
+    """Which shard along mesh axes, the first outermost, this device holds, inside `per_shard`."""
+    return jax.lax.axis_index(axes) if has_axes(axes) else 0
 
 
 def tensor_index() -> jax.Array | int:
     """Which shard along the tensor axis this device holds, inside `per_shard`."""
-    return jax.lax.axis_index(TENSOR) if _has(TENSOR) else 0
+    return index(TENSOR)
+
+
+def gather_rows(x: jax.Array) -> jax.Array:
+    """What the devices that share the rows of a batch hold, end to end in the order of `index(BATCH)`, inside `per_shard`."""
+    return jax.lax.all_gather(x, BATCH, tiled=True) if has_axes(BATCH) else x

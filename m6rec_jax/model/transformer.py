@@ -163,6 +163,15 @@ class Transformer(nnx.Module):
         if config.late:
             shape = (interaction.MOST_PARTS, config.width)
             self.part = nnx.Param(jnp.zeros(shape, jnp.float32), axes=(None, "embed"))
+        if config.vectors:  # of queries and of items, M6-Rec's two projections
+            project = lambda: weight(rngs, (config.width, config.vectors), ("embed", None), config.width**-0.5)  # noqa: E731
+            self.vectors = nnx.Dict({"query": project(), "item": project()})
+
+    def projections(self) -> dict[str, Float[Array, "D V"]]:
+        """The projections of `query` and `item` states to retrieval vectors, ready for use; ValueError without any."""
+        if not self.config.vectors:
+            raise ValueError("model.vectors=0: this model has no retrieval vectors")
+        return {name: sharding.gather_weight(matrix[...], "embed", None) for name, matrix in self.vectors.items()}
 
     def hidden(
         self,

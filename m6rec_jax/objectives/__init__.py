@@ -1,7 +1,7 @@
 """Objectives: how an example is laid out and what is predicted. One registry, one signature.
 
-An objective is a pure function of (example, rng, mask rate); every one of them is trained by the same
-cross-entropy (`objectives.loss`). Others join by the entry point group `m6rec_jax.objectives`.
+An objective is a pure function of (example, rng, mask rate); every one of them but retrieval (`objectives.contrast`) is
+trained by the same cross-entropy (`objectives.loss`). Others join by the entry point group `m6rec_jax.objectives`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 from m6rec_jax.data.examples import Example, Sequence
 from m6rec_jax.objectives.causal import arrange_causal
 from m6rec_jax.objectives.masked import arrange_infill, arrange_masked, infill_sizes
+from m6rec_jax.objectives.retrieval import arrange_retrieval
+from m6rec_jax.objectives.scoring import arrange_scoring
 from m6rec_jax.objectives.seq2seq import arrange_seq2seq
 from m6rec_jax.plugins import load_points
 
@@ -22,7 +24,7 @@ Sizes = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
 @dataclass(frozen=True)
 class Objective:
-    """`arrange(example, rng, mask_rate)` lays an example out as one segment.
+    """`arrange(example, rng, mask_rate)` lays an example out as one segment, or as the two of a retrieval.
 
     `length(n_source, n_target, mask_rate)` and `predicted(...)` say, for many examples at once, how many positions
     that takes and how many targets it has, so that rows are planned without building them. `by_chance`: whether
@@ -50,6 +52,8 @@ BUILT_IN = (
     Objective("causal", arrange_causal, lambda s, t, r: s + t - 1, lambda s, t, r: t, by_chance=False),
     Objective("seq2seq", arrange_seq2seq, lambda s, t, r: s + t - 1, lambda s, t, r: t, by_chance=False),
     Objective("masked", arrange_masked, lambda s, t, r: s + t, lambda s, t, r: np.maximum(1, np.round(t * r))),
+    Objective("scoring", arrange_scoring, lambda s, t, r: s + t - 1, lambda s, t, r: t, by_chance=False),
+    Objective("retrieval", arrange_retrieval, lambda s, t, r: s + t, lambda s, t, r: np.ones_like(t), by_chance=False),
     Objective("infill", arrange_infill, _infill_length, _infill_predicted),
 )
 

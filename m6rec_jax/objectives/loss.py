@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from m6rec_jax.model import sharding
@@ -14,6 +15,7 @@ from m6rec_jax.model.attention import NEVER
 from m6rec_jax.model.experts import Routing
 from m6rec_jax.model.items import Catalogues, OutputTable, catalogues
 from m6rec_jax.model.transformer import Transformer
+from m6rec_jax.vocab import OPTIONS, Vocab
 
 CHUNK = 1024  # positions whose logits exist at one time
 
@@ -44,18 +46,19 @@ def cross_entropy(
     negatives: int = 0,
     chunk: int = CHUNK,
 ) -> TaskLoss:
-    """Weighted cross-entropy a task; a target is normalised over its own slice (DESIGN section 5, mode `level`).
+    """Weighted cross-entropy a task; a target is normalised over its own slice (DESIGN section 5, mode `level`), an option
+    over those of its own task.
 
     Positions are sorted by slice, so a chunk multiplies by the one or two tables it needs, and positions
     without a target cost nothing. Atomic items that nobody has used are no negatives. In training (with a `key`):
     `smoothing`, share of a target's mass spread evenly over its slice (Szegedy et al. 2016); `negatives`, a slice of
-    more ids than that is normalised over a sample of so many (see `_sampled_nll`); 0 = over all.
+    more ids than that is normalised over a sample of so many (see `_sampled_nll`); 0 = over all. Options have neither.
     """
     keys = (None,) * len(model.vocab.slices) if key is None else jax.random.split(key, len(model.vocab.slices))
     seen = [facts.seen for facts in catalogues(items)]
     samples, tables = {}, []
     for i, s in enumerate(model.vocab.slices):
-        if key is not None and 0 < negatives < s.size:
+        if key is not None and 0 < negatives < s.size and s.name != OPTIONS:
             samples[i] = jax.random.randint(jax.random.fold_in(keys[i], 1), (negatives,), 0, s.size)
             tables.append(model.embeddings.table_parts(i, items, keys[i]).astype(hidden.dtype))
         else:
@@ -81,13 +84,16 @@ def cross_entropy(
             total = sharding.pmax(total, sharding.TENSOR)
             for i, (s, table) in enumerate(zip(slices, tables, strict=True)):
                 legal = seen[s.domain] if s.atomic and model.config.content else None
-                over, table = (
-                    (partial(_sampled_nll, sample=samples[i]), table) if i in samples else (_slice_nll, table.ids)
-                )
+                if s.name == OPTIONS:
+                    over, table = partial(_slice_nll, groups=option_groups(model.vocab)), table.ids
+                else:
+                    over, table = (
+                        (partial(_sampled_nll, sample=samples[i]), table) if i in samples else (_slice_nll, table.ids)
+                    )
                 value = jax.lax.cond(
                     jnp.any(slice_id == i),
                     lambda h, t, over=over, table=table, s=s, legal=legal: over(
-                        h, t - s.offset, table, s.size, legal, smoothing
+                        h, t - s.offset, table, s.size, legal, 0.0 if s.name == OPTIONS else smoothing
                     ),
                     lambda h, t, total=total: total * 0,
                     h,
@@ -117,12 +123,19 @@ def _slice_nll(
     size: int,
     legal: Bool[Array, " V"] | None,
     smoothing: float,
+    groups: np.ndarray | None = None,
 ) -> Float[Array, " c"]:
-    """Negative log-likelihood of row `target` of a table that may be sharded along tensor."""
+    """Negative log-likelihood of row `target` of a table that may be sharded along tensor.
+
+    `groups [padded]`: a target is normalised over the rows of its own group.
+    """
     first = sharding.tensor_index() * table.shape[0]
     rows = first + jnp.arange(table.shape[0])
     is_target = rows == target[:, None]
     allowed = rows < size if legal is None else (rows < size) & (legal[: table.shape[0]] | is_target)
+    if groups is not None:
+        group = jnp.asarray(groups)
+        allowed = group[rows] == group[target][:, None]
     scores = jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)
     scores = jnp.where(allowed, scores, NEVER)
     top = sharding.pmax(jnp.max(scores, axis=-1), sharding.TENSOR)
@@ -133,6 +146,13 @@ def _slice_nll(
     total = sharding.psum(jnp.sum(jnp.where(allowed, scores, 0), axis=-1), sharding.TENSOR)
     count = sharding.psum(jnp.sum(allowed, axis=-1), sharding.TENSOR)
     return top + jnp.log(mass) - (1 - smoothing) * hit - smoothing * total / count
+
+
+def option_groups(vocab: Vocab) -> np.ndarray:
+    """Which task with options each row of the options slice belongs to, int32 `[padded]`; -1 for spare rows."""
+    groups = np.full(vocab.slices[-1].padded, -1, np.int32)
+    groups[: sum(vocab.options)] = np.repeat(np.arange(len(vocab.options)), vocab.options)
+    return groups
 
 
 def _sampled_nll(
@@ -184,4 +204,4 @@ def _rows_of(table: Array, rows: Int[Array, " n"]) -> Array:
 
 def _vary(x: Array, axes: str | tuple[str, ...]) -> Array:
     """Mark a shard as differing along `axes` before the loop, so that its gradient is summed there once, after it."""
-    return jax.lax.pcast(x, axes, to="varying") if sharding.has_mesh() else x
+    return jax.lax.pcast(x, axes, to="varying") if sharding.has_axes(axes) else x

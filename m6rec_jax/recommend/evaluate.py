@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import polars as pl
 from flax import nnx
@@ -19,6 +20,7 @@ from m6rec_jax.artifacts.run import code_version, read_run
 from m6rec_jax.artifacts.schemas import EVALUATION
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.decoding.engine import Engine
+from m6rec_jax.decoding.instances import InstanceScorer
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.quantised import check_weights
@@ -33,6 +35,7 @@ from m6rec_jax.recommend.histories import Histories, held_out, interactions
 from m6rec_jax.recommend.lists import Lists
 from m6rec_jax.recommend.opening import dataset_of, domain_of
 from m6rec_jax.recommend.recommender import Recommender
+from m6rec_jax.recommend.tasks import asked_tasks, measure_tasks
 from m6rec_jax.recommend.weights import cost_of
 from m6rec_jax.recommend.wording import CONVENTIONS, protocol, ties, verdict
 
@@ -51,8 +54,12 @@ def evaluate(
     bootstrap_seed: int = 0,
     batch: int = 512,
     weights: str = "full",
+    tasks: str = "all",
 ) -> dict[str, Any]:
     """Measure a run on the users of `split` and return the report; with `out` write it there as JSON.
+
+    `tasks`: which of the dataset's own are measured as well (`recommend/tasks`): `all` that the run has learnt, `none`, or
+    names with commas between; the report then has a part `tasks`.
 
     Per-user vectors go to `<out stem>.users.parquet` beside it. `bootstrap_seed` is that of intervals and
     randomisation; the report's `seed` is the run's. Each look at test targets is noted in `run/looks.jsonl`. With
@@ -156,6 +163,10 @@ def evaluate(
         },
         "conventions": CONVENTIONS,
     }
+    if data.tasks and recommender.engine is not None:
+        record = read_run(run)
+        scorer = InstanceScorer.load(run, recommender.step, domain_of(record, data), jax.local_devices())
+        report["tasks"] = measure_tasks(scorer, data, split, asked_tasks(scorer, data, tasks), seed=bootstrap_seed)
     if kept is not None:
         report["weights"] = cost_of(recommender, kept, ranked, others, vectors, other_vectors, seed=bootstrap_seed)
     if out is not None:
@@ -195,7 +206,7 @@ class ValidationEvaluator:
         self.engine: Engine | None = None
 
     def __call__(self, params: Any) -> dict[str, float]:
-        model = self.blueprint.bind(params)
+        model = self.blueprint.domain(0).bind(self.blueprint.domain_params(params, 0))
         if self.engine is None:
             data = self.dataset
             self.engine = Engine(model, data.codes, data.content, data.seen, timed=data.timed, n_kinds=len(data.kinds), length=self.length)  # fmt: skip

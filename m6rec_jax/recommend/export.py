@@ -21,7 +21,7 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.export import llama
 from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.vocab import BOS, EOS, PAD
+from m6rec_jax.vocab import BOS, EOS, OPTIONS, PAD
 
 FORMATS, DTYPES = ("safetensors", "llama"), {"float32": np.float32, "bfloat16": jnp.bfloat16}
 
@@ -89,7 +89,7 @@ def spellings(record: Run) -> pl.DataFrame:
     made = []
     for number, name in enumerate(record.names):
         folder = record.folder(number)
-        offsets = np.array([s.offset for s in record.vocab.slices[1:] if s.domain == number])
+        offsets = np.array([s.offset for s in record.vocab.slices[1:] if s.domain == number and s.name != OPTIONS])
         tokens = (read_arrays(folder / "codes.npz")["codes"] + offsets).astype(np.int32)
         ids = pl.read_parquet(folder / "items.parquet", columns=["item_id"])["item_id"]
         made.append(pl.DataFrame({"domain": [name] * len(ids), "item_id": ids, "tokens": tokens.tolist()},

@@ -87,7 +87,7 @@ def open_engine(record: Run, step: int | str, data: Dataset | None, facts: Mappi
     at, params = load_params(record.path, step, whole.shapes())
     blueprint, params = whole.domain(domain), whole.domain_params(params, domain)
     if data is not None:  # a catalogue that grew into spare rows has other sizes than the run's, over the same tables
-        blueprint = replace(blueprint, vocab=data.vocab)
+        blueprint = replace(blueprint, vocab=data.vocab.domain(0))
     if data is None:
         stored = read_arrays(record.folder(domain) / "codes.npz", "codes", "content")
         codes, content = stored["codes"], stored["content"]

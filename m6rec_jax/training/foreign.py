@@ -17,7 +17,7 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.imports import EMBEDDINGS, HEAD, checked, layers, settings, to_change
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.progress import note
-from m6rec_jax.vocab import SPECIALS
+from m6rec_jax.vocab import OPTIONS, SPECIALS
 
 ROWS = 8192  # of a table read at a time
 
@@ -131,7 +131,11 @@ def _exported(folder: Path) -> tuple[list[dict[str, Any]], pl.DataFrame] | None:
     if not isinstance(slices, list):
         return None
     try:
-        made = [{"domain": str(s["domain"]), "offset": int(s["offset"]), "rows": int(s["rows"])} for s in slices[1:]]
+        made = [
+            {"domain": str(s["domain"]), "offset": int(s["offset"]), "rows": int(s["rows"])}
+            for s in slices[1:]
+            if s.get("name") != OPTIONS
+        ]
         return made, pl.read_parquet(items, columns=["domain", "item_id", "tokens"])
     except (KeyError, TypeError, ValueError, OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{file} or {items.name}: damaged ({type(error).__name__}); export the folder again") from None

@@ -20,6 +20,7 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.progress import note
 from m6rec_jax.training.foreign import from_folder
+from m6rec_jax.vocab import OPTIONS
 
 
 def start_from(path: Path, datasets: Sequence[Dataset], blueprint: Blueprint) -> Callable[[Any], Any]:
@@ -37,7 +38,8 @@ def start_from(path: Path, datasets: Sequence[Dataset], blueprint: Blueprint) ->
         give = from_folder(path, datasets, blueprint)
 
     def begin(fresh: Any) -> Any:
-        params = give(on_host(fresh["embeddings"]))
+        given = give(on_host(fresh["embeddings"]))
+        params = {name: given[name] if name in given else on_host(part) for name, part in fresh.items()}
         return jax.tree.map(lambda x, like: jax.device_put(np.asarray(x, like.dtype), like.sharding), params, fresh)
 
     return begin
@@ -75,6 +77,12 @@ def _from_run(run: Path, datasets: Sequence[Dataset], blueprint: Blueprint) -> C
                 f"{matched:,} of {dataset.catalogue:,} items by id"
                 + (f" in {dataset.name}" if len(datasets) > 1 else "")
             )
+        if blueprint.vocab.options:
+            theirs = old["embeddings"]["tables"].get(OPTIONS, ())
+            params["embeddings"]["tables"][OPTIONS], tasks = _lent_options(lender, theirs, datasets, fresh)
+            said.append(f"options of {tasks} of {len(blueprint.vocab.options)} tasks")
+        if lender.config.model.vectors != blueprint.config.vectors:
+            params.pop("vectors", None)
         note(f"--init-from {run}: step {step}; layers and text as they are, {', '.join(said)}")
         return params
 
@@ -111,6 +119,29 @@ def _lent(
             made["tables"]["level1"] = table
             found.update(rows.tolist())
     return made, len(found)
+
+
+def _lent_options(lender: Run, theirs: Any, datasets: Sequence[Dataset], fresh: Mapping[str, Any]) -> tuple[Any, int]:
+    """The fresh option rows with those that the run has for a task of the same name and options in a dataset of the same
+    name, and how many tasks that are."""
+    known = _option_rows([(one.name, one.summary) for one in lender.datasets])
+    table, found = np.array(fresh["tables"][OPTIONS]), 0
+    for task, rows in _option_rows([(one.name, one.manifest) for one in datasets]).items():
+        if task in known:
+            table[rows] = theirs[known[task]]
+            found += 1
+    return table, found
+
+
+def _option_rows(trained: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[tuple[str, ...], slice]:
+    """Where the rows of each task with options lie, by its dataset's name, its own and its options."""
+    rows, at = {}, 0
+    for name, manifest in trained:
+        for task in manifest.get("tasks", ()):
+            if task["options"]:
+                rows[(name, task["name"], *task["options"])] = slice(at, at + len(task["options"]))
+                at += len(task["options"])
+    return rows
 
 
 def on_host(params: Any) -> Any:

@@ -18,16 +18,26 @@ import numpy as np
 from m6rec_jax.artifacts.atomic import atomic_path, write_text
 from m6rec_jax.artifacts.checkpoints import best_step, manifest, steps
 from m6rec_jax.artifacts.manifest import file_digest
-from m6rec_jax.artifacts.run import DOMAIN_FILES, RUN_FILE, Run, TrainedOn, code_version, read_run, write_run
+from m6rec_jax.artifacts.run import (
+    DOMAIN_FILES,
+    RUN_FILE,
+    Run,
+    TrainedOn,
+    code_version,
+    option_spans,
+    read_run,
+    write_run,
+)
 from m6rec_jax.config import Config, dump_config
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.data.domains import Domain, joint_pools, joint_records, joint_shares, joint_vocab, labels, open_domains
 from m6rec_jax.data.loader import PlanRows, batches
-from m6rec_jax.data.plan import Plan
+from m6rec_jax.data.plan import Plan, Pool
 from m6rec_jax.data.records import BadRecords
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.objectives.contrast import Pairs, pairs_of
 from m6rec_jax.progress import note
 from m6rec_jax.training.checkpoint import CheckpointWriter, Position, restore
 from m6rec_jax.training.fit import fitted
@@ -83,6 +93,7 @@ def train(
     # -- data ---------------------------------------------------------------------------------------------------
     pools = joint_pools(domains, config.mixture, "train", config.data)
     shares, names = joint_shares(domains, config.mixture, pools), labels(domains, pools)
+    pairs = _pairs(config, pools)
     bad = BadRecords(config.data.bad_records)
     records = joint_records(domains, "train", bad)
 
@@ -121,7 +132,8 @@ def train(
         return found, unigram_losses(plan, records, found, blueprint.vocab, names)
 
     valid_rows, unigram = agree(read, seconds=CLAIM)  # a disk may be damaged for one process alone
-    losses = ValidationLoss(make_eval_step(blueprint, len(pools)), valid_rows, names, config.data.rows, mesh, items)
+    eval_step = make_eval_step(blueprint, len(pools), _pairs(config, held_out))
+    losses = ValidationLoss(eval_step, valid_rows, names, config.data.rows, mesh, items)
     evaluator = _evaluator(make_evaluator, blueprint, domains, config.data.length) if make_evaluator else None
 
     def validate(params: Any) -> dict[str, float]:
@@ -150,6 +162,7 @@ def train(
             config.optim.negatives,
             config.optim.average,
             config.train.explode,
+            pairs,
         ),
         items=items,
         batches=feed,
@@ -170,12 +183,21 @@ def train(
     return run
 
 
+def _pairs(config: Config, pools: Sequence[Pool]) -> Pairs | None:
+    """What a step must know of retrieval; InputError where a task of it meets a model without vectors."""
+    pairs = pairs_of(pools, config.data.length, config.data.mask_rate)
+    if pairs is not None and not config.model.vectors:
+        raise InputError(f"mixture.tasks.{pools[pairs.pools[0]].task.name}: a retrieval, and model.vectors=0 gives the model no vectors; set model.vectors=128, or take the task out")  # fmt: skip
+    return pairs
+
+
 def _evaluator(make: MakeEvaluator, blueprint: Blueprint, domains: Sequence[Domain], length: int) -> Evaluator:
     """The figures of one domain; of several each as `figure@domain`, and under `figure` their mean over domains."""
-    each = [make(blueprint.domain(i), domain.dataset, length) for i, domain in enumerate(domains)]
+    spans = option_spans([domain.dataset.tasks for domain in domains])
+    each = [make(blueprint.domain(i, spans[i]), domain.dataset, length) for i, domain in enumerate(domains)]
 
     def evaluate(params: Any) -> dict[str, float]:
-        found = [one(blueprint.domain_params(params, i)) for i, one in enumerate(each)]
+        found = [one(blueprint.domain_params(params, i, spans[i])) for i, one in enumerate(each)]
         if len(found) == 1:
             return found[0]
         names = dict.fromkeys(name for figures in found for name in figures)

@@ -13,6 +13,7 @@ from m6rec_jax.model.experts import penalty
 from m6rec_jax.model.items import Catalogues
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View
+from m6rec_jax.objectives.contrast import Pairs, contrastive, of_pairs
 from m6rec_jax.objectives.exits import exit_term
 from m6rec_jax.objectives.loss import TaskLoss, cross_entropy
 from m6rec_jax.training.guards import Guard, judge
@@ -40,18 +41,23 @@ def slice_losses(
     key: jax.Array | None = None,
     smoothing: float = 0.0,
     negatives: int = 0,
+    pairs: Pairs | None = None,
 ) -> TaskLoss:
-    """Loss sums of one `[B, T]` slice of a batch; `key` turns dropout on."""
+    """Loss sums of one `[B, T]` slice of a batch; `key` turns dropout on. `pairs`: of the retrieval tasks, if there are any."""
     key_model, key_loss = (None, None) if key is None else jax.random.split(key)
     model = blueprint.bind(params)
     view = View(batch["positions"], batch["k_start"], batch["k_end"])
     exits = blueprint.config.exits and key is not None
-    hidden, routing = model.routed(batch["tokens"], batch["item_rows"], view, items, key_model, exits)
+    hidden, routing = model.routed(batch["tokens"], batch["item_rows"], view, items, key_model, every=exits)
     states, hidden = (hidden, hidden[-1]) if exits else (None, hidden)
-    of = (batch["targets"], batch["loss_weights"], batch["task_ids"])
-    losses = cross_entropy(model, hidden, *of, n_tasks, items, key_loss, smoothing, negatives)
+    targets, weights, task_ids = batch["targets"], batch["loss_weights"], batch["task_ids"]
+    tokens = weights if pairs is None else jnp.where(of_pairs(pairs, task_ids), 0, weights)
+    losses = cross_entropy(model, hidden, targets, tokens, task_ids, n_tasks, items, key_loss, smoothing, negatives)
+    if pairs is not None:
+        found = contrastive(model, hidden, targets, weights, task_ids, batch["segment_ids"], n_tasks, pairs)
+        losses = TaskLoss(losses.loss + found.loss, losses.weight + found.weight)
     if states is not None:
-        losses = losses._replace(exits=exit_term(model, states, batch["targets"], batch["loss_weights"], items))
+        losses = losses._replace(exits=exit_term(model, states, targets, tokens, items))
     return losses._replace(routing=routing)
 
 
@@ -64,6 +70,7 @@ def make_train_step(
     negatives: int = 0,
     average: float = 0.0,
     explode: float = 0.0,
+    pairs: Pairs | None = None,
 ) -> Callable[[TrainState, Batch, Catalogues], tuple[TrainState, StepMetrics]]:
     """The jitted step over a batch `[accumulate, B, T]`; the state is donated, but on CPU, where XLA then updates it in place one
     buffer after another and takes a third longer.
@@ -82,7 +89,7 @@ def make_train_step(
 
         def slice_loss(params: Any, part: Batch, index: jax.Array) -> tuple[jax.Array, TaskLoss]:
             key_of = jax.random.fold_in(key, index)
-            losses = slice_losses(blueprint, n_tasks, params, part, items, key_of, smoothing, negatives)
+            losses = slice_losses(blueprint, n_tasks, params, part, items, key_of, smoothing, negatives, pairs)
             loss = jnp.sum(losses.loss) / total
             if losses.exits is not None:
                 loss = loss + losses.exits / total
@@ -124,10 +131,13 @@ def make_train_step(
     return jax.jit(step, donate_argnums=() if jax.default_backend() == "cpu" else 0)
 
 
-def make_eval_step(blueprint: Blueprint, n_tasks: int) -> Callable[[Any, Batch, Catalogues], TaskLoss]:
+def make_eval_step(
+    blueprint: Blueprint, n_tasks: int, pairs: Pairs | None = None
+) -> Callable[[Any, Batch, Catalogues], TaskLoss]:
     """Jitted loss sums of a batch `[1, B, T]`, without dropout."""
 
     def losses(params: Any, batch: Batch, items: Catalogues) -> TaskLoss:
-        return slice_losses(blueprint, n_tasks, params, {name: x[0] for name, x in batch.items()}, items)
+        part = {name: x[0] for name, x in batch.items()}
+        return slice_losses(blueprint, n_tasks, params, part, items, pairs=pairs)
 
     return jax.jit(losses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from m6rec_jax.data.records import RecordReader
 from m6rec_jax.model.items import Catalogues
 from m6rec_jax.training.metrics import Labels, by_label
 from m6rec_jax.training.sharding import place_batch, row_part
-from m6rec_jax.vocab import Vocab
+from m6rec_jax.vocab import OPTIONS, Vocab
 
 SAMPLE = 512  # held-out examples a task
 
@@ -42,28 +43,40 @@ def unigram_losses(
 ) -> dict[str, float]:
     """Loss a label of the plan's pools on `held_out` rows of guessing by how often a token was a target of that task in training.
 
-    Counts (plus one) over the first block of the plan, normalised over a target's slice; where guessing evenly over
-    the slice is better (targets never seen in training), the loss of that.
+    Counts (plus one) over the first block of the plan, normalised over a target's slice, of an option over those of its
+    task; where guessing evenly is better (targets never seen in training), the loss of that. Retrieval has no tokens to
+    guess, and no such loss.
     """
-    slices = vocab.slices
+    spelled = np.array([pool.objective.name != "retrieval" for pool in plan.pools])
     counts = np.ones((len(plan.pools), vocab.size))
     even = np.zeros(vocab.size)
     entries, rows = plan.block(0)
     for places in rows:
         row = build_row(plan, records, entries.take(places), plan.pools)
-        np.add.at(counts, (row["task_ids"], row["targets"]), row["loss_weights"])
-    for s in slices:
-        inside = slice(s.offset, s.offset + s.size)
+        some = spelled[row["task_ids"]]
+        np.add.at(counts, (row["task_ids"][some], row["targets"][some]), row["loss_weights"][some])
+    for inside in _together(vocab):
         counts[:, inside] /= counts[:, inside].sum(axis=1, keepdims=True)
-        even[inside] = 1 / s.size
+        even[inside] = 1 / (inside.stop - inside.start)
     loss, even_loss, weight = (np.zeros(len(plan.pools)) for _ in range(3))
     for row in held_out:
-        task, target, weights = row["task_ids"], row["targets"], row["loss_weights"]
+        some = spelled[row["task_ids"]]
+        task, target, weights = row["task_ids"][some], row["targets"][some], row["loss_weights"][some]
         np.add.at(loss, task, -np.log(counts[task, target]) * weights)
         np.add.at(even_loss, task, -np.log(np.where(weights > 0, even[target], 1)) * weights)
         np.add.at(weight, task, weights)
     best = np.minimum(loss, even_loss)
     return {name: part / whole for name, part, whole in by_label(labels, best, weight) if whole > 0}
+
+
+def _together(vocab: Vocab) -> list[slice]:
+    """The ids that are normalised together: a slice each, of the options those of a task."""
+    made = []
+    for s in vocab.slices:
+        sizes = vocab.options if s.name == OPTIONS else (s.size,)
+        ends = s.offset + np.cumsum([0, *sizes])
+        made += [slice(int(a), int(b)) for a, b in pairwise(ends)]
+    return made
 
 
 class ValidationLoss:

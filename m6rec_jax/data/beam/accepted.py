@@ -28,6 +28,8 @@ def check_accepted(card: Card) -> None:
         refuse("users", "a table of what is known of users")
     if card.impressions is not None:
         refuse("impressions", "a table of what was shown")
+    if card.tasks:
+        refuse("tasks", f"{', '.join(card.tasks)}: behaviour as text")
     if events.value:
         refuse("events.value", f"{events.value!r}: values, whose mean depends on their order")
     if events.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig"):

@@ -22,6 +22,7 @@ from m6rec_jax.recommend.metrics.beyond import (
     tally,
     valid_id_rate,
 )
+from m6rec_jax.recommend.metrics.classes import classes
 from m6rec_jax.recommend.metrics.groups import Group, user_groups
 from m6rec_jax.recommend.metrics.lists import BLOCK, Targets, flatten, hits, member, ranks, repeated
 from m6rec_jax.recommend.metrics.scoring import auc, ece, gauc, log_loss, reliability, scoring
@@ -37,6 +38,7 @@ __all__ = [
     "beyond_per_user",
     "bootstrap_ci",
     "category_matrix",
+    "classes",
     "ece",
     "flatten",
     "gauc",
