@@ -1,6 +1,6 @@
 """Late interaction and early exit against the full model: time of a request and area under the ROC curve, side by side.
 
-    taskset -c 0,1 python -m benchmarks.interaction [--steps 1500] [--repeat 20] [--out FILE]
+    taskset -c 0,1 python -m benchmarks.interaction [--steps 1000] [--repeat 20] [--out FILE]
 
 Planted clicks: a user has a profile and a history of some ten events in words, and clicks a candidate by how much of the
 history is of its kind (bought counts more than seen), by the profile's taste and by the candidate's quality. Three models
@@ -49,7 +49,7 @@ BATCHES = (1, 8, 64)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500, help="of training, for each model")
+    parser.add_argument("--steps", type=int, default=1000, help="of training, for each model")
     parser.add_argument("--repeat", type=int, default=20, help="turns of each that is timed")
     parser.add_argument("--late", type=int, nargs="+", default=[1, 2], help="joined layers")
     parser.add_argument("--max-loss", type=float, default=0.002, help="area that early exit may lose on validation")
