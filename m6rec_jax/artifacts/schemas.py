@@ -17,6 +17,7 @@ RUN = Schema("run", 1)  # run/run.json
 CHECKPOINT = Schema("checkpoint", 2)  # run/checkpoints/<step>/manifest.json
 GATE = Schema("gate", 4)  # run/gate.json
 TUNED = Schema("tuned", 1)  # manifest.json of what `tune` writes
+EXITS = Schema("exits", 1)  # exits.json: when rows may leave early
 LISTS = Schema("lists", 1)  # manifest.json beside the parts that generate writes
 EVALUATION = Schema("evaluation", 1)  # evaluate's report.json
 COMPARISON = Schema("comparison", 1)  # compare's --out

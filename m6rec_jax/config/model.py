@@ -42,6 +42,10 @@ class ModelConfig:
         content: add projected item features to item tokens and to the atomic output table.
         attention: whose code attends (model/kernels): xla (any device), splash (TPU), tokamax (Hopper GPU or later; the extra `kernels`);
             auto = by device, and xla unless dtype is bfloat16.
+        late: last layers in which the fine parts of an example with options meet; in those before, each part is read alone
+            (model/interaction). 0 = they meet from the first layer on.
+        exits: train every layer to answer tasks with options, layer k of L with weight 2k / (L (L + 1)), so that easy rows may
+            leave early (decoding/exits).
         vectors: width of the vectors that queries and items get for retrieval (docs/scoring.md; 128 in M6-Rec); 0: none.
         microbatches: parts of a slice's rows that flow through the stages of mesh.stage one behind another; 0 = as many as
             stages.
@@ -69,6 +73,8 @@ class ModelConfig:
     remat: Remat = "none"
     content: bool = True
     attention: Attention = "auto"
+    late: int = 0
+    exits: bool = False
     vectors: int = 0
     microbatches: int = 0
 
@@ -87,6 +93,7 @@ class ModelConfig:
             "shared_experts",
             "balance",
             "router_z",
+            "late",
             "vectors",
             "microbatches",
         )
@@ -99,6 +106,12 @@ class ModelConfig:
         check((self.width // self.heads) % 2 == 0, f"model.width={self.width} over model.heads={self.heads} gives an odd head size; rotary positions need an even one")  # fmt: skip
         check(not self.experts or self.experts_per_token <= self.experts, f"model.experts_per_token={self.experts_per_token} is more than model.experts={self.experts}")  # fmt: skip
         check(self.experts > 0 or self.shared_experts == 0, f"model.shared_experts={self.shared_experts} and model.experts=0: a dense model shares none; change one of them")  # fmt: skip
+        check(self.late <= self.layers, f"model.late={self.late} is more than model.layers={self.layers}")
+        check(
+            not self.exits or self.layers > 1,
+            "model.exits=true and model.layers=1: there is no layer to leave early from; change one of them",
+        )
+        check(not (self.late and self.exits), f"model.late={self.late} and model.exits=true: a layer that reads parts alone cannot answer; change one of them")  # fmt: skip
         check(self.heads % self.n_kv == 0, f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}")
 
     @property

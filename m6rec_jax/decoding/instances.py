@@ -89,13 +89,18 @@ class InstanceScorer:
 
     def option_chances(self, task: str, laid: Sequence[Laid]) -> np.ndarray:
         """`chances` of instances that are laid out. Raises InputError when the task has no options."""
-        if task not in self._rows:
-            raise InputError(f"task {task}: no options, of which {', '.join(self._rows) or 'no task'} of this run has some")  # fmt: skip
+        rows = self.option_rows(task)
         prompts = [(one.source, one.source_rows) for one in laid]
         opens = [_opens(tokens) for tokens, _ in prompts]
-        logits = self._each(_option_logits, (), prompts, opens, sum(self.blueprint.vocab.options))[:, self._rows[task]]
+        logits = self._each(_option_logits, (), prompts, opens, sum(self.blueprint.vocab.options))[:, rows]
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return odds / odds.sum(axis=1, keepdims=True)
+
+    def option_rows(self, task: str) -> slice:
+        """Which rows of the options' table are a task's. Raises InputError when it has none."""
+        if task not in self._rows:
+            raise InputError(f"task {task}: no options, of which {', '.join(self._rows) or 'no task'} of this run has some")  # fmt: skip
+        return self._rows[task]
 
     def likelihood(self, laid: Sequence[Laid]) -> tuple[np.ndarray, np.ndarray]:
         """How likely the target of each is after its source, read left to right: the mean log-likelihood of its tokens

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from m6rec_jax.config import ModelConfig
-from m6rec_jax.model import sharding, tuning
+from m6rec_jax.model import interaction, sharding, tuning
 from m6rec_jax.model.attention import NEVER
 from m6rec_jax.model.experts import Routing, feed_forward
 from m6rec_jax.model.items import Catalogues, Embeddings
@@ -38,6 +38,14 @@ def causal(shape: tuple[int, int], lengths: Int[Array, " B"]) -> View:
     """Rows `[B, T]` of one right-padded sequence each, in which no token sees a later one."""
     positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
     return View(positions, jnp.zeros_like(positions), jnp.minimum(positions + 1, lengths[:, None]))
+
+
+def framed(shape: tuple[int, int], opens: Int[Array, " B"], lengths: Int[Array, " B"]) -> View:
+    """Rows `[B, T]` of one right-padded instance each: the first `opens` tokens see each other, those behind them, the
+    request, read on left to right (objectives/scoring)."""
+    at = jnp.broadcast_to(jnp.arange(shape[1]), shape)
+    ends = jnp.where(at < opens[:, None], opens[:, None], at + 1)
+    return View(at, jnp.zeros_like(at), jnp.where(at < lengths[:, None], ends, 0))
 
 
 class Block(nnx.Module):
@@ -155,6 +163,9 @@ class Transformer(nnx.Module):
         self.embeddings = Embeddings(config, vocab, content_width, more_widths, rngs=rngs)
         self.block = Block(config, rngs=rngs)
         self.final_norm = scale((config.width,), (None,))
+        if config.late:
+            shape = (interaction.MOST_PARTS, config.width)
+            self.part = nnx.Param(jnp.zeros(shape, jnp.float32), axes=(None, "embed"))
         if config.vectors:  # of queries and of items, M6-Rec's two projections
             project = lambda: weight(rngs, (config.width, config.vectors), ("embed", None), config.width**-0.5)  # noqa: E731
             self.vectors = nnx.Dict({"query": project(), "item": project()})
@@ -184,10 +195,13 @@ class Transformer(nnx.Module):
         items: Catalogues,
         key: jax.Array | None = None,
         tuned: tuning.Applied | None = None,
-    ) -> tuple[Float[Array, "B T D"], Routing | None]:
+        every: bool = False,
+    ) -> tuple[Float[Array, "*N B T D"], Routing | None]:
         """`hidden`, and of a model with experts how their tokens were routed, summed over layers.
 
-        `tuned`: what a task adds to the backbone, for rows of one segment each (model/tuning); not over `mesh.stage`.
+        `tuned`: what a task adds to the backbone, for rows of one segment each (model/tuning); not over `mesh.stage`, and
+        without prompts where parts meet late. `every`: the states behind each layer `[N, B, T, D]`, all through the final
+        norm, as an exit reads them.
         """
         config = self.config
         key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
@@ -197,29 +211,38 @@ class Transformer(nnx.Module):
             x, view = tuned.before(x, view)
         turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
         layer_keys = None if key_layers is None else jax.random.split(key_layers, (config.layers, 2))
+        rows, depths = ((turns, view.k_start, view.k_end),), None
+        if config.late:
+            parts = interaction.cut(tokens, *view)
+            own = rope_turns(parts.positions, config.head_dim, config.rope_theta)
+            told = interaction.embedded(self.part[...], parts.number, x.dtype)
+            rows = (*rows, (own, parts.k_start, parts.k_end), told)
+            depths = jnp.arange(config.late - config.layers, config.late)  # 0: the first layer in which parts meet
 
         def run(x, layers, rows, part=None):
-            turns, k_start, k_end = rows
-
             def layer(x, inputs):
-                w, keys, own = inputs
+                w, keys, own, depth = inputs
                 w = self._ready(w) | tuning.of_rows(own, tuned)
+                x, (turns, k_start, k_end) = (x, rows[0]) if depth is None else interaction.meet(x, depth, *rows)
                 q, k, v = _project(x, w, turns, config)
                 mixed = attend(q, k, v, k_start, k_end, config.attention)
                 y, routing = _close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
-                return tuning.kept(x, y, w), routing
+                x = tuning.kept(x, y, w)
+                return x, (routing, x if every else None)
 
             return jax.lax.scan(_remat(layer, config.remat), x, layers)
 
-        weights, rows, stages = self.block.stacked(), (turns, view.k_start, view.k_end), sharding.shards("layers")
+        weights, stages = self.block.stacked(), sharding.shards("layers")
         if stages == 1:
             weights = {name: sharding.place(w, None, *Block.AXES[name][1:]) for name, w in weights.items()}
-            x, routing = run(x, (weights, layer_keys, tuning.layers_of(tuned)), rows)
-        else:  # without experts: training/sharding.check_fit
+            x, (routing, states) = run(x, (weights, layer_keys, tuning.layers_of(tuned), depths), rows)
+        else:  # without experts and exits: training/sharding.check_fit
             keys = None if layer_keys is None else sharding.place(layer_keys, "layers", None)
+            depths = None if depths is None else sharding.place(depths, "layers")
             through = lambda *of: run(*of)[0]  # noqa: E731
-            x, routing = pipelined(through, x, (weights, keys, {}), rows, config.microbatches or stages), None
+            x, routing = pipelined(through, x, (weights, keys, {}, depths), rows, config.microbatches or stages), None
         x = x if tuned is None else tuned.after(x)
+        x = states if every else x
         return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing)
 
     def prefill(
@@ -303,6 +326,45 @@ class Transformer(nnx.Module):
 
         x, suffix = jax.lax.scan(layer, x, (self.block.stacked(), tuning.layers_of(tuned), *prefix, *suffix))
         return rms_norm(x, self.final_norm[...], config.norm_eps), suffix
+
+    def begin(
+        self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], items: Catalogues
+    ) -> Float[Array, "B T D"]:
+        """What goes into the first layer."""
+        return self._cast(self.embeddings.read(tokens, item_rows, items, None))
+
+    def through(
+        self, x: Float[Array, "B T D"], view: View, first: int | Array, last: int | Array
+    ) -> Float[Array, "B T D"]:
+        """What comes out of layers `first .. last - 1` (counted from 0), nothing left out and nothing kept."""
+        turns = rope_turns(view.positions, self.config.head_dim, self.config.rope_theta)
+        real, weights = view.k_end > view.k_start, self.block.stacked()
+
+        def layer(number: Array, x: Array) -> Array:
+            w = self._layer(weights, number)
+            q, k, v = _project(x, w, turns, self.config)
+            mixed = attend(q, k, v, view.k_start, view.k_end, self.config.attention)
+            return _close(x, mixed, w, self.config, None, real=real)[0]
+
+        return jax.lax.fori_loop(first, last, layer, x)
+
+    def peek(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"], layer: int | Array) -> Float[Array, "B D"]:
+        """What one more layer makes of each row's last token, which sees the whole row, through the final norm.
+
+        Of the other tokens only keys and values are made: a quarter of a layer's work, or less.
+        """
+        config, w = self.config, self._layer(self.block.stacked(), layer)
+        turns = rope_turns(jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]), config.head_dim, config.rope_theta)
+        _, k, v = _project(x, w, turns, config)
+        end = (lengths - 1)[:, None, None]
+        x = jnp.take_along_axis(x, end, axis=1)
+        q, *_ = _project(x, w, Turns(*(jnp.take_along_axis(part, end, axis=1) for part in turns)), config)
+        mixed = attend(q, k, v, jnp.zeros_like(end[..., 0]), lengths[:, None], config.attention)
+        return rms_norm(_close(x, mixed, w, config, None)[0][:, 0], self.final_norm[...], config.norm_eps)
+
+    def _layer(self, weights: dict[str, Array], number: int | Array) -> dict[str, Array]:
+        pick = lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False)  # noqa: E731
+        return self._ready(jax.tree.map(pick, weights))
 
     def logits(self, hidden: Float[Array, "*n D"], slice_index: int, items: Catalogues) -> Float[Array, "*n V"]:
         """Float32 scores over one vocabulary slice (0 text, 1.. code levels); spare rows cannot win."""

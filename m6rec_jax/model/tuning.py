@@ -69,6 +69,8 @@ class TuneSpec:
             raise InputError(f"rank={rank}: method {method} has nothing of low rank; leave it out")
         if prompts and method not in PROMPTED:
             raise InputError(f"prompts={prompts}: method {method} has no soft prompts; leave it out")
+        if config.late and method in PROMPTED:
+            raise InputError(f"method={method} and model.late={config.late}: segments that are read alone have no place for soft prompts; adapter, lora or full")  # fmt: skip
         reused = options if method in OPTIONED else 0
         if prompts and prompts < reused:
             raise InputError(

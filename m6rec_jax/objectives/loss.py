@@ -23,12 +23,14 @@ CHUNK = 1024  # positions whose logits exist at one time
 class TaskLoss(NamedTuple):
     """Sums a task: weighted negative log-likelihood and weight, both `[tasks]`. The mean is taken once, by the caller.
 
-    `routing`: of a model with experts, sums of what the router is judged by.
+    `routing`: of a model with experts, sums of what the router is judged by. `exits`: in training with `model.exits`, what
+    other layers than the last add to the sum (`objectives.exits`).
     """
 
     loss: Float[Array, " tasks"]
     weight: Float[Array, " tasks"]
     routing: Routing | None = None
+    exits: Float[Array, ""] | None = None
 
 
 def cross_entropy(

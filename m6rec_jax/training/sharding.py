@@ -123,6 +123,8 @@ def check_fit(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, config: Confi
         raise InputError(f"mesh.expert={mesh.shape['expert']} and model.experts=0: a dense model has no experts to shard; set mesh.expert=1 and give the devices to another axis")  # fmt: skip
     if mesh.shape["stage"] > 1 and model.experts:
         raise InputError(f"mesh.stage={mesh.shape['stage']} and model.experts={model.experts}: a pipeline of experts is not built; set mesh.stage=1 and shard over expert, fsdp and tensor")  # fmt: skip
+    if mesh.shape["stage"] > 1 and model.exits:
+        raise InputError(f"mesh.stage={mesh.shape['stage']} and model.exits=true: a pipeline gives the states of the last layer only; change one of them")  # fmt: skip
     of_experts = (
         ("expert", "experts of a layer (model.experts)", model.experts),
         ("tensor", "columns of an expert (model.expert_ffn)", model.expert_width),

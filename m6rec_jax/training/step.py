@@ -14,6 +14,7 @@ from m6rec_jax.model.items import Catalogues
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View
 from m6rec_jax.objectives.contrast import Pairs, contrastive, of_pairs
+from m6rec_jax.objectives.exits import exit_term
 from m6rec_jax.objectives.loss import TaskLoss, cross_entropy
 from m6rec_jax.training.guards import Guard, judge
 from m6rec_jax.training.state import TrainState
@@ -46,13 +47,17 @@ def slice_losses(
     key_model, key_loss = (None, None) if key is None else jax.random.split(key)
     model = blueprint.bind(params)
     view = View(batch["positions"], batch["k_start"], batch["k_end"])
-    hidden, routing = model.routed(batch["tokens"], batch["item_rows"], view, items, key_model)
+    exits = blueprint.config.exits and key is not None
+    hidden, routing = model.routed(batch["tokens"], batch["item_rows"], view, items, key_model, every=exits)
+    states, hidden = (hidden, hidden[-1]) if exits else (None, hidden)
     targets, weights, task_ids = batch["targets"], batch["loss_weights"], batch["task_ids"]
     tokens = weights if pairs is None else jnp.where(of_pairs(pairs, task_ids), 0, weights)
     losses = cross_entropy(model, hidden, targets, tokens, task_ids, n_tasks, items, key_loss, smoothing, negatives)
     if pairs is not None:
         found = contrastive(model, hidden, targets, weights, task_ids, batch["segment_ids"], n_tasks, pairs)
         losses = TaskLoss(losses.loss + found.loss, losses.weight + found.weight)
+    if states is not None:
+        losses = losses._replace(exits=exit_term(model, states, targets, tokens, items))
     return losses._replace(routing=routing)
 
 
@@ -86,6 +91,8 @@ def make_train_step(
             key_of = jax.random.fold_in(key, index)
             losses = slice_losses(blueprint, n_tasks, params, part, items, key_of, smoothing, negatives, pairs)
             loss = jnp.sum(losses.loss) / total
+            if losses.exits is not None:
+                loss = loss + losses.exits / total
             if losses.routing is not None:
                 loss = loss + penalty(blueprint.config, losses.routing) / routed
             return loss, losses
