@@ -232,7 +232,7 @@ class Transformer(nnx.Module):
 
             return jax.lax.scan(_remat(layer, config.remat), x, layers)
 
-        weights, stages = self.block.stacked(), sharding.shards("layers")
+        weights, stages, states = self.block.stacked(), sharding.shards("layers"), None
         if stages == 1:
             weights = {name: sharding.place(w, None, *Block.AXES[name][1:]) for name, w in weights.items()}
             x, (routing, states) = run(x, (weights, layer_keys, tuning.layers_of(tuned), depths), rows)
@@ -241,8 +241,8 @@ class Transformer(nnx.Module):
             depths = None if depths is None else sharding.place(depths, "layers")
             through = lambda *of: run(*of)[0]  # noqa: E731
             x, routing = pipelined(through, x, (weights, keys, {}, depths), rows, config.microbatches or stages), None
-        x = x if tuned is None else tuned.after(x)
         x = states if every else x
+        x = x if tuned is None else tuned.after(x)
         return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing)
 
     def prefill(

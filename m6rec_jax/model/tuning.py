@@ -252,7 +252,7 @@ class Applied(NamedTuple):
 
     def after(self, x: Array) -> Array:
         """The states of the tokens alone."""
-        return x if self.prompts is None else x[:, self.prompts.shape[1] :]
+        return x if self.prompts is None else x[..., self.prompts.shape[1] :, :]
 
 
 def layers_of(tuned: Applied | None) -> dict[str, Array]:
