@@ -41,7 +41,8 @@ def causal(shape: tuple[int, int], lengths: Int[Array, " B"]) -> View:
 
 
 class Block(nnx.Module):
-    """All N layers at once: every weight carries a leading layer axis and `jax.lax.scan` walks it.
+    """All N layers at once: every weight carries a leading layer axis and `jax.lax.scan` walks it. With `shared_layers`
+    that axis is 1 long, and the scan counts.
 
     Pre-norm residual layer: grouped-query attention with RoPE, then SwiGLU (Shazeer 2020), or a mixture of many
     (`experts`), beside which `gate`, `up` and `down` are those that all tokens share.
@@ -64,9 +65,10 @@ class Block(nnx.Module):
     }
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        N, D, K, h, F = config.layers, config.width, config.n_kv, config.head_dim, config.dense_width
+        N, D, K, h, F = config.layer_sets, config.width, config.n_kv, config.head_dim, config.dense_width
         G = config.heads // K
-        std, out_std = D**-0.5, (2 * N * D) ** -0.5
+        depth = 2 * config.layers  # residual branches that add up
+        std, out_std = D**-0.5, (depth * D) ** -0.5
         make = lambda name, shape, std: weight(rngs, shape, self.AXES[name], std)  # noqa: E731
         self.attention_norm = scale((N, D), self.AXES["attention_norm"])
         self.query = make("query", (N, D, K, G, h), std)
@@ -77,17 +79,23 @@ class Block(nnx.Module):
         if F:
             self.gate = make("gate", (N, D, F), std)
             self.up = make("up", (N, D, F), std)
-            self.down = make("down", (N, F, D), (2 * N * F) ** -0.5)
+            self.down = make("down", (N, F, D), (depth * F) ** -0.5)
         if config.experts:
             E, F = config.experts, config.expert_width
             self.router = make("router", (N, D, E), std)
             self.expert_gate = make("expert_gate", (N, E, D, F), std)
             self.expert_up = make("expert_up", (N, E, D, F), std)
-            self.expert_down = make("expert_down", (N, E, F, D), (2 * N * F) ** -0.5)
+            self.expert_down = make("expert_down", (N, E, F, D), (depth * F) ** -0.5)
 
     def stacked(self) -> dict[str, Array]:
         """The weights `[N, ...]` that `scan` slices a layer at a time."""
         return {name: getattr(self, name)[...] for name in self.AXES if hasattr(self, name)}
+
+
+def _first(w: dict[str, Array]) -> dict[str, Array]:
+    """Of stacked weights those of the first layer, gathered along fsdp and not cast: their gradient is a sum over layers."""
+    first = jax.tree.map(lambda x: x[0], w)
+    return {name: sharding.gather_weight(x, *Block.AXES[name][1:]) for name, x in first.items()}
 
 
 LEADING = {"bt": ("batch", "position"), "bmt": ("batch", None, None)}  # logical axes: of rows, and of beams
@@ -185,16 +193,19 @@ class Transformer(nnx.Module):
 
             def layer(x, inputs):
                 w, keys = inputs
-                w = self._ready(w)
+                w = self._ready(shared or w)
                 q, k, v = _project(x, w, turns, config)
                 mixed = attend(q, k, v, k_start, k_end, config.attention)
                 return _close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
 
-            return jax.lax.scan(_remat(layer, config.remat), x, layers)
+            return jax.lax.scan(_remat(layer, config.remat), x, layers, length=config.layers if shared else None)
 
+        shared: dict[str, Array] = {}
         weights, rows, stages = self.block.stacked(), (turns, view.k_start, view.k_end), sharding.shards("layers")
         if stages == 1:
             weights = {name: sharding.place(w, None, *Block.AXES[name][1:]) for name, w in weights.items()}
+            if config.shared_layers:  # of the program's constants, not of the scan's inputs
+                shared, weights = _first(weights), {}
             x, routing = run(x, (weights, layer_keys), rows)
         else:  # without experts: training/sharding.check_fit
             keys = None if layer_keys is None else sharding.place(layer_keys, "layers", None)
@@ -217,6 +228,7 @@ class Transformer(nnx.Module):
         real = view.positions < lengths[:, None]
 
         def of(number: int | Array) -> dict[str, Array]:
+            number = 0 if config.shared_layers else number
             return self._ready(jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights))
 
         def keep(kept: KeyValues, number: int | Array, k: Array, v: Array) -> KeyValues:
@@ -260,10 +272,12 @@ class Transformer(nnx.Module):
         config = self.config
         x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
         turns = rope_turns(positions, config.head_dim, config.rope_theta)
+        weights = self.block.stacked()
+        shared, weights = (_first(weights), {}) if config.shared_layers else ({}, weights)
 
         def layer(x, inputs):
             w, prefix_k, prefix_v, suffix_k, suffix_v = inputs
-            w = self._ready(w)
+            w = self._ready(shared or w)
             q, k, v = _project(x, w, turns, config, "bmt")
             suffix_k, suffix_v = (
                 jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), slot, axis=1)
@@ -274,12 +288,12 @@ class Transformer(nnx.Module):
             )
             return _close(x, mixed, w, config, None, "bmt")[0], (suffix_k, suffix_v)
 
-        x, suffix = jax.lax.scan(layer, x, (self.block.stacked(), *prefix, *suffix))
+        x, suffix = jax.lax.scan(layer, x, (weights, *prefix, *suffix))
         return rms_norm(x, self.final_norm[...], config.norm_eps), suffix
 
     def logits(self, hidden: Float[Array, "*n D"], slice_index: int, items: Catalogues) -> Float[Array, "*n V"]:
         """Float32 scores over one vocabulary slice (0 text, 1.. code levels); spare rows cannot win."""
-        table = self.embeddings.table(slice_index, items)
+        table, hidden = self.embeddings.table(slice_index, items), self.embeddings.narrowed(hidden)
         scores = jnp.einsum("...d,vd->...v", hidden, self._cast(table), preferred_element_type=jnp.float32)
         return jnp.where(jnp.arange(table.shape[0]) < self.vocab.slices[slice_index].size, scores, NEVER)
 

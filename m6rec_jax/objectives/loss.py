@@ -49,6 +49,7 @@ def cross_entropy(
     `smoothing`, share of a target's mass spread evenly over its slice (Szegedy et al. 2016); `negatives`, a slice of
     more ids than that is normalised over a sample of so many (see `_sampled_nll`); 0 = over all.
     """
+    hidden = model.embeddings.narrowed(hidden)
     keys = (None,) * len(model.vocab.slices) if key is None else jax.random.split(key, len(model.vocab.slices))
     seen = [facts.seen for facts in catalogues(items)]
     samples, tables = {}, []

@@ -57,7 +57,7 @@ def memory_needed(
         sampled = 0 < config.optim.negatives < s.size
         columns = config.optim.negatives if sampled else s.padded / tensor
         scores = max(scores, 12 * min(CHUNK, tokens) * columns)
-        tables += 0 if sampled else 8 * columns * width
+        tables += 0 if sampled else 8 * columns * model.table_width
     widths = (blueprint.content_width, *blueprint.more_widths)
     return {
         "parameters and moments": one * state,
