@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,12 +103,18 @@ LEADING = {"bt": ("batch", "position"), "bmt": ("batch", None, None)}  # logical
 
 def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, batch: str = "bt") -> tuple[Array, ...]:
     """Normed input to rotated queries, rotated keys, and values. `batch`: einsum letters of the leading axes."""
+    q, k, v = _vectors(x, w, config, batch)
+    return rope(q, turns.over(2)), rope(k, turns.over(1)), v
+
+
+def _vectors(x: Array, w: dict[str, Array], config: ModelConfig, batch: str = "bt") -> tuple[Array, Array, Array]:
+    """`_project` before rotation."""
     lead = LEADING[batch]
     y = rms_norm(x, w["attention_norm"], config.norm_eps)
     q = product(f"{batch}d,dkgh->{batch}kgh", y, w["query"], sharding.out(*lead, "kv", None, None))
     k = product(f"{batch}d,dkh->{batch}kh", y, w["key"], sharding.out(*lead, "kv", None))
     v = product(f"{batch}d,dkh->{batch}kh", y, w["value"], sharding.out(*lead, "kv", None))
-    return rope(q, turns.over(2)), rope(k, turns.over(1)), v
+    return q, k, v
 
 
 def _close(
@@ -181,6 +187,27 @@ class Transformer(nnx.Module):
         key: jax.Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Routing | None]:
         """`hidden`, and of a model with experts how their tokens were routed, summed over layers."""
+        return self._rows(tokens, item_rows, view, items, key, None)[:2]
+
+    def observed(
+        self,
+        tokens: Int[Array, "B T"],
+        item_rows: Int[Array, "B T"],
+        view: View,
+        items: Catalogues,
+        key: jax.Array | None,
+        layer: int,
+    ) -> tuple[Float[Array, "B T D"], Routing | None, tuple[Array, Array, Array]]:
+        """`routed`, and the queries `[B, T, K, G, h]`, keys and values `[B, T, K, h]` of a layer, before rotation."""
+        hidden, routing, x = self._rows(tokens, item_rows, view, items, key, layer)
+        at = 0 if self.config.shared_layers else layer
+        w = {n: sharding.place(w, None, *Block.AXES[n][1:])[at] for n, w in self.block.stacked().items()}
+        return hidden, routing, _vectors(x, self._ready(w), self.config)
+
+    def _rows(
+        self, tokens: Array, item_rows: Array, view: View, items: Catalogues, key: jax.Array | None, kept: int | None
+    ) -> tuple[Array, Routing | None, Any]:
+        """Last hidden states, how tokens were routed, and what went into layer `kept`."""
         config = self.config
         key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings.read(tokens, item_rows, items, key_id)
@@ -191,14 +218,16 @@ class Transformer(nnx.Module):
         def run(x, layers, rows, part=None):
             turns, k_start, k_end = rows
 
-            def layer(x, inputs):
-                w, keys = inputs
-                w = self._ready(shared or w)
+            def layer(carry, inputs):
+                (x, found), (w, keys, number) = carry, inputs
+                w, found = self._ready(shared or w), None if kept is None else jnp.where(number == kept, x, found)
                 q, k, v = _project(x, w, turns, config)
                 mixed = attend(q, k, v, k_start, k_end, config.attention)
-                return _close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
+                x, routing = _close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
+                return (x, found), routing
 
-            return jax.lax.scan(_remat(layer, config.remat), x, layers, length=config.layers if shared else None)
+            begun = x, None if kept is None else x
+            return jax.lax.scan(_remat(layer, config.remat), begun, layers, length=config.layers if shared else None)
 
         shared: dict[str, Array] = {}
         weights, rows, stages = self.block.stacked(), (turns, view.k_start, view.k_end), sharding.shards("layers")
@@ -206,12 +235,14 @@ class Transformer(nnx.Module):
             weights = {name: sharding.place(w, None, *Block.AXES[name][1:]) for name, w in weights.items()}
             if config.shared_layers:  # of the program's constants, not of the scan's inputs
                 shared, weights = _first(weights), {}
-            x, routing = run(x, (weights, layer_keys), rows)
+            numbers = None if kept is None else jnp.arange(config.layers)
+            (x, found), routing = run(x, (weights, layer_keys, numbers), rows)
         else:  # without experts: training/sharding.check_fit
             keys = None if layer_keys is None else sharding.place(layer_keys, "layers", None)
-            through = lambda *of: run(*of)[0]  # noqa: E731
-            x, routing = pipelined(through, x, (weights, keys), rows, config.microbatches or stages), None
-        return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing)
+            through = lambda *of: run(*of)[0][0]  # noqa: E731
+            x, routing = pipelined(through, x, (weights, keys, None), rows, config.microbatches or stages), None
+            found = None
+        return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing), found
 
     def prefill(
         self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues

@@ -21,12 +21,14 @@ CHUNK = 1024  # positions whose logits exist at one time
 class TaskLoss(NamedTuple):
     """Sums a task: weighted negative log-likelihood and weight, both `[tasks]`. The mean is taken once, by the caller.
 
-    `routing`: of a model with experts, sums of what the router is judged by.
+    `routing`: of a model with experts, sums of what the router is judged by. `relation`: of one that is taught, the sum
+    over tokens of how far its relations are from the teacher's.
     """
 
     loss: Float[Array, " tasks"]
     weight: Float[Array, " tasks"]
     routing: Routing | None = None
+    relation: Float[Array, ""] | None = None
 
 
 def cross_entropy(

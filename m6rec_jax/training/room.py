@@ -38,6 +38,7 @@ def memory_needed(
     one = 4.0 * (blueprint.parameters() - elsewhere) / (tensor * mesh["fsdp"])
     kept = jax.eval_shape(make_optimizer(config.optim, config.train.steps).init, blueprint.shapes())
     state = 1 + sum(x.size for x in jax.tree.leaves(kept)) / blueprint.parameters() + (config.optim.average > 0)
+    state += (config.prune.sparsity > 0) / 4  # a byte beside each weight
     gradients = 1 + (config.train.accumulate > 1)
     rows = data.rows / (mesh["data"] * mesh["fsdp"] * mesh["expert"] * config.train.accumulate)
     tokens, size = rows * data.length / sequence, jax.numpy.dtype(model.dtype).itemsize

@@ -122,7 +122,9 @@ def test_a_llama_gets_the_layers_copied_and_the_tables_multiplied(world):
     model = blueprint.bind(params)
     hidden = model.hidden(tokens, rows, causal(tokens.shape, np.array([9, 9])), items)
     s = VOCAB.levels[0]
-    np.testing.assert_allclose(model.logits(hidden[0], 1, items)[:, :40], theirs[:, s.offset : s.offset + 40], atol=1e-3)
+    np.testing.assert_allclose(
+        model.logits(hidden[0], 1, items)[:, :40], theirs[:, s.offset : s.offset + 40], atol=1e-3
+    )
 
 
 def test_wider_tables_than_the_model_are_refused():
