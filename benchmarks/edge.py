@@ -55,6 +55,7 @@ def measured(folder: Path, lengths: list[int], repeats: int) -> list[dict[str, A
     from m6rec_jax.model.load import Blueprint
     from m6rec_jax.recommend.edge import tensors, write_edge
     from m6rec_jax.settings import load_config
+    from m6rec_jax.training.prune import advanced, fresh, masked
     from m6rec_jax.vocab import Vocab
 
     config = load_config(["edge-pruned"])
@@ -63,11 +64,10 @@ def measured(folder: Path, lengths: list[int], repeats: int) -> list[dict[str, A
     std = {name: float(np.std(x)) for name, x in flat(blueprint.init(0)).items()}
     dense = unflat({name: rng.normal(0, std[name], x.shape).astype(np.float32) for name, x in flat(blueprint.shapes()).items()})  # fmt: skip
 
-    def cut(x: np.ndarray) -> np.ndarray:
-        most = round(config.prune.sparsity * x.size)
-        return np.where(np.abs(x) > np.partition(np.abs(x), most, None)[most], x, 0) if x.ndim > 1 and x.shape[-1] * x.shape[0] > model.width else x  # fmt: skip
-
-    pruned = jax.tree.map(cut, dense)
+    params = jax.tree.map(jnp.asarray, dense)
+    masks = fresh(config.prune, params)
+    assert masks is not None
+    pruned = jax.device_get(masked(advanced(config.prune, masks, params, jnp.int32(config.prune.end)).kept, params))
     write_edge(folder / "int8", blueprint, dense, [], b"", {})
     write_edge(folder / "pruned", blueprint, pruned, [], b"", {})
     header = runner.load(folder / "int8").header
@@ -85,7 +85,6 @@ def measured(folder: Path, lengths: list[int], repeats: int) -> list[dict[str, A
         rows.append({"runner": f"NumPy, {said}", "bytes": (folder / name).stat().st_size, "load_seconds": round(loaded, 3), **told})  # fmt: skip
 
     items = jax.tree.map(jnp.asarray, item_table(np.zeros((ITEMS, 1)), np.ones(ITEMS, bool)))
-    params = jax.tree.map(jnp.asarray, dense)
 
     @jax.jit
     def jitted(params: Any, tokens: Any, lengths: Any) -> Any:
