@@ -157,7 +157,7 @@ OUTSIDE = {
     "checkpoint": {"every": 0, "keep": 0},
     "train": {"steps": 0, "epochs": -0.5, "accumulate": 0, "log_every": 0, "eval_every": -1, "patience": -1, "seed": 2**32,
               "explode": 0.5, "max_skips": 0, "spike": -0.1, "rewinds": -1, "hang_seconds": -1.0},
-    "distill": {"weight": 0.0, "heads": -1, "teacher_layer": -1, "layer": -1},
+    "distill": {"weight": 0.0, "heads": -1, "teacher_layer": -1, "student_layer": -1},
     "prune": {"sparsity": 1.0, "begin": -1, "end": -1, "every": 0},
 }  # fmt: skip
 EDGE = {
@@ -207,8 +207,9 @@ def test_shipped_files_say_how_many_parameters_they_make(name, path):
     model = nnx.eval_shape(lambda: Transformer(config, vocab, 64, rngs=nnx.Rngs(0)))
     said = re.search(r"^# Model +([\d.]+) M parameters in the layers", path.read_text(), re.MULTILINE)
     assert round(parameters(model.block) / 1e6, 1) == float(said[1])
-    tables = sum(s.padded for s in vocab.slices) + 64
-    assert parameters(model) == parameters(model.block) + config.width * (tables + 1)
+    rows = sum(s.padded for s in vocab.slices) + (64 if config.content else 0)
+    projection = config.embed * config.width
+    assert parameters(model) == parameters(model.block) + config.table_width * rows + projection + config.width
 
 
 @pytest.mark.parametrize(

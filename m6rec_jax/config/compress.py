@@ -15,17 +15,17 @@ class DistillConfig:
         weight: of the relation loss beside the losses of the tasks.
         heads: relation heads, into which queries, keys and values of both models are cut; 0 = heads of this model.
         teacher_layer: layer of the teacher that is looked at, counted from 1; 0 = its last.
-        layer: layer of this model that is to be like it; 0 = the last.
+        student_layer: layer of this model that is to be like it; 0 = the last.
     """
 
     weight: float = 1.0
     heads: int = 0
     teacher_layer: int = 0
-    layer: int = 0
+    student_layer: int = 0
 
     def __post_init__(self) -> None:
         above_zero("distill", self, "weight")
-        at_least(0, "distill", self, "heads", "teacher_layer", "layer")
+        at_least(0, "distill", self, "heads", "teacher_layer", "student_layer")
 
 
 @dataclass(frozen=True)

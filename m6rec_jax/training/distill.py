@@ -53,7 +53,7 @@ class Lesson:
 
     def layer_of(self, student: Transformer) -> int:
         """The layer of the student, from 0, that is to be like the teacher's."""
-        return (self.config.layer or student.config.layers) - 1
+        return (self.config.student_layer or student.config.layers) - 1
 
     def heads_of(self, student: Transformer) -> int:
         return self.config.heads or student.config.heads
@@ -140,7 +140,7 @@ def open_teacher(
     _check_same_ids(said, record, datasets, blueprint)
     for what, value, layers in (
         ("teacher_layer", config.distill.teacher_layer, theirs.config.layers),
-        ("layer", config.distill.layer, blueprint.config.layers),
+        ("student_layer", config.distill.student_layer, blueprint.config.layers),
     ):
         if value > layers:
             raise InputError(f"{said}distill.{what}={value}, and that model has {layers} layers; 0 is the last")

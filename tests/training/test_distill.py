@@ -117,7 +117,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(world):
 
     @partial(jax.jit, static_argnums=0)
     def told(layer, params):
-        lesson = Lesson(blueprint, DistillConfig(layer=layer))
+        lesson = Lesson(blueprint, DistillConfig(student_layer=layer))
         return slice_losses(blueprint, 1, params, batch, items, lesson=lesson, teacher=params).relation
 
     assert abs(float(told(0, params))) < 1e-5
@@ -189,7 +189,7 @@ def test_a_teacher_whose_ids_or_sizes_do_not_fit_is_refused(teacher, tiny, tiny_
         (opened[1], vocabs[1], {}, "its ids are those of"),
         (tiny, blueprint, {"heads": 3}, "distill.heads=3 does not divide the 32 numbers of the teacher's"),
         (tiny, blueprint, {"teacher_layer": 4}, "distill.teacher_layer=4, and that model has 3 layers"),
-        (tiny, blueprint, {"layer": 3}, "distill.layer=3, and that model has 2 layers"),
+        (tiny, blueprint, {"student_layer": 3}, "distill.student_layer=3, and that model has 2 layers"),
     ):
         config = replace(CONFIG, distill=replace(CONFIG.distill, **changes))
         with pytest.raises(InputError, match=says) as error:
