@@ -20,7 +20,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 .PHONY: help install install-all install-beam demo test test-beam check check-code check-types check-imports check-packages check-locks lock clean \
 	plan-all \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
-	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-training bench-fuzz bench-exact bench-faults bench-tuning
+	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-training bench-fuzz bench-exact bench-faults bench-tuning bench-edge
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -126,6 +126,9 @@ bench-memory: install  ## what a new event costs the memory at 10^6 items
 
 bench-tuning: install  ## the six methods of tuning on a planted task: AUC, trained share, bytes; mixed batches against each alone
 	$(BIN)/python -m benchmarks.tuning
+
+bench-edge: install  ## bytes on disk and time on one core of the exported small model beside JAX
+	$(BIN)/python -m benchmarks.edge
 
 bench-warm: install  ## known users, whose prefixes are kept, against strangers, in one run
 	$(BIN)/python -m benchmarks.warm

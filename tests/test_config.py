@@ -146,7 +146,8 @@ def test_contradictions_raise_when_made(make, says):
 OUTSIDE = {
     "model": {"layers": 0, "width": 0, "heads": 0, "kv_heads": -2, "ffn": -1, "dropout": 1.0, "embed_dropout": 1.0,
               "id_dropout": 1.0, "rope_theta": 0.0, "norm_eps": 0.0, "experts": -1, "experts_per_token": 0, "expert_ffn": -1,
-              "shared_experts": -1, "capacity_factor": 0.0, "balance": -0.1, "router_z": -0.1, "microbatches": -1},
+              "shared_experts": -1, "capacity_factor": 0.0, "balance": -0.1, "router_z": -0.1, "microbatches": -1,
+              "embed": -1},
     "mesh": {"data": 0, "fsdp": 0, "tensor": -2, "sequence": 0, "expert": 0, "stage": 0},
     "optim": {"learning_rate": 0.0, "warmup": -1, "final": 1.5, "weight_decay": -0.1, "b1": 1.0, "b2": 1.0, "clip": 0.0,
               "label_smoothing": 1.0,
@@ -156,6 +157,8 @@ OUTSIDE = {
     "checkpoint": {"every": 0, "keep": 0},
     "train": {"steps": 0, "epochs": -0.5, "accumulate": 0, "log_every": 0, "eval_every": -1, "patience": -1, "seed": 2**32,
               "explode": 0.5, "max_skips": 0, "spike": -0.1, "rewinds": -1, "hang_seconds": -1.0},
+    "distill": {"weight": 0.0, "heads": -1, "teacher_layer": -1, "student_layer": -1},
+    "prune": {"sparsity": 1.0, "begin": -1, "end": -1, "every": 0},
 }  # fmt: skip
 EDGE = {
     "model": {"kv_heads": 0, "ffn": 0, "dropout": 0.0},
@@ -204,8 +207,9 @@ def test_shipped_files_say_how_many_parameters_they_make(name, path):
     model = nnx.eval_shape(lambda: Transformer(config, vocab, 64, rngs=nnx.Rngs(0)))
     said = re.search(r"^# Model +([\d.]+) M parameters in the layers", path.read_text(), re.MULTILINE)
     assert round(parameters(model.block) / 1e6, 1) == float(said[1])
-    tables = sum(s.padded for s in vocab.slices) + 64
-    assert parameters(model) == parameters(model.block) + config.width * (tables + 1)
+    rows = sum(s.padded for s in vocab.slices) + (64 if config.content else 0)
+    projection = config.embed * config.width
+    assert parameters(model) == parameters(model.block) + config.table_width * rows + projection + config.width
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,15 @@ class TrainedOn:
 
 
 @dataclass(frozen=True)
+class Taught:
+    """Of a run that was distilled: its teacher's run, the step, and a digest of the parameters there."""
+
+    run: str
+    step: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class Run:
     """A run folder: its configuration, its id space, the width of content vectors, its data, its code.
 
@@ -65,6 +74,7 @@ class Run:
     layout: str = LAYOUT
     more_widths: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
+    teacher: Taught | None = None
 
     @property
     def names(self) -> list[str]:
@@ -116,6 +126,7 @@ def write_run(run: Run) -> None:
         "code": run.code,
         "layout": run.layout,
         **several,
+        **({"teacher": asdict(run.teacher)} if run.teacher else {}),
         "files": {
             p.relative_to(run.path).as_posix(): {"bytes": p.stat().st_size, "xxh3": file_digest(p)}
             for p in static
@@ -161,6 +172,7 @@ def read_run(path: Path | str) -> Run:
             layout,
             tuple(int(n) for n in body.get("more_widths", ())),
             tuple(float(n) for n in body.get("weights", ())),
+            Taught(**body["teacher"]) if "teacher" in body else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{file}: damaged ({type(error).__name__}: {error}); take it from a copy, or train again") from None  # fmt: skip

@@ -20,7 +20,8 @@ def train(argv: list[str]) -> None:
     parser = Parser(
         prog="m6rec train",
         usage="m6rec train --config CONFIG.yaml [--config MORE.yaml] --dataset DATASET[=WEIGHT] [--dataset ...]\n"
-        "                   --run RUN [--init-from RUN|FOLDER] [--print-config] [--section.key=value ...]",
+        "                   --run RUN [--init-from RUN|FOLDER] [--distill-from RUN] [--print-config]\n"
+        "                   [--section.key=value ...]",
         description="Pretrain a model on one dataset or several. The same command again resumes where it stopped.\n"
         "On several machines start it with srun, or give each process M6REC_COORDINATOR=host:port, M6REC_PROCESSES\n"
         "(how many) and M6REC_PROCESS_ID (from 0).\n\n"
@@ -30,6 +31,7 @@ def train(argv: list[str]) -> None:
     add("--dataset", action="append", metavar="DATASET[=WEIGHT]", help="folder that `m6rec prepare` wrote; repeat for several, which share one tokenizer (prepare --like) and are trained together. WEIGHT multiplies its share of the target tokens: 1 if left out, so all have the same share; shop=0.5 has half that of the others")  # fmt: skip
     add("--run", metavar="RUN", help="folder of the run: checkpoints, metrics, configuration; made if missing")
     add("--init-from", metavar="RUN|FOLDER", help="start from this run's best parameters, items matched by id; or from a Llama in a folder of Hugging Face (config.json, model.safetensors, its tokenizer), text matched by piece: docs/weights.md")  # fmt: skip
+    add("--distill-from", metavar="RUN", help="a larger run on the same datasets that teaches this one by relations between tokens, beside the tasks (section distill): docs/edge.md")  # fmt: skip
     add("--print-config", action="store_true", help="print the merged configuration as YAML and stop")
     add_config_options(parser)
     options = parser.parse(argv)
@@ -43,7 +45,7 @@ def train(argv: list[str]) -> None:
     run = folder_to_write("--run", options.run)
     join_processes()
     datasets, weights = zip(*map(weighted, options.dataset), strict=True)
-    run_training(config, list(datasets), run, options.init_from, weights)
+    run_training(config, list(datasets), run, options.init_from, weights, options.distill_from)
 
 
 def weighted(named: str) -> tuple[Path, float]:
@@ -61,7 +63,12 @@ def weighted(named: str) -> tuple[Path, float]:
 
 
 def run_training(
-    config: Config, datasets: list[Path], run: Path, init_from: str | None = None, weights: Sequence[float] = ()
+    config: Config,
+    datasets: list[Path],
+    run: Path,
+    init_from: str | None = None,
+    weights: Sequence[float] = (),
+    distill_from: str | None = None,
 ) -> None:
     """Say what is resumed, then train."""
     import jax
@@ -92,7 +99,8 @@ def run_training(
         of_tasks = TaskEvaluator(blueprint, dataset, config.mixture.tasks, length=length)
         return lambda params: ranking(params) | of_tasks(params)
 
-    pretrain(config, datasets, run, weights=weights, init_from=init_from, make_evaluator=evaluator)
+    of = {"weights": weights, "init_from": init_from, "distill_from": distill_from}
+    pretrain(config, datasets, run, **of, make_evaluator=evaluator)
     if jax.process_count() == 1:  # of many processes none has the run to itself; the first `evaluate` does it then
         for dataset in datasets:
             fit_gate(run, dataset)

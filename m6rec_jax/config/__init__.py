@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from m6rec_jax.config.checks import check
+from m6rec_jax.config.compress import DistillConfig, PruneConfig
 from m6rec_jax.config.data import DataConfig, MixtureConfig
 from m6rec_jax.config.mesh import MeshConfig
 from m6rec_jax.config.model import ModelConfig
@@ -29,6 +30,8 @@ class Config:
         mixture: tasks and their shares.
         checkpoint: what is saved and kept.
         train: length of training, validation, seed.
+        distill: what is learnt from a teacher.
+        prune: weights that become zero.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -38,6 +41,8 @@ class Config:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
 
     def __post_init__(self) -> None:
         check(
@@ -47,6 +52,10 @@ class Config:
         check(
             self.optim.warmup < self.train.steps,
             f"optim.warmup={self.optim.warmup} is not below train.steps={self.train.steps}",
+        )
+        check(
+            not self.prune.sparsity or self.prune.end <= self.train.steps,
+            f"prune.end={self.prune.end} is beyond train.steps={self.train.steps}: prune.sparsity would not be reached",
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -19,7 +19,9 @@ class ModelConfig:
 
     Args:
         layers: Transformer layers.
+        shared_layers: one set of weights, walked `layers` times (Lan et al. 2020, ALBERT).
         width: size of the residual stream.
+        embed: size of a row of the token tables, between which and the width one matrix turns; 0 = width, without one.
         heads: attention heads; must divide width.
         kv_heads: key/value heads (grouped-query attention); 0 = heads.
         ffn: inner size of SwiGLU; 0 = 8/3 of width, rounded up to a multiple of 64.
@@ -52,7 +54,9 @@ class ModelConfig:
     """
 
     layers: int = 2
+    shared_layers: bool = False
     width: int = 64
+    embed: int = 0
     heads: int = 2
     kv_heads: int = 0
     ffn: int = 0
@@ -86,6 +90,7 @@ class ModelConfig:
             0,
             "model",
             self,
+            "embed",
             "kv_heads",
             "ffn",
             "experts",
@@ -102,6 +107,7 @@ class ModelConfig:
             value = getattr(self, name)
             check(value in get_args(known), f"model.{name}={value}: must be one of {', '.join(get_args(known))}")
         check(self.attention != "tokamax" or self.dtype == "bfloat16", f"model.attention=tokamax and model.dtype={self.dtype}: its kernels compute in bfloat16; change one of them")  # fmt: skip
+        check(self.embed <= self.width, f"model.embed={self.embed} is more than model.width={self.width}; make it smaller, or 0 for tables of that width")  # fmt: skip
         check(self.width % self.heads == 0, f"model.heads={self.heads} does not divide model.width={self.width}")
         check((self.width // self.heads) % 2 == 0, f"model.width={self.width} over model.heads={self.heads} gives an odd head size; rotary positions need an even one")  # fmt: skip
         check(not self.experts or self.experts_per_token <= self.experts, f"model.experts_per_token={self.experts_per_token} is more than model.experts={self.experts}")  # fmt: skip
@@ -113,6 +119,15 @@ class ModelConfig:
         )
         check(not (self.late and self.exits), f"model.late={self.late} and model.exits=true: a layer that reads parts alone cannot answer; change one of them")  # fmt: skip
         check(self.heads % self.n_kv == 0, f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}")
+
+    @property
+    def layer_sets(self) -> int:
+        """How many layers have weights of their own."""
+        return 1 if self.shared_layers else self.layers
+
+    @property
+    def table_width(self) -> int:
+        return self.embed or self.width
 
     @property
     def n_kv(self) -> int:

@@ -15,6 +15,7 @@ from m6rec_jax.decoding.exits import ExitScorer
 from m6rec_jax.decoding.instances import InstanceScorer
 from m6rec_jax.decoding.late import CACHE_BYTES, LateScorer
 from m6rec_jax.decoding.shapes import Prompt
+from m6rec_jax.model.items import widened
 from m6rec_jax.vocab import OPTIONS
 
 
@@ -31,7 +32,8 @@ def exit_scorer(scorer: InstanceScorer) -> ExitScorer:
 def option_table(scorer: InstanceScorer, task: str) -> Float[Array, "C D"]:
     """The output table's rows of a task's options, which both scorers are given. Raises InputError when it has none."""
     rows = scorer.option_rows(task)
-    return jnp.asarray(_params(scorer)["embeddings"]["tables"][OPTIONS])[rows]
+    embeddings = _params(scorer)["embeddings"]
+    return widened(embeddings, jnp.asarray(embeddings["tables"][OPTIONS])[rows])
 
 
 def prompts(laid: Sequence[Laid]) -> list[Prompt]:

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from m6rec_jax.model import tuning
-from m6rec_jax.model.items import Catalogues
+from m6rec_jax.model.items import Catalogues, widened
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import Block
 from m6rec_jax.model.tuning import Tuned, TuneSpec
@@ -40,7 +40,7 @@ def begin(
 ) -> Tuned:
     """All numbers that tuning begins with; fresh layers are identities. `rows`: see `tuning.init`."""
     key, key_added = jax.random.split(jax.random.key(seed))
-    text = params["embeddings"]["tables"]["text"][: blueprint.vocab.text.size]
+    text = widened(params["embeddings"], params["embeddings"]["tables"]["text"][: blueprint.vocab.text.size])
     tuned = tuning.init(spec, blueprint.config, text, key, rows)
     if spec.add:
         fresh = nnx.to_pure_dict(nnx.state(Block(replace(blueprint.config, layers=spec.add), rngs=nnx.Rngs(key_added))))

@@ -53,9 +53,10 @@ def llama(
     # torch keeps matrices as [out, in]. Query head k * G + g reads key/value head k there as here, and both rotate the
     # pairs (i, i + h/2), so that heads and their entries keep their order.
     for i in range(N):
-        layer = {name: block[own][i].reshape(D, -1).T for name, own in INWARDS.items()}
-        layer |= {name: block[own][i].reshape(-1, D).T for name, own in OUTWARDS.items()}
-        layer |= {name: 1 + block[own][i] for name, own in NORMS.items()}
+        at = 0 if config.shared_layers else i
+        layer = {name: block[own][at].reshape(D, -1).T for name, own in INWARDS.items()}
+        layer |= {name: block[own][at].reshape(-1, D).T for name, own in OUTWARDS.items()}
+        layer |= {name: 1 + block[own][at] for name, own in NORMS.items()}
         tensors |= {f"model.layers.{i}.{name}.weight": np.ascontiguousarray(x) for name, x in layer.items()}
     described = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32",
@@ -82,5 +83,5 @@ def folded(blueprint: Blueprint, params: Mapping[str, Any], items: Sequence[Item
             rows = len(table)
             table = np.where(np.asarray(facts.seen)[:rows, None], table, 0)
             table = table + np.asarray(facts.content)[:rows] @ np.asarray(matrix, np.float32)
-        made.append(table)
+        made.append(table @ np.asarray(embeddings["projection"], np.float32) if blueprint.config.embed else table)
     return made

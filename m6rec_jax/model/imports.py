@@ -50,6 +50,8 @@ def settings(described: Mapping[str, Any]) -> dict[str, int | float]:
             "heads": heads,
             "kv_heads": int(described.get("num_key_value_heads") or heads),
             "ffn": int(described["intermediate_size"]),
+            "shared_layers": False,
+            "embed": 0,
             "experts": 0,
             "rope_theta": float(rope.get("rope_theta", described.get("rope_theta", 10_000.0))),
             "norm_eps": float(described.get("rms_norm_eps", 1e-6)),

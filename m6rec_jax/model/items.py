@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import sharding
 from m6rec_jax.model.layers import keep_mask, weight
+from m6rec_jax.model.products import product
 from m6rec_jax.model.quantised import dense
 from m6rec_jax.vocab import PAD_MULTIPLE, Vocab, domain_prefix
 
@@ -41,9 +43,9 @@ class OutputTable(NamedTuple):
     Who scores a few rows only need not project all.
     """
 
-    ids: Float[Array, "V D"]
+    ids: Float[Array, "V E"]
     content: Float[Array, "V Dc"] | None = None
-    projection: Float[Array, "Dc D"] | None = None
+    projection: Float[Array, "Dc E"] | None = None
 
     def astype(self, dtype: Any) -> OutputTable:
         return jax.tree.map(lambda x: x.astype(dtype), self)
@@ -55,6 +57,8 @@ class OutputTable(NamedTuple):
         return OutputTable(("vocab", None), ("vocab", None) if there else None, (None, None) if there else None)
 
 
+# Letters and logical axes of what stands before the last axis of rows, of beams, and of states alone.
+_LEAD = {1: ("n", ("batch",)), 2: ("bt", ("batch", "position")), 3: ("bmt", ("batch", None, None))}
 ITEM_AXES = ItemTable(content=("vocab", None), seen=("vocab",))
 # Facts of one catalogue or, of several domains, of each in order; item rows count through them all, spare rows included.
 Catalogues = ItemTable | tuple[ItemTable, ...]
@@ -70,6 +74,8 @@ class Embeddings(nnx.Module):
 
     With one code level (atomic) an item is id part + content part on both sides. The id part of an unseen item
     is zero, so it is ranked by its content alone; in training id parts are dropped at random to keep that honest.
+    With `model.embed` rows are E long and one matrix `[E, D]` turns them into the width, and states back into theirs, its
+    transpose (factorised embeddings, Lan et al. 2020, tied).
     """
 
     def __init__(
@@ -82,16 +88,17 @@ class Embeddings(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config, self.vocab = config, vocab
-        std = config.width**-0.5
-        self.tables = nnx.Dict(
-            {s.name: weight(rngs, (s.padded, config.width), ("vocab", "embed"), std) for s in vocab.slices}
-        )
-        project = lambda width: weight(rngs, (width, config.width), (None, "embed"), std)  # noqa: E731
+        E = config.table_width
+        std = E**-0.5
+        self.tables = nnx.Dict({s.name: weight(rngs, (s.padded, E), ("vocab", "embed"), std) for s in vocab.slices})
+        project = lambda width: weight(rngs, (width, E), (None, "embed"), std)  # noqa: E731
         self.content = project(content_width) if config.content else None
         if config.content and more_widths:
             self.more_content = nnx.Dict(
                 {f"{domain_prefix(i)}content": project(w) for i, w in enumerate(more_widths, 1)}
             )
+        if config.embed:
+            self.projection = weight(rngs, (E, config.width), (None, "embed"), config.width**-0.5)
 
     def read(
         self, tokens: Int[Array, "B *T"], item_rows: Int[Array, "B *T"], items: Catalogues, key: jax.Array | None
@@ -120,11 +127,24 @@ class Embeddings(nnx.Module):
 
         row, contents = ("batch", *rest), self._contents()
         axes = ([("vocab", None)] * len(self.tables), [(None, None)] * len(contents), [ITEM_AXES] * len(facts))
-        return sharding.per_shard(look_up, (*axes, row, row, row), (*row, None))(
+        x = sharding.per_shard(look_up, (*axes, row, row, row), (*row, None))(
             [dense(self.tables[s.name][...]) for s in self.vocab.slices], contents, facts, tokens, item_rows, id_kept
         )
+        return self._turned(x, "e", "d")
 
-    def table(self, slice_index: int, items: Catalogues, key: jax.Array | None = None) -> Float[Array, "V D"]:
+    def narrowed(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n E"]:
+        """States as the tables' rows are multiplied with: as they are, or through the transpose of the projection."""
+        return self._turned(hidden, "d", "e")
+
+    def _turned(self, x: Float[Array, "*n i"], of: str, to: str) -> Float[Array, "*n o"]:
+        if not self.config.embed:
+            return x
+        lead, axes = _LEAD[x.ndim - 1]
+        dtype = jnp.dtype(self.config.dtype)
+        matrix = sharding.gather_weight(self.projection[...], None, "embed").astype(dtype)
+        return product(f"{lead}{of},ed->{lead}{to}", x.astype(dtype), matrix, sharding.out(*axes, None))
+
+    def table(self, slice_index: int, items: Catalogues, key: jax.Array | None = None) -> Float[Array, "V E"]:
         """The output table of a slice: its rows, and for atomic items their content as well."""
         parts = self.table_parts(slice_index, items, key)
         if parts.content is None:
@@ -151,6 +171,11 @@ class Embeddings(nnx.Module):
             return []
         more = [self.more_content[f"{domain_prefix(i)}content"] for i in range(1, self.vocab.domains)]
         return [sharding.gather_weight(matrix[...], None, "embed") for matrix in (self.content, *more)]
+
+
+def widened(embeddings: Mapping[str, Any], rows: Array) -> Array:
+    """Rows `[n, E]` of a table as the residual stream has them `[n, D]`: as they are, or through the projection."""
+    return rows @ embeddings["projection"] if "projection" in embeddings else rows
 
 
 def _rows_like(seen: Array, table: Array) -> Array:

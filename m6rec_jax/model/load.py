@@ -84,6 +84,8 @@ class Blueprint:
             own["tables"][OPTIONS] = np.pad(rows, ((0, padded - len(rows)), (0, 0)))
         if self.config.content:
             own["content"] = embeddings["more_content"][f"{prefix}content"] if number else embeddings["content"]
+        if self.config.embed:
+            own["projection"] = embeddings["projection"]
         return {**params, "embeddings": own}
 
     def with_domain(self, params: dict[str, Any], number: int, own: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +94,7 @@ class Blueprint:
             return own
         embeddings, prefix, new = params["embeddings"], domain_prefix(number), own["embeddings"]
         tables = {**embeddings["tables"], **{n if n == "text" else prefix + n: t for n, t in new["tables"].items()}}
-        made = {**embeddings, "tables": tables}
+        made = {**embeddings, "tables": tables} | {n: new[n] for n in ("projection",) if n in new}
         if self.config.content and number:
             made["more_content"] = {**embeddings["more_content"], f"{prefix}content": new["content"]}
         elif self.config.content:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,8 @@ def framed(shape: tuple[int, int], opens: Int[Array, " B"], lengths: Int[Array, 
 
 
 class Block(nnx.Module):
-    """All N layers at once: every weight carries a leading layer axis and `jax.lax.scan` walks it.
+    """All N layers at once: every weight carries a leading layer axis and `jax.lax.scan` walks it. With `shared_layers`
+    that axis is 1 long, and the scan counts.
 
     Pre-norm residual layer: grouped-query attention with RoPE, then SwiGLU (Shazeer 2020), or a mixture of many
     (`experts`), beside which `gate`, `up` and `down` are those that all tokens share.
@@ -72,9 +73,10 @@ class Block(nnx.Module):
     }
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        N, D, K, h, F = config.layers, config.width, config.n_kv, config.head_dim, config.dense_width
+        N, D, K, h, F = config.layer_sets, config.width, config.n_kv, config.head_dim, config.dense_width
         G = config.heads // K
-        std, out_std = D**-0.5, (2 * N * D) ** -0.5
+        depth = 2 * config.layers  # residual branches that add up
+        std, out_std = D**-0.5, (depth * D) ** -0.5
         make = lambda name, shape, std: weight(rngs, shape, self.AXES[name], std)  # noqa: E731
         self.attention_norm = scale((N, D), self.AXES["attention_norm"])
         self.query = make("query", (N, D, K, G, h), std)
@@ -85,17 +87,23 @@ class Block(nnx.Module):
         if F:
             self.gate = make("gate", (N, D, F), std)
             self.up = make("up", (N, D, F), std)
-            self.down = make("down", (N, F, D), (2 * N * F) ** -0.5)
+            self.down = make("down", (N, F, D), (depth * F) ** -0.5)
         if config.experts:
             E, F = config.experts, config.expert_width
             self.router = make("router", (N, D, E), std)
             self.expert_gate = make("expert_gate", (N, E, D, F), std)
             self.expert_up = make("expert_up", (N, E, D, F), std)
-            self.expert_down = make("expert_down", (N, E, F, D), (2 * N * F) ** -0.5)
+            self.expert_down = make("expert_down", (N, E, F, D), (depth * F) ** -0.5)
 
     def stacked(self) -> dict[str, Array]:
         """The weights `[N, ...]` that `scan` slices a layer at a time."""
         return {name: getattr(self, name)[...] for name in self.AXES if hasattr(self, name)}
+
+
+def _first(w: dict[str, Array]) -> dict[str, Array]:
+    """Of stacked weights those of the first layer, gathered along fsdp and not cast: their gradient is a sum over layers."""
+    first = jax.tree.map(lambda x: x[0], w)
+    return {name: sharding.gather_weight(x, *Block.AXES[name][1:]) for name, x in first.items()}
 
 
 LEADING = {"bt": ("batch", "position"), "bmt": ("batch", None, None)}  # logical axes: of rows, and of beams
@@ -103,13 +111,18 @@ LEADING = {"bt": ("batch", "position"), "bmt": ("batch", None, None)}  # logical
 
 def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, batch: str = "bt") -> tuple[Array, ...]:
     """Normed input to rotated queries, rotated keys, and values. `batch`: einsum letters of the leading axes."""
+    q, k, v = _vectors(x, w, config, batch)
+    return rope(q, turns.over(2)), rope(k, turns.over(1)), v
+
+
+def _vectors(x: Array, w: dict[str, Array], config: ModelConfig, batch: str = "bt") -> tuple[Array, Array, Array]:
+    """`_project` before rotation."""
     lead = LEADING[batch]
     y = rms_norm(x, w["attention_norm"], config.norm_eps)
     q = product(f"{batch}d,dkgh->{batch}kgh", y, w["query"], sharding.out(*lead, "kv", None, None))
     k = product(f"{batch}d,dkh->{batch}kh", y, w["key"], sharding.out(*lead, "kv", None))
     v = product(f"{batch}d,dkh->{batch}kh", y, w["value"], sharding.out(*lead, "kv", None))
-    q, k, v = (tuning.add(x, y, w, name) for x, name in ((q, "query"), (k, "key"), (v, "value")))
-    return rope(q, turns.over(2)), rope(k, turns.over(1)), v
+    return tuning.add(q, y, w, "query"), tuning.add(k, y, w, "key"), tuning.add(v, y, w, "value")
 
 
 def _close(
@@ -203,6 +216,29 @@ class Transformer(nnx.Module):
         without prompts where parts meet late. `every`: the states behind each layer `[N, B, T, D]`, all through the final
         norm, as an exit reads them.
         """
+        return self._rows(tokens, item_rows, view, items, key, tuned, every)[:2]
+
+    def observed(
+        self,
+        tokens: Int[Array, "B T"],
+        item_rows: Int[Array, "B T"],
+        view: View,
+        items: Catalogues,
+        key: jax.Array | None,
+        layer: int,
+        every: bool = False,
+    ) -> tuple[Float[Array, "*N B T D"], Routing | None, tuple[Array, Array, Array]]:
+        """`routed`, and the queries `[B, T, K, G, h]`, keys and values `[B, T, K, h]` of a layer, before rotation."""
+        hidden, routing, x = self._rows(tokens, item_rows, view, items, key, None, every, layer)
+        at = 0 if self.config.shared_layers else layer
+        w = {n: sharding.place(w, None, *Block.AXES[n][1:])[at] for n, w in self.block.stacked().items()}
+        return hidden, routing, _vectors(x, self._ready(w), self.config)
+
+    def _rows(
+        self, tokens: Array, item_rows: Array, view: View, items: Catalogues, key: jax.Array | None,
+        tuned: tuning.Applied | None, every: bool, kept: int | None = None,
+    ) -> tuple[Array, Routing | None, Any]:  # fmt: skip
+        """Hidden states of `routed`, how tokens were routed, and what went into layer `kept`."""
         config = self.config
         key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings.read(tokens, item_rows, items, key_id)
@@ -220,30 +256,38 @@ class Transformer(nnx.Module):
             depths = jnp.arange(config.late - config.layers, config.late)  # 0: the first layer in which parts meet
 
         def run(x, layers, rows, part=None):
-            def layer(x, inputs):
-                w, keys, own, depth = inputs
-                w = self._ready(w) | tuning.of_rows(own, tuned)
+            def layer(carry, inputs):
+                (x, found), (w, keys, own, depth, number) = carry, inputs
+                w = self._ready(shared or w) | tuning.of_rows(own, tuned)
                 x, (turns, k_start, k_end) = (x, rows[0]) if depth is None else interaction.meet(x, depth, *rows)
+                found = None if kept is None else jnp.where(number == kept, x, found)
                 q, k, v = _project(x, w, turns, config)
                 mixed = attend(q, k, v, k_start, k_end, config.attention)
                 y, routing = _close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
                 x = tuning.kept(x, y, w)
-                return x, (routing, x if every else None)
+                return (x, found), (routing, x if every else None)
 
-            return jax.lax.scan(_remat(layer, config.remat), x, layers)
+            begun = x, None if kept is None else x
+            return jax.lax.scan(_remat(layer, config.remat), begun, layers, length=config.layers if shared else None)
 
+        shared: dict[str, Array] = {}
         weights, stages, states = self.block.stacked(), sharding.shards("layers"), None
         if stages == 1:
             weights = {name: sharding.place(w, None, *Block.AXES[name][1:]) for name, w in weights.items()}
-            x, (routing, states) = run(x, (weights, layer_keys, tuning.layers_of(tuned), depths), rows)
-        else:  # without experts and exits: training/sharding.check_fit
+            if config.shared_layers:  # of the program's constants, not of the scan's inputs
+                shared, weights = _first(weights), {}
+            numbers = None if kept is None else jnp.arange(config.layers)
+            of_layers = (weights, layer_keys, tuning.layers_of(tuned), depths, numbers)
+            (x, found), (routing, states) = run(x, of_layers, rows)
+        else:  # without experts, exits and shared layers: training/sharding.check_fit
             keys = None if layer_keys is None else sharding.place(layer_keys, "layers", None)
             depths = None if depths is None else sharding.place(depths, "layers")
-            through = lambda *of: run(*of)[0]  # noqa: E731
-            x, routing = pipelined(through, x, (weights, keys, {}, depths), rows, config.microbatches or stages), None
+            through = lambda *of: run(*of)[0][0]  # noqa: E731
+            of_layers = (weights, keys, {}, depths, None)
+            x, routing, found = pipelined(through, x, of_layers, rows, config.microbatches or stages), None, None
         x = states if every else x
         x = x if tuned is None else tuned.after(x)
-        return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing)
+        return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing), found
 
     def prefill(
         self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues,
@@ -264,8 +308,11 @@ class Transformer(nnx.Module):
         real = view.positions < lengths[:, None]
 
         def of(number: int | Array) -> dict[str, Array]:
-            at = lambda tree: jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), tree)  # noqa: E731
-            return self._ready(at(weights)) | tuning.of_rows(at(tuning.layers_of(tuned)), tuned)
+            at = lambda tree, number=number: jax.tree.map(  # noqa: E731
+                lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), tree
+            )
+            own = tuning.of_rows(at(tuning.layers_of(tuned)), tuned)
+            return self._ready(at(weights, 0 if config.shared_layers else number)) | own
 
         def keep(kept: KeyValues, number: int | Array, k: Array, v: Array) -> KeyValues:
             put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(new, 1, 2), number, 0)  # noqa: E731
@@ -310,10 +357,12 @@ class Transformer(nnx.Module):
         config = self.config
         x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
         turns = rope_turns(positions, config.head_dim, config.rope_theta)
+        weights = self.block.stacked()
+        shared, weights = (_first(weights), {}) if config.shared_layers else ({}, weights)
 
         def layer(x, inputs):
             w, own, prefix_k, prefix_v, suffix_k, suffix_v = inputs
-            w = self._ready(w) | tuning.of_rows(own, tuned)
+            w = self._ready(shared or w) | tuning.of_rows(own, tuned)
             q, k, v = _project(x, w, turns, config, "bmt")
             suffix_k, suffix_v = (
                 jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), slot, axis=1)
@@ -324,7 +373,7 @@ class Transformer(nnx.Module):
             )
             return tuning.kept(x, _close(x, mixed, w, config, None, "bmt")[0], w), (suffix_k, suffix_v)
 
-        x, suffix = jax.lax.scan(layer, x, (self.block.stacked(), tuning.layers_of(tuned), *prefix, *suffix))
+        x, suffix = jax.lax.scan(layer, x, (weights, tuning.layers_of(tuned), *prefix, *suffix))
         return rms_norm(x, self.final_norm[...], config.norm_eps), suffix
 
     def begin(
@@ -363,12 +412,13 @@ class Transformer(nnx.Module):
         return rms_norm(_close(x, mixed, w, config, None)[0][:, 0], self.final_norm[...], config.norm_eps)
 
     def _layer(self, weights: dict[str, Array], number: int | Array) -> dict[str, Array]:
+        number = 0 if self.config.shared_layers else number
         pick = lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False)  # noqa: E731
         return self._ready(jax.tree.map(pick, weights))
 
     def logits(self, hidden: Float[Array, "*n D"], slice_index: int, items: Catalogues) -> Float[Array, "*n V"]:
         """Float32 scores over one vocabulary slice (0 text, 1.. code levels); spare rows cannot win."""
-        table = self.embeddings.table(slice_index, items)
+        table, hidden = self.embeddings.table(slice_index, items), self.embeddings.narrowed(hidden)
         scores = jnp.einsum("...d,vd->...v", hidden, self._cast(table), preferred_element_type=jnp.float32)
         return jnp.where(jnp.arange(table.shape[0]) < self.vocab.slices[slice_index].size, scores, NEVER)
 

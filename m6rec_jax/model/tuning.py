@@ -63,6 +63,8 @@ class TuneSpec:
         for name, value in (("prompts", prompts), ("rank", rank)):
             if value < 0:
                 raise InputError(f"{name}={value}: must be at least 1, or 0 for the default")
+        if layers and config.shared_layers:
+            raise InputError(f"layers {layers} and model.shared_layers=true: there is one set of weights, walked {config.layers} times; leave it out")  # fmt: skip
         keep, add = parse_layers(layers, config.layers)
         low_rank = method in (*ADAPTED, "lora")
         if rank and not low_rank:

@@ -24,13 +24,15 @@ class TaskLoss(NamedTuple):
     """Sums a task: weighted negative log-likelihood and weight, both `[tasks]`. The mean is taken once, by the caller.
 
     `routing`: of a model with experts, sums of what the router is judged by. `exits`: in training with `model.exits`, what
-    other layers than the last add to the sum (`objectives.exits`).
+    other layers than the last add to the sum (`objectives.exits`). `relation`: of one that is taught, the sum over tokens of
+    how far its relations are from the teacher's.
     """
 
     loss: Float[Array, " tasks"]
     weight: Float[Array, " tasks"]
     routing: Routing | None = None
     exits: Float[Array, ""] | None = None
+    relation: Float[Array, ""] | None = None
 
 
 def cross_entropy(
@@ -54,6 +56,7 @@ def cross_entropy(
     `smoothing`, share of a target's mass spread evenly over its slice (Szegedy et al. 2016); `negatives`, a slice of
     more ids than that is normalised over a sample of so many (see `_sampled_nll`); 0 = over all. Options have neither.
     """
+    hidden = model.embeddings.narrowed(hidden)
     keys = (None,) * len(model.vocab.slices) if key is None else jax.random.split(key, len(model.vocab.slices))
     seen = [facts.seen for facts in catalogues(items)]
     samples, tables = {}, []

@@ -1,4 +1,4 @@
-"""The weights of a run as a folder that other programs read: plain arrays, or a Hugging Face Llama."""
+"""The weights of a run for other programs: a folder of plain arrays, a Hugging Face Llama, or one file for small devices."""
 
 from __future__ import annotations
 
@@ -21,28 +21,36 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.export import llama
 from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.recommend.edge import write_edge
 from m6rec_jax.vocab import BOS, EOS, OPTIONS, PAD
 
-FORMATS, DTYPES = ("safetensors", "llama"), {"float32": np.float32, "bfloat16": jnp.bfloat16}
+FORMATS, DTYPES = ("safetensors", "llama", "edge"), {"float32": np.float32, "bfloat16": jnp.bfloat16}
 
 
 def export(run: Path | str, out: Path | str, kind: str, *, step: int | str = "best", dtype: str = "float32") -> tuple[int, list[str]]:  # fmt: skip
     """Write the parameters of a step into the new folder `out`; returns the step and the files.
 
     `kind`: safetensors (every parameter by its path) or llama (`model.export.llama`, ids as in the run). Both get
-    `tokenizer.model`, `vocab.json` (which ids are whose) and `items.parquet` (`domain, item_id, tokens`). Raises
-    InputError when `out` is there already, or the model is no Llama.
+    `tokenizer.model`, `vocab.json` (which ids are whose) and `items.parquet` (`domain, item_id, tokens`). edge: `out` is
+    one file, int8 (`recommend.edge`). Raises InputError when `out` is there already, or the model has no place there.
     """
     if kind not in FORMATS or dtype not in DTYPES:
         raise InputError(f"format={kind}, dtype={dtype}: choose {' or '.join(FORMATS)}, and {' or '.join(DTYPES)}")
+    if kind == "edge" and dtype != "float32":
+        raise InputError(f"format=edge, dtype={dtype}: its numbers are int8; leave --dtype out")
     if Path(out).exists():
-        raise InputError(f"{out}: is there already; name a new folder with --out, or remove it")
+        what = "file" if kind == "edge" else "folder"
+        raise InputError(f"{out}: is there already; name a new {what} with --out, or remove it")
     record = read_run(run)
     blueprint = Blueprint(record.config.model, record.vocab, record.content_width, record.more_widths)
     step, params = load_params(run, step, blueprint.shapes())
     params = jax.device_get(params)
+    facts = [facts_of(record, i) for i in range(len(record.names))] if record.config.model.content else []
+    if kind == "edge":
+        said = {"step": step, "code": record.code, "names": record.names}
+        write_edge(Path(out), blueprint, params, facts, (record.folder() / "tokenizer.model").read_bytes(), said)
+        return step, [f"{Path(out).stat().st_size:,} bytes"]
     if kind == "llama":
-        facts = [facts_of(record, i) for i in range(len(record.names))] if record.config.model.content else []
         described, tensors = llama(blueprint, params, record.config.data.length, facts)
         described["dtype"] = dtype
     else:

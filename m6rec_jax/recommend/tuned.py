@@ -15,7 +15,7 @@ from m6rec_jax.artifacts.tuned import read_tuned
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.decoding.tuned import TunedServer
 from m6rec_jax.model.depth import Backbone
-from m6rec_jax.model.items import item_table
+from m6rec_jax.model.items import item_table, widened
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.recommend.opening import check_fits, dataset_of, domain_of
 from m6rec_jax.vocab import OPTIONS
@@ -49,7 +49,8 @@ def learnt_rows(backbone: Backbone, run: Path | str, data: Dataset, option_task:
     if option_task < 0 or not vocab.options or [one.digest for one in trained] != [data.digest]:
         return None
     first = sum(vocab.options[:option_task])
-    return np.asarray(backbone.params["embeddings"]["tables"][OPTIONS])[first : first + vocab.options[option_task]]
+    embeddings = backbone.params["embeddings"]
+    return np.asarray(widened(embeddings, embeddings["tables"][OPTIONS][first : first + vocab.options[option_task]]))
 
 
 def open_tuned(

@@ -34,6 +34,7 @@ from m6rec_jax.config import CheckpointConfig
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.training.guards import Guard
+from m6rec_jax.training.prune import Masks
 from m6rec_jax.training.state import TrainState
 
 
@@ -166,7 +167,10 @@ def restore(run: Path, abstract: TrainState) -> tuple[TrainState, Position] | No
             (step_folder(run, bad) / MANIFEST).unlink(missing_ok=True)
         saved, served = loaded["optimizer"], loaded["params"]
         trained, average = (saved["trained"], served) if "trained" in saved else (served, None)
-        state = TrainState(trained, saved["moments"], saved["step"], saved["skipped"], average, Guard(**saved["guard"]))
+        masks = Masks(**saved["masks"]) if "masks" in saved else None
+        state = TrainState(
+            trained, saved["moments"], saved["step"], saved["skipped"], average, Guard(**saved["guard"]), masks
+        )
         return state, Position(**loaded["data"])
     if known:
         raise InputError(f"{run / FOLDER}: every checkpoint is damaged; restore one from a copy or use another --run")
@@ -177,4 +181,5 @@ def _rest(state: TrainState) -> dict[str, Any]:
     """What only training needs of a state; the parameters that are served lie apart from it."""
     trained = {} if state.average is None else {"trained": state.params}
     counters = {"step": state.step, "skipped": state.skipped, "guard": state.guard._asdict()}
-    return {"moments": state.optimizer} | counters | trained
+    masks = {} if state.masks is None else {"masks": state.masks._asdict()}
+    return {"moments": state.optimizer} | counters | trained | masks

@@ -29,7 +29,7 @@ def dump_shardings(blueprint: Blueprint, config: Config, sizes: Mapping[str, int
     check_fit(mesh, config)
     optimizer = make_optimizer(config.optim, config.train.steps)
     with jax.sharding.use_abstract_mesh(mesh):
-        state = jax.eval_shape(lambda: init_state(blueprint, optimizer, 0, config.optim.average > 0))
+        state = jax.eval_shape(lambda: init_state(blueprint, optimizer, 0, config.optim.average > 0, config.prune))
     lines = [_line("state", path, x, _spec(x)) for path, x in jax.tree_util.tree_leaves_with_path(state)]
     data, slices = config.data, config.train.accumulate
     shape = (slices, data.rows // slices, data.length)

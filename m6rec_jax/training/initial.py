@@ -56,7 +56,7 @@ def _from_run(run: Path, datasets: Sequence[Dataset], blueprint: Blueprint) -> C
     if lender.tokenizer != file_digest(datasets[0].path / "tokenizer.model"):
         raise InputError(f"--init-from {run}: another tokenizer than {datasets[0].path}'s; prepare the dataset with --like {run}")  # fmt: skip
     of_experts = ("expert_width", "shared_experts") if blueprint.config.experts else ("ffn_width",)
-    for name in ("layers", "width", "heads", "n_kv", "experts", *of_experts, "content"):
+    for name in ("layers", "shared_layers", "width", "embed", "heads", "n_kv", "experts", *of_experts, "content"):
         old, new = getattr(lender.config.model, name), getattr(blueprint.config, name)
         if old != new:
             raise InputError(
@@ -100,6 +100,7 @@ def _lent(
     named = [i for i, name in enumerate(lender.names) if name == dataset.name]
     ours = read_arrays(dataset.path / "codes.npz")
     made = {**own, "tables": {**own["tables"], "text": offers[0]["tables"]["text"]}}
+    made |= {name: offers[0][name] for name in ("projection",) if name in own}
     found: set[int] = set()
     most = 0  # features of one encoder may be read in several ways: that of the largest catalogue is lent
     for number in named or range(len(offers)):

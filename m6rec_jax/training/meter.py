@@ -34,6 +34,8 @@ class Meter:
         self._since, self._steps, self._tokens, self._norm, self._skipped = time.perf_counter(), 0, 0, 0.0, 0
         self._loss = self._weight = np.zeros(len(self.labels))
         self._routing: Routing | None = None
+        self._relation = 0.0
+        self._also: dict[str, float] = {}
 
     def forget(self) -> None:
         """What was measured before a rewind counts no more."""
@@ -58,6 +60,11 @@ class Meter:
         if (routing := held.losses.routing) is not None:
             self._routing = jax.tree.map(np.add, self._routing or Routing(0, 0, 0, 0), jax.device_get(routing))
         self._steps, self._tokens = self._steps + 1, self._tokens + int(held.tokens)
+        if (relation := held.losses.relation) is not None:
+            self._relation += float(relation)
+            self._also["loss/distill"] = self._relation / max(self._tokens, 1)
+        if held.sparsity is not None:
+            self._also["sparsity"] = float(held.sparsity)
         self._norm, self._skipped = self._norm + float(held.grad_norm), int(held.skipped)
         config = self.config.data
         self.tokens, self.positions = self.tokens + int(held.tokens), self.positions + config.rows * config.length
@@ -80,6 +87,7 @@ class Meter:
             **{f"loss/{task}": float(loss / weight) for task, loss, weight in pairs if weight > 0},
             **{f"targets/{task}": float(weight / max(self._weight.sum(), 1)) for task, _, weight in pairs},
             **({} if self._routing is None else self._routing.means()),
+            **self._also,
             "tokens_per_s": self._tokens / seconds,
             "padding": 1 - self._tokens / (self._steps * config.rows * config.length),
             "step_seconds": seconds / self._steps,

@@ -38,6 +38,7 @@ def memory_needed(
     one = 4.0 * (blueprint.parameters() - elsewhere) / (tensor * mesh["fsdp"])
     kept = jax.eval_shape(make_optimizer(config.optim, config.train.steps).init, blueprint.shapes())
     state = 1 + sum(x.size for x in jax.tree.leaves(kept)) / blueprint.parameters() + (config.optim.average > 0)
+    state += (config.prune.sparsity > 0) / 4  # a byte beside each weight
     gradients = 1 + (config.train.accumulate > 1)
     rows = data.rows / (mesh["data"] * mesh["fsdp"] * mesh["expert"] * config.train.accumulate)
     tokens, size = rows * data.length / sequence, jax.numpy.dtype(model.dtype).itemsize
@@ -57,7 +58,7 @@ def memory_needed(
         sampled = 0 < config.optim.negatives < s.size
         columns = config.optim.negatives if sampled else s.padded / tensor
         scores = max(scores, 12 * min(CHUNK, tokens) * columns)
-        tables += 0 if sampled else 8 * columns * width
+        tables += 0 if sampled else 8 * columns * model.table_width
     widths = (blueprint.content_width, *blueprint.more_widths)
     return {
         "parameters and moments": one * state,

@@ -40,6 +40,7 @@ from m6rec_jax.model.load import Blueprint
 from m6rec_jax.objectives.contrast import Pairs, pairs_of
 from m6rec_jax.progress import note
 from m6rec_jax.training.checkpoint import CheckpointWriter, Position, restore
+from m6rec_jax.training.distill import Teacher, teacher_of
 from m6rec_jax.training.fit import fitted
 from m6rec_jax.training.goodput import Ledger, starts_of, table, totals
 from m6rec_jax.training.guards import Rewind, past_holes
@@ -66,12 +67,14 @@ def train(
     *,
     weights: Sequence[float] = (),
     init_from: Path | str | None = None,
+    distill_from: Path | str | None = None,
     make_evaluator: MakeEvaluator | None = None,
 ) -> Path:
     """Train a run on one dataset or on several (domains) to its end, or take it up; returns its folder.
 
     `weights`: one a dataset, its share of the target tokens relative to the others'; all 1 when left out.
-    `init_from`: whose parameters a new run begins with (`initial.start_from`).
+    `init_from`: whose parameters a new run begins with (`initial.start_from`). `distill_from`: a run that teaches this one
+    (`distill`), all along.
     `make_evaluator(blueprint, dataset, length)` gives the validation figures of a domain (among them ndcg@10, whose
     mean over domains picks the best checkpoint) from that domain's parameters on the host; `length`: tokens of a row.
     Raises InputError before compiling when anything does not fit, Requeue after SIGTERM.
@@ -108,18 +111,23 @@ def train(
     lend = None  # asked before the run is made: with another configuration it would not be taken up
     if init_from is not None and not saved:
         lend = agree(lambda: start_from(Path(init_from), [domain.dataset for domain in domains], blueprint))
-    lock = agree(lambda: _claim(run, config, domains, blueprint) if jax.process_index() == 0 else None, seconds=CLAIM)
+    source = None if distill_from is None else Path(distill_from)
+    teacher = agree(lambda: teacher_of(run, source, [domain.dataset for domain in domains], blueprint, config, mesh))
+    lock = agree(
+        lambda: _claim(run, config, domains, blueprint, teacher) if jax.process_index() == 0 else None, seconds=CLAIM
+    )
     agree(lambda: _see(run))
     items = place_items(mesh, tuple(item_table(domain.dataset.content, domain.dataset.seen) for domain in domains))
 
     # -- state: resumed, or from another run, or fresh ------------------------------------------------------------
     with jax.set_mesh(mesh):
-        state = init_state(blueprint, optimizer, config.train.seed, config.optim.average > 0)
+        state = init_state(blueprint, optimizer, config.train.seed, config.optim.average > 0, config.prune)
         position = Position()
         if saved:
             state, position = restore(run, abstract_state(state)) or (state, position)
         elif lend is not None:
             state = state.begun_with(lend(state.params))
+    of_teacher = teacher.load(mesh) if teacher and saved < config.train.steps else None
 
     rows, at = position.rows, (position.block, position.block_start)
     plan = Plan(pools, shares, config.data, config.train.seed, at)
@@ -153,16 +161,21 @@ def train(
         run=run,
         mesh=mesh,
         labels=names,
-        step=make_train_step(
-            blueprint,
-            optimizer,
-            len(pools),
-            config.train.seed,
-            config.optim.label_smoothing,
-            config.optim.negatives,
-            config.optim.average,
-            config.train.explode,
-            pairs,
+        step=_taught(
+            of_teacher,
+            make_train_step(
+                blueprint,
+                optimizer,
+                len(pools),
+                config.train.seed,
+                config.optim.label_smoothing,
+                config.optim.negatives,
+                config.optim.average,
+                config.train.explode,
+                pairs,
+                config.prune,
+                teacher.lesson if teacher else None,
+            ),
         ),
         items=items,
         batches=feed,
@@ -191,6 +204,11 @@ def _pairs(config: Config, pools: Sequence[Pool]) -> Pairs | None:
     return pairs
 
 
+def _taught(params: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step with the teacher's parameters, where there is one."""
+    return step if params is None else lambda *of: step(*of, params)
+
+
 def _evaluator(make: MakeEvaluator, blueprint: Blueprint, domains: Sequence[Domain], length: int) -> Evaluator:
     """The figures of one domain; of several each as `figure@domain`, and under `figure` their mean over domains."""
     spans = option_spans([domain.dataset.tasks for domain in domains])
@@ -208,7 +226,9 @@ def _evaluator(make: MakeEvaluator, blueprint: Blueprint, domains: Sequence[Doma
     return evaluate
 
 
-def _claim(run: Path, config: Config, domains: Sequence[Domain], blueprint: Blueprint) -> IO[str]:
+def _claim(
+    run: Path, config: Config, domains: Sequence[Domain], blueprint: Blueprint, teacher: Teacher | None
+) -> IO[str]:
     """Make the run folder, or check that the one there was trained on these datasets with this model; returns its lock.
 
     Raises InputError naming what differs (only the length of training and how often it is looked at may change), or
@@ -217,7 +237,7 @@ def _claim(run: Path, config: Config, domains: Sequence[Domain], blueprint: Blue
     if (run / RUN_FILE).is_file():
         old = read_run(run)
         _check_datasets(old, domains)
-        for part in ("model", "optim", "data", "mixture"):
+        for part in ("model", "optim", "data", "mixture", "distill", "prune"):
             was, now = getattr(old.config, part), getattr(config, part)
             for key in was.__dataclass_fields__:
                 if getattr(was, key) != getattr(now, key) and (part, key) not in RESUMABLE:
@@ -236,7 +256,7 @@ def _claim(run: Path, config: Config, domains: Sequence[Domain], blueprint: Blue
         run, config, blueprint.vocab, blueprint.content_width,
         tuple(TrainedOn.of(one.path, one.digest, one.manifest) for one in datasets),
         file_digest(datasets[0].path / "tokenizer.model"), code_version(),
-        more_widths=blueprint.more_widths, weights=_weights(domains),
+        more_widths=blueprint.more_widths, weights=_weights(domains), teacher=teacher.taught if teacher else None,
     )  # fmt: skip
     for number, dataset in enumerate(datasets):
         folder = record.folder(number)

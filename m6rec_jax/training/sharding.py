@@ -125,6 +125,8 @@ def check_fit(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, config: Confi
         raise InputError(f"mesh.stage={mesh.shape['stage']} and model.experts={model.experts}: a pipeline of experts is not built; set mesh.stage=1 and shard over expert, fsdp and tensor")  # fmt: skip
     if mesh.shape["stage"] > 1 and model.exits:
         raise InputError(f"mesh.stage={mesh.shape['stage']} and model.exits=true: a pipeline gives the states of the last layer only; change one of them")  # fmt: skip
+    if mesh.shape["stage"] > 1 and model.shared_layers:
+        raise InputError(f"mesh.stage={mesh.shape['stage']} and model.shared_layers=true: one set of weights cannot be dealt over stages; set mesh.stage=1 and give the devices to another axis")  # fmt: skip
     of_experts = (
         ("expert", "experts of a layer (model.experts)", model.experts),
         ("tensor", "columns of an expert (model.expert_ffn)", model.expert_width),
@@ -146,6 +148,7 @@ def check_fit(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, config: Confi
         ),
         ("tensor", "rows to which tables are padded", PAD_MULTIPLE),
         ("fsdp", "model.width", model.width),
+        *((("fsdp", "model.embed", model.embed),) if model.embed else ()),
         ("stage", "layers (model.layers)", model.layers),
         ("sequence", "positions of a row (data.length)", config.data.length),
     ):

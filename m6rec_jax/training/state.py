@@ -8,14 +8,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from m6rec_jax.config import PruneConfig
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.training.guards import NEW, Guard
+from m6rec_jax.training.prune import Masks, fresh
 
 
 class TrainState(NamedTuple):
     """`params` and `optimizer` trees on the mesh; `step` counts batches, `skipped` those that changed nothing.
 
     `average`: the running mean of the parameters (`optim.average`), None without one. `guard`: what tells such batches.
+    `masks`: which weights are pruned (`prune.sparsity`), None where none are to be.
     """
 
     params: Any
@@ -24,6 +27,7 @@ class TrainState(NamedTuple):
     skipped: jax.Array
     average: Any = None
     guard: Guard = NEW
+    masks: Masks | None = None
 
     @property
     def served(self) -> Any:
@@ -36,13 +40,19 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    blueprint: Blueprint, optimizer: optax.GradientTransformation, seed: int, averaged: bool = False
+    blueprint: Blueprint,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    averaged: bool = False,
+    prune: PruneConfig = PruneConfig(),  # noqa: B008  frozen
 ) -> TrainState:
     """A fresh state, placed by the mesh in force."""
     params, zero = blueprint.init(seed), jnp.zeros((), jnp.int32)
     average = jax.tree.map(jnp.copy, params) if averaged else None
     guard = Guard(*map(jnp.array, NEW))
-    return TrainState(params, jax.jit(optimizer.init)(params), zero, jnp.copy(zero), average, guard)
+    return TrainState(
+        params, jax.jit(optimizer.init)(params), zero, jnp.copy(zero), average, guard, fresh(prune, params)
+    )
 
 
 def abstract_state(state: TrainState) -> TrainState:

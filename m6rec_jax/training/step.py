@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from m6rec_jax.config import PruneConfig
 from m6rec_jax.model.experts import penalty
 from m6rec_jax.model.items import Catalogues
 from m6rec_jax.model.load import Blueprint
@@ -16,20 +17,24 @@ from m6rec_jax.model.transformer import View
 from m6rec_jax.objectives.contrast import Pairs, contrastive, of_pairs
 from m6rec_jax.objectives.exits import exit_term
 from m6rec_jax.objectives.loss import TaskLoss, cross_entropy
+from m6rec_jax.training.distill import Lesson, relation_loss
 from m6rec_jax.training.guards import Guard, judge
+from m6rec_jax.training.prune import advanced, masked
 from m6rec_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 
 
 class StepMetrics(NamedTuple):
-    """What a step measured: loss sums and weights a task, gradient norm before clipping, real tokens, skips so far and in a row."""
+    """What a step measured: loss sums and weights a task, gradient norm before clipping, real tokens, skips so far and in a row;
+    with pruning, the share of each matrix that is zero."""
 
     losses: TaskLoss
     grad_norm: jax.Array
     tokens: jax.Array
     skipped: jax.Array
     guard: Guard
+    sparsity: jax.Array | None = None
 
 
 def slice_losses(
@@ -42,13 +47,22 @@ def slice_losses(
     smoothing: float = 0.0,
     negatives: int = 0,
     pairs: Pairs | None = None,
+    lesson: Lesson | None = None,
+    teacher: Any = None,
 ) -> TaskLoss:
-    """Loss sums of one `[B, T]` slice of a batch; `key` turns dropout on. `pairs`: of the retrieval tasks, if there are any."""
+    """Loss sums of one `[B, T]` slice of a batch; `key` turns dropout on. `pairs`: of the retrieval tasks, if there are any.
+    `lesson`, `teacher`: whose relations are learnt."""
     key_model, key_loss = (None, None) if key is None else jax.random.split(key)
     model = blueprint.bind(params)
     view = View(batch["positions"], batch["k_start"], batch["k_end"])
+    rows, relation = (batch["tokens"], batch["item_rows"], view, items, key_model), None
     exits = blueprint.config.exits and key is not None
-    hidden, routing = model.routed(batch["tokens"], batch["item_rows"], view, items, key_model, every=exits)
+    if lesson is None:
+        hidden, routing = model.routed(*rows, every=exits)
+    else:
+        hidden, routing, vectors = model.observed(*rows, lesson.layer_of(model), every=exits)
+        of_teacher = lesson.vectors(teacher, batch, items)
+        relation = relation_loss(vectors, of_teacher, view.k_start, view.k_end, lesson.heads_of(model))
     states, hidden = (hidden, hidden[-1]) if exits else (None, hidden)
     targets, weights, task_ids = batch["targets"], batch["loss_weights"], batch["task_ids"]
     tokens = weights if pairs is None else jnp.where(of_pairs(pairs, task_ids), 0, weights)
@@ -58,7 +72,7 @@ def slice_losses(
         losses = TaskLoss(losses.loss + found.loss, losses.weight + found.weight)
     if states is not None:
         losses = losses._replace(exits=exit_term(model, states, targets, tokens, items))
-    return losses._replace(routing=routing)
+    return losses._replace(routing=routing, relation=relation)
 
 
 def make_train_step(
@@ -71,17 +85,20 @@ def make_train_step(
     average: float = 0.0,
     explode: float = 0.0,
     pairs: Pairs | None = None,
-) -> Callable[[TrainState, Batch, Catalogues], tuple[TrainState, StepMetrics]]:
+    prune: PruneConfig = PruneConfig(),  # noqa: B008  frozen
+    lesson: Lesson | None = None,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The jitted step over a batch `[accumulate, B, T]`; the state is donated, but on CPU, where XLA then updates it in place one
     buffer after another and takes a third longer.
 
     The mean over target tokens is taken once, over all slices, and that of what a router pays over all tokens and
     layers. A running mean of the parameters (`average`: its decay, less over the first steps) follows them where the
     state holds one. A step whose gradient is not finite, or `explode` times as large as usual (0: however large),
-    changes nothing but the counters (training/guards).
+    changes nothing but the counters (training/guards). With `prune` the state's masks follow its schedule, and what
+    they cut stays zero. With a `lesson` the step takes the teacher's parameters as one more argument.
     """
 
-    def step(state: TrainState, batch: Batch, items: Catalogues) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: Batch, items: Catalogues, teacher: Any = None) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
         tokens = jnp.sum(batch["segment_ids"] > 0)
@@ -89,10 +106,14 @@ def make_train_step(
 
         def slice_loss(params: Any, part: Batch, index: jax.Array) -> tuple[jax.Array, TaskLoss]:
             key_of = jax.random.fold_in(key, index)
-            losses = slice_losses(blueprint, n_tasks, params, part, items, key_of, smoothing, negatives, pairs)
+            losses = slice_losses(
+                blueprint, n_tasks, params, part, items, key_of, smoothing, negatives, pairs, lesson, teacher
+            )
             loss = jnp.sum(losses.loss) / total
             if losses.exits is not None:
                 loss = loss + losses.exits / total
+            if lesson is not None:
+                loss = loss + lesson.config.weight * losses.relation / jnp.maximum(tokens, 1)
             if losses.routing is not None:
                 loss = loss + penalty(blueprint.config, losses.routing) / routed
             return loss, losses
@@ -108,6 +129,10 @@ def make_train_step(
             carry, _ = jax.lax.scan(add, carry, jax.tree.map(lambda x: x[1:], numbered))
         grads, losses = carry
 
+        masks = state.masks
+        if masks is not None:
+            masks = advanced(prune, masks, state.params, state.step + 1)
+            grads = masked(masks.kept, grads)
         norm = optax.tree.norm(grads)
         good, guard = judge(state.guard, norm, state.step - state.skipped, explode)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
@@ -117,6 +142,9 @@ def make_train_step(
         if mean is not None:
             decay = jnp.minimum(average, (1 + state.step) / (10 + state.step))
             mean = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), mean, params)
+        if masks is not None:
+            params, mean = (None if x is None else masked(masks.kept, x) for x in (params, mean))
+            masks = jax.tree.map(keep, masks, state.masks)
         skipped = state.skipped + (1 - good.astype(jnp.int32))
         new = TrainState(
             jax.tree.map(keep, params, state.params),
@@ -125,8 +153,9 @@ def make_train_step(
             skipped,
             jax.tree.map(keep, mean, state.average),
             guard,
+            masks,
         )
-        return new, StepMetrics(losses, norm, tokens, skipped, guard)
+        return new, StepMetrics(losses, norm, tokens, skipped, guard, None if masks is None else masks.share)
 
     return jax.jit(step, donate_argnums=() if jax.default_backend() == "cpu" else 0)
 

@@ -51,6 +51,8 @@ class Work:
     recomputed: frozenset[str] = frozenset()
     weight_bytes: int = 2  # as gathered
     gradient_bytes: int = 4
+    sets: int = 0  # layers with weights of their own; 0: all
+    embed: int = 0  # size of a row of the tables; 0: width
     network: bool = False  # `data` lies across slices, on the data-centre network
 
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -62,11 +64,16 @@ class Work:
     def parameters(self) -> float:
         """All of them, embeddings included (tied or not, one table)."""
         F = 3 * self.width * self.ffn * (self.experts - self.active)
-        return self.layers * (sum(a * b for a, b in self.matrices().values()) + F) + self.width * self.vocab
+        layer = sum(a * b for a, b in self.matrices().values()) + F
+        return (self.sets or self.layers) * layer + self.tables()
+
+    def tables(self) -> int:
+        """Numbers in the largest table, and in the matrix between its rows and the width where there is one."""
+        return self.embed * (self.vocab + self.width) if self.embed else self.width * self.vocab
 
     def flops(self) -> float:
         """Model FLOPs a chip: 6 for each entry of a matrix and token, and causal attention, 6 T h H N; none twice."""
-        matrices = self.layers * sum(a * b for a, b in self.matrices().values()) + self.width * self.vocab
+        matrices = self.layers * sum(a * b for a, b in self.matrices().values()) + self.tables()
         attention = 6.0 * self.layers * self.heads * self.head * self.length
         return (6.0 * matrices + attention) * self.tokens / self.chips
 
@@ -112,7 +119,8 @@ def compute(work: Work, chip: Chip) -> Spent:
         a, b = (rows / work.tensor, columns) if split else (rows, columns / work.tensor)
         times = 3 + (name in work.recomputed)
         products += work.layers * times * _product(tokens, a, b, chip)
-    products += 3 * _product(tokens, work.width, work.vocab / work.tensor, chip)
+    products += 3 * _product(tokens, work.embed or work.width, work.vocab / work.tensor, chip)
+    products += 6 * _product(tokens, work.embed, work.width, chip) if work.embed else 0  # on the way in and out
     blocks = max(1.0, work.length / chip.block)  # those on the diagonal are computed whole
     scores = tokens * work.length * (blocks + 1) / (2 * blocks) * work.heads / work.tensor * work.layers
     again = "attention" in work.recomputed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.sharding import spec
 from m6rec_jax.topologies import Topology, compiled
 from m6rec_jax.training.optim import make_optimizer
+from m6rec_jax.training.prune import fresh
 from m6rec_jax.training.sharding import BATCH_AXES, check_fit, mesh_of, row_shards
 from m6rec_jax.training.state import TrainState
 from m6rec_jax.training.step import make_train_step
@@ -63,7 +65,8 @@ def lower(at: Topology, config: Config, blueprint: Blueprint, items: int) -> Com
         params = jax.tree.map(lambda x, p: placed(x.shape, x.dtype, p), blueprint.shapes(), blueprint.specs())
         zero = jax.ShapeDtypeStruct((), jnp.int32)
         average = params if config.optim.average > 0 else None
-        state = TrainState(params, jax.eval_shape(optimizer.init, params), zero, zero, average)
+        masks = jax.eval_shape(partial(fresh, config.prune), params)
+        state = TrainState(params, jax.eval_shape(optimizer.init, params), zero, zero, average, masks=masks)
         slices = config.train.accumulate
         sizes = (slices, config.data.rows // slices, config.data.length)
         batch = {name: placed(sizes, dtype, spec(*BATCH_AXES)) for name, dtype in ROW_ARRAYS.items()}
@@ -72,7 +75,7 @@ def lower(at: Topology, config: Config, blueprint: Blueprint, items: int) -> Com
         table = ItemTable(*(placed(s, d, spec(*axes)) for s, d, axes in zip(shapes, (jnp.float32, jnp.bool_), ITEM_AXES, strict=True)))  # fmt: skip
         step: Any = make_train_step(
             blueprint, optimizer, len(config.mixture.tasks), config.train.seed, config.optim.label_smoothing,
-            config.optim.negatives, config.optim.average, config.train.explode,
+            config.optim.negatives, config.optim.average, config.train.explode, config.prune,
         )  # fmt: skip
         donating = jax.jit(step.__wrapped__, donate_argnums=0)  # as on a device; the host that compiles donates nothing
         start = time.perf_counter()

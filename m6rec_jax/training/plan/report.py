@@ -40,7 +40,7 @@ def work_of(config: Config, blueprint: Blueprint, mesh: Mapping[str, int]) -> Wo
     experts = getattr(model, "experts", 0)
     shared = getattr(model, "shared_experts", 0)
     return Work(
-        layers=model.layers, width=model.width, heads=model.heads, kv_heads=model.n_kv, head=model.head_dim,
+        layers=model.layers, sets=model.layer_sets, embed=model.embed, width=model.width, heads=model.heads, kv_heads=model.n_kv, head=model.head_dim,
         ffn=getattr(model, "expert_width", 0) if experts else model.ffn_width,
         vocab=max(s.padded for s in blueprint.vocab.slices), length=data.length, tokens=data.rows * data.length,
         chips=math.prod(mesh.values()), fsdp=mesh["fsdp"], tensor=mesh["tensor"], data=mesh["data"],

@@ -1,0 +1,1 @@
+"""A model in one file, and what runs it with NumPy alone."""
