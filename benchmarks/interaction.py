@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from m6rec_jax.objectives.scoring import arrange_scoring
 
 from benchmarks.record import write_results
 from m6rec_jax.config import ModelConfig, OptimConfig
@@ -32,6 +31,7 @@ from m6rec_jax.decoding.late import LateScorer
 from m6rec_jax.decoding.shapes import Prompt
 from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.objectives.scoring import arrange_scoring
 from m6rec_jax.training.optim import make_optimizer
 from m6rec_jax.training.state import init_state
 from m6rec_jax.training.step import make_train_step

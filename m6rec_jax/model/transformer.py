@@ -227,12 +227,12 @@ class Transformer(nnx.Module):
         if stages == 1:
             weights = {name: sharding.place(w, None, *Block.AXES[name][1:]) for name, w in weights.items()}
             x, (routing, states) = run(x, (weights, layer_keys, depths), rows)
+            x = states if every else x
         else:  # without experts and exits: training/sharding.check_fit
             keys = None if layer_keys is None else sharding.place(layer_keys, "layers", None)
             depths = None if depths is None else sharding.place(depths, "layers")
             through = lambda *of: run(*of)[0]  # noqa: E731
             x, routing = pipelined(through, x, (weights, keys, depths), rows, config.microbatches or stages), None
-        x = states if every else x
         return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing)
 
     def prefill(
