@@ -5,7 +5,7 @@
 Planted clicks: a user has a profile and a history of some ten events in words, and clicks a candidate by how much of the
 history is of its kind (bought counts more than seen), by the profile's taste and by the candidate's quality. Three models
 of 6 layers are trained alike on it: full, late (for each `--late`), exits. `--sizes` measures larger models with random
-parameters as well, full against late. What is compared takes turns in one process, batch by batch, and medians are told.
+parameters as well, full against late; rows of models that are not measured stay. What is compared takes turns in one process, batch by batch, and medians are told.
 Writes benchmarks/results/interaction.json.
 """
 
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.record import write_results
+from benchmarks.record import kept_rows, write_results
 from m6rec_jax.config import ModelConfig, OptimConfig
 from m6rec_jax.data.examples import text_example
 from m6rec_jax.data.packing import pack_lengths, pack_row
@@ -49,7 +49,7 @@ BATCHES = (1, 8, 64)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000, help="of training, for each model")
+    parser.add_argument("--steps", type=int, default=1000, help="of training, for each model; 0: only --sizes")
     parser.add_argument("--repeat", type=int, default=20, help="turns of each that is timed")
     parser.add_argument("--late", type=int, nargs="+", default=[1, 2], help="joined layers")
     parser.add_argument("--max-loss", type=float, default=0.002, help="area that early exit may lose on validation")
@@ -57,9 +57,10 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", default=["12x384x256"], help="layers x width x tokens, random parameters")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    rows = planted_rows(options)
+    rows = planted_rows(options) if options.steps else []
     for size in options.sizes:
         rows += sized_rows(size, options)
+    rows = kept_rows("interaction", rows, ("model", "system", "batch")) + rows
     print(f"wrote {write_results('interaction', rows, options.out)}")
 
 
@@ -174,7 +175,7 @@ def planted_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     }  # fmt: skip
     calls["exits"] = lambda some: scorer.score(some, table, exits)
     for batch in BATCHES:
-        rows += compared(calls, test[0], batch, options.repeat, "full", {"model": "planted 6x96"}, facts)
+        rows += compared(calls, test[0], batch, options.repeat, "full", {"model": "planted 6x64"}, facts)
     return rows
 
 
