@@ -76,7 +76,8 @@ def main() -> None:
     table.show(rows)
     differences = table.differences(problems, rows, options)
     table.show_differences(differences)
-    write_results("tasks_differences", kept_rows("tasks_differences", differences, ("task", "dataset", "system", "against")) + differences)  # fmt: skip
+    if differences:
+        write_results("tasks_differences", kept_rows("tasks_differences", differences, ("task", "dataset", "system", "against")) + differences)  # fmt: skip
 
 
 def measured(problem: Any, system: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
