@@ -20,7 +20,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 .PHONY: help install install-all install-beam demo test test-beam check check-code check-types check-imports check-packages check-locks lock clean \
 	plan-all \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
-	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-training bench-fuzz bench-exact bench-faults bench-tuning bench-edge
+	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-training bench-fuzz bench-exact bench-faults bench-tuning bench-edge bench-tasks
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -144,6 +144,9 @@ bench-exact: install  ## lists proven best by 10 to 100 beams; RUN=... one run o
 
 bench-text: install  ## texts in slots against batches that run to their longest text, in one run
 	$(BIN)/python -m benchmarks.text
+
+bench-tasks: install-all  ## tasks by text and options beside plain baselines, DIN among them (torch: some GB); ARGS=--quick
+	$(BIN)/python -m benchmarks.tasks $(ARGS)
 
 bench-metrics: install  ## seconds and memory of the measures at 10^6 users and 10^6 items
 	$(BIN)/python -m benchmarks.metrics
