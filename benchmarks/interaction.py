@@ -5,7 +5,7 @@
 Planted clicks: a user has a profile and a history of some ten events in words, and clicks a candidate by how much of the
 history is of its kind (bought counts more than seen), by the profile's taste and by the candidate's quality. Three models
 of 6 layers are trained alike on it: full, late (for each `--late`), exits. `--sizes` measures larger models with random
-parameters as well, full against late; rows of models that are not measured stay. What is compared takes turns in one process, batch by batch, and medians are told.
+parameters as well: late, and an exit in the middle that half of the rows take; rows of models that are not measured stay. What is compared takes turns in one process, batch by batch, and medians are told.
 Writes benchmarks/results/interaction.json.
 """
 
@@ -26,7 +26,7 @@ from benchmarks.record import kept_rows, write_results
 from m6rec_jax.config import ModelConfig, OptimConfig
 from m6rec_jax.data.examples import text_example
 from m6rec_jax.data.packing import pack_lengths, pack_row
-from m6rec_jax.decoding.exits import Exits, ExitScorer, auc, calibrate
+from m6rec_jax.decoding.exits import Exits, ExitScorer, auc, calibrate, sure
 from m6rec_jax.decoding.late import LateScorer
 from m6rec_jax.decoding.shapes import Prompt
 from m6rec_jax.model.items import ItemTable, item_table
@@ -240,7 +240,8 @@ def compared(
     for call in calls.values():
         for some in lots:  # every shape is compiled, every part read
             call(some)
-            call(call.prepared(some) if isinstance(call, Partly) else some)
+            if isinstance(call, Partly):
+                call(call.prepared(some))
     for turn, some in enumerate(lots):
         for name in sorted(calls, reverse=bool(turn % 2)):
             call = calls[name]
@@ -283,13 +284,19 @@ def sized_rows(size: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         request = rng.integers(WORD, VOCAB.text.size, 8).tolist()
         row = [BOS, SOURCE, *[t for part in body for t in (SEP, *part)][1:], END_SOURCE, TARGET, *request, END_TARGET]
         prompts.append((np.array(row, np.int32), np.full(len(row), -1, np.int32)))
-    calls: dict[str, Callable[[Sequence[Prompt]], Any]] = {}
+    params = Blueprint(config, VOCAB, 1).init(0)
+    full = FullScorer(config, params)
+    calls: dict[str, Callable[[Sequence[Prompt]], Any]] = {"full": full}
     for k in options.late:
-        params = Blueprint(replace(config, late=k), VOCAB, 1).init(0)
-        late = Late(replace(config, late=k), params)
-        calls.setdefault("full", FullScorer(config, params))
+        late = Late(replace(config, late=k), Blueprint(replace(config, late=k), VOCAB, 1).init(0))
         calls[f"late {k}, all kept"] = late
         calls[f"late {k}, {options.hit_rate:.0%} kept"] = Partly(late, options.hit_rate)
+    scorer, table, half = full.scorer, full.table, layers // 2
+    middle = float(
+        np.median(sure(scorer.every(prompts, table)[half - 1]))
+    )  # nothing was learnt: half are surer than that
+    exits = Exits((half,), (middle,))
+    calls[f"exits, half behind layer {half}"] = lambda some: scorer.score(some, table, exits)
     rows = []
     for batch in BATCHES:
         repeat = max(3, options.repeat // (4 if batch == 64 else 1))
