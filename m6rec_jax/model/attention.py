@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from m6rec_jax.model import sharding
-
 NEVER = -1e30  # a score that softmax turns into an exact zero, without the NaN of an all -inf row
 
 
@@ -24,16 +22,65 @@ def attend(
     """Grouped-query attention where query t sees keys `k_start[t] <= s < k_end[t]` (DESIGN section 4).
 
     The range is compared inside the softmax fusion; no mask array is kept. A query with an empty range
-    (padding) gets a mean of values that no loss reads. Where a row is dealt over devices, each scores its own queries
-    with the keys of all.
+    (padding) gets a mean of values that no loss reads. The backward pass computes scores again from each query's largest
+    score and sum (Dao et al. 2022), so that no `[B, heads, T, S]` array lives from one pass to the other. Works on what one
+    device holds: `kernels.attend` deals rows, heads and queries out.
     """
-    k, v = (sharding.place(x, "batch", None, "kv", None) for x in (k, v))
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-    s = jnp.arange(k.shape[1])
-    seen = (s >= k_start[..., None]) & (s < k_end[..., None])
-    scores = jnp.where(seen[:, None, None], scores * q.shape[-1] ** -0.5, NEVER)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v, out_sharding=sharding.out("batch", "position", "kv", None, None))
+    B, T, K, G, h = q.shape
+    rows = lambda x: jnp.tile(x, (1, G))[:, None, :]  # noqa: E731  of queries, the groups one behind another
+    queries = jnp.moveaxis(q, 1, 3).reshape(B, K, G * T, h)
+    keys, values = (jnp.swapaxes(x, 1, 2) for x in (k, v))
+    mixed = _attend(queries, keys, values, rows(k_start), rows(k_end))
+    return jnp.moveaxis(mixed.reshape(B, K, G, T, h), 3, 1)
+
+
+# Products of heads: letters b, k stand on both sides. Written so that no large array has to be turned, which XLA's programs
+# for a CPU do by copying it, or not at all and multiply by a slow loop.
+def _heads(x: Array, y: Array, of_x: int, of_y: int, dtype: jax.typing.DTypeLike = jnp.float32) -> Array:
+    """Products of each head, summed over axis `of_x` of `x` and `of_y` of `y`."""
+    dims = (((of_x,), (of_y,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(x, y, dims, preferred_element_type=dtype)
+
+
+def _seen(start: Array, end: Array, keys: int) -> Array:
+    """Which keys a query sees, keys in the last axis; the ranges have one axis of length 1 there."""
+    s = jnp.arange(keys)
+    return (s >= start) & (s < end)
+
+
+@jax.custom_vjp
+def _attend(q: Array, k: Array, v: Array, start: Array, end: Array) -> Array:
+    return _attend_forward(q, k, v, start, end)[0]
+
+
+def _attend_forward(q: Array, k: Array, v: Array, start: Array, end: Array) -> tuple[Array, tuple[Array, ...]]:
+    scores = _heads(q, k, 3, 3) * q.shape[-1] ** -0.5
+    scores = jnp.where(_seen(start[..., None], end[..., None], k.shape[2]), scores, NEVER)
+    most = jnp.max(scores, axis=-1)
+    weights = jnp.exp(scores - most[..., None])
+    share = 1 / jnp.sum(weights, axis=-1)
+    mixed = (_heads(weights.astype(v.dtype), v, 3, 2) * share[..., None]).astype(q.dtype)
+    return mixed, (q, k, v, start, end, mixed, most, share)
+
+
+def _attend_backward(kept: tuple[Array, ...], g: Array) -> tuple[Array | None, ...]:
+    q, k, v, start, end, mixed, most, share = kept
+    # Keys outside, queries inside: what is summed over queries then stands the right way for the products.
+    row = lambda x: x[:, :, None, :]  # noqa: E731
+    s = jnp.arange(k.shape[2])[:, None]
+    seen = (s >= row(start)) & (s < row(end))
+    scores = jnp.where(seen, _heads(k, q, 3, 3) * q.shape[-1] ** -0.5, NEVER)
+    weights = jnp.exp(scores - row(most)) * row(share)
+    along = jnp.sum(g.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1)
+    d_scores = weights * (_heads(v, g, 3, 3) - row(along)) * q.shape[-1] ** -0.5
+    d_scores, weights = d_scores.astype(q.dtype), weights.astype(v.dtype)
+    turned = jax.lax.optimization_barrier(jnp.swapaxes(k, 2, 3))
+    dq = jnp.swapaxes(_heads(turned, d_scores, 3, 2, q.dtype), 2, 3)
+    dk, dv = _heads(d_scores, q, 3, 2, k.dtype), _heads(weights, g, 3, 2, v.dtype)
+    return dq, dk, dv, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def attend_prefix(

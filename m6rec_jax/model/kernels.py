@@ -44,11 +44,9 @@ def attend(
     run on these devices.
     """
     flash = chosen(choice, q.shape[1] // sharding.shards("position"), k.shape[1], q.dtype)
-    if flash is None:
-        return attention.attend(q, k, v, k_start, k_end)
     heads, rows = ("batch", None, "kv", None), ("batch", "position")
     wide = ("batch", "position", "kv", None, None)
-    run = lambda *arrays: flash(*arrays)[0]  # noqa: E731
+    run = attention.attend if flash is None else lambda *arrays: flash(*arrays)[0]
     return sharding.per_shard(run, (wide, heads, heads, rows, rows), wide, check=False)(q, k, v, k_start, k_end)
 
 

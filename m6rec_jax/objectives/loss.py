@@ -138,7 +138,7 @@ def _slice_nll(
     if groups is not None:
         group = jnp.asarray(groups)
         allowed = group[rows] == group[target][:, None]
-    scores = jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)
+    scores = _scores(h, table)
     scores = jnp.where(allowed, scores, NEVER)
     top = sharding.pmax(jnp.max(scores, axis=-1), sharding.TENSOR)
     mass = sharding.psum(jnp.sum(jnp.exp(scores - top[:, None]), axis=-1), sharding.TENSOR)
@@ -155,6 +155,27 @@ def option_groups(vocab: Vocab) -> np.ndarray:
     groups = np.full(vocab.slices[-1].padded, -1, np.int32)
     groups[: sum(vocab.options)] = np.repeat(np.arange(len(vocab.options)), vocab.options)
     return groups
+
+
+@jax.custom_vjp
+def _scores(h: Float[Array, "c D"], table: Float[Array, "V D"]) -> Float[Array, "c V"]:
+    """Products of states and rows in float32. Their gradient is rounded to the type of the states before it is multiplied,
+    and where a side of a product has to be turned it is the small one: XLA for a CPU multiplies bfloat16 by float32, and
+    turned matrices, several times slower."""
+    return jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)
+
+
+def _scores_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    h, table = kept
+    g = g.astype(h.dtype)
+    # Two letters that are summed over: of one, XLA would multiply by the turned matrix itself instead of a turned copy.
+    parts = next(n for n in (4, 2, 1) if len(h) % n == 0)
+    two = lambda x: x.reshape(parts, -1, x.shape[1])  # noqa: E731
+    turned = jnp.einsum("abd,abv->dv", two(h), two(g))
+    return jnp.einsum("cv,vd->cd", g, table), jax.lax.optimization_barrier(turned).T
+
+
+_scores.defvjp(lambda h, table: (_scores(h, table), (h, table)), _scores_backward)
 
 
 def _sampled_nll(

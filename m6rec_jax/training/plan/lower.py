@@ -75,7 +75,7 @@ def lower(at: Topology, config: Config, blueprint: Blueprint, items: int) -> Com
         table = ItemTable(*(placed(s, d, spec(*axes)) for s, d, axes in zip(shapes, (jnp.float32, jnp.bool_), ITEM_AXES, strict=True)))  # fmt: skip
         step: Any = make_train_step(
             blueprint, optimizer, len(config.mixture.tasks), config.train.seed, config.optim.label_smoothing,
-            config.optim.negatives, config.optim.average, config.train.explode, config.prune,
+            config.optim.negatives, config.optim.average, config.train.explode, prune=config.prune,
         )  # fmt: skip
         donating = jax.jit(step.__wrapped__, donate_argnums=0)  # as on a device; the host that compiles donates nothing
         start = time.perf_counter()
