@@ -23,7 +23,8 @@ def export(argv: list[str]) -> None:
         "--format",
         required=True,
         choices=["safetensors", "llama", "edge"],
-        help="every parameter by its path, a Llama, or a file for small devices",
+        metavar="FORMAT",
+        help="safetensors, every parameter by its path; llama; or edge, a file for small devices",
     )
     add("--out", required=True, metavar="FOLDER|FILE", help="the folder to make; of edge, the file")
     add("--step", default="best", metavar="STEP", help="best, latest, or the number of a checkpoint")

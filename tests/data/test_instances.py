@@ -309,7 +309,9 @@ def test_every_task_of_the_manifest_is_one_of_the_mixture(told: Dataset):
             assert len(sequence.tokens) <= length <= config.length
             if t in (0, 2):
                 assert example.target.tolist() == [told.vocab.option(int(t) // 2, record.label)]
-                assert example.source[-1] == END_TARGET and (np.unique(sequence.order) == [0]).all()
+                opens = int(np.flatnonzero(example.source == TARGET)[-1])  # the request: read left to right
+                assert example.source[-1] == END_TARGET
+                assert sequence.order.tolist() == [0] * opens + list(range(1, len(sequence.order) - opens + 1))
                 assert sequence.weights.tolist() == [0.0] * (len(sequence.tokens) - 1) + [1.0]
             elif t == 1:
                 assert sequence.weights.sum() == len(example.target) and (np.diff(sequence.order) == 1).all()
