@@ -203,15 +203,18 @@ class Transformer(nnx.Module):
         return rms_norm(x, self.final_norm[...], config.norm_eps), jax.tree.map(jnp.sum, routing)
 
     def prefill(
-        self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues
-    ) -> tuple[Float[Array, "B D"], KeyValues]:
-        """Hidden state of the last token, and keys/values of all, of right-padded causal prefixes.
+        self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues,
+        both_ways: bool = False,
+    ) -> tuple[Float[Array, "B D"], KeyValues]:  # fmt: skip
+        """Hidden state of the last token, and keys/values of all, of right-padded prefixes, causal unless `both_ways`.
 
         Nobody asks for the other tokens' states, so in the last layer only keys and values are made of them: its
         queries, attention and feed-forward run for one token a row. What is left out is dead code to the compiler.
         """
         config, weights = self.config, self.block.stacked()
         view = causal(tokens.shape, lengths)
+        if both_ways:
+            view = View(view.positions, view.k_start, jnp.broadcast_to(lengths[:, None], tokens.shape))
         x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
         turns = rope_turns(view.positions, config.head_dim, config.rope_theta)
         real = view.positions < lengths[:, None]
