@@ -276,7 +276,9 @@ class Engine(Scorer):
         source of a translation. Raises InputError for what cannot be asked."""
         desk = self._writer.desk
         rows = [None] * len(prompts) if item_rows is None else item_rows
-        asked = [desk.request(p, f"prompt {i}", item_rows=own) for i, (p, own) in enumerate(zip(prompts, rows, strict=True))]
+        asked = [
+            desk.request(p, f"prompt {i}", item_rows=own) for i, (p, own) in enumerate(zip(prompts, rows, strict=True))
+        ]
         read = [(one.tokens, one.item_rows) for one in asked]
         requests = Requests.of(read, self.catalogue, exclude, None, None, 1.0)
         wave = replace(self._wave(k, None, "level", allowed), both_ways=both_ways)

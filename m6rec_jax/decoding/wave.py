@@ -107,7 +107,9 @@ class Wave:
     def keep(self, asked: Asked, table: np.ndarray) -> Found:
         """Whole prefixes, kept in the pages of `table`."""
         params, items, *_ = self._first
-        prefix = programs.read(self.define, params, items, asked.tokens, asked.item_rows, asked.lengths, both_ways=False)
+        prefix = programs.read(
+            self.define, params, items, asked.tokens, asked.item_rows, asked.lengths, both_ways=False
+        )
         self.cache.arrays = programs.keep(self.cache.give(), table, prefix)
         return self._find(prefix, asked)
 
