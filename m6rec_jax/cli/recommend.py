@@ -7,6 +7,7 @@ from pathlib import Path
 
 from m6rec_jax.cli.outputs import file_to_write, folder_to_write
 from m6rec_jax.cli.processes import shard_of_job
+from m6rec_jax.cli.say import add_text_options, check_text_options, write_texts
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.settings import Parser
@@ -61,7 +62,7 @@ def evaluate(argv: list[str]) -> None:
 
 
 def generate(argv: list[str]) -> None:
-    """Write the k best items for each user as Parquet."""
+    """Write the k best items for each user, or a text, as Parquet."""
     parser = Parser(
         prog="m6rec generate",
         usage="m6rec generate --run RUN [--dataset DATASET] --users all|FILE [--limit N] [--k 10]\n"
@@ -69,6 +70,8 @@ def generate(argv: list[str]) -> None:
         "                      [--filter CONDITION]\n"
         "                      [--candidates FILE] [--per COLUMN --cap N] [--diversity D] [--new-items S]\n"
         "                      [--explain] [--show-steps] [--chunk N] [--shards N --shard I]\n"
+        "                      [--task TASK [--prompt TEXT] [--items FILE|ID,ID] [--language en|zh] [--tokens N]\n"
+        "                       [--temperature T] [--top-p P] [--seed N]]\n"
         "                      --out recs.parquet|FOLDER/",
         description="Recommend to many users at once. Parquet columns: user_id, item_id, rank, score, source, route,\n"
         "reason, model_version. The same command again goes on where it stopped (docs/batch.md).\n\n"
@@ -84,14 +87,17 @@ def generate(argv: list[str]) -> None:
         "    --diversity 0.3\n"
         "    --new-items 0.2\n\n"
         "why an item is in a list (docs/explanations.md), as columns beside it:\n"
-        "    --users ids.txt --k 3 --explain --show-steps",
+        "    --users ids.txt --k 3 --explain --show-steps\n\n"
+        "a text instead of a list (docs/text-tasks.md):\n"
+        "    --users all --limit 3 --task describe\n"
+        "    --items 50,181 --task summarise\n"
+        '    --users ids.txt --task chat --prompt "USER: something like Alien, but funny"',
     )
     add = parser.add_argument
     add("--run", required=True, metavar="RUN", help="folder that `m6rec train` wrote; its best checkpoint recommends")
     add("--dataset", metavar="DATASET", help=DATASET)
     add(
         "--users",
-        required=True,
         metavar="all|FILE",
         help="every user; or a text file with one user id a line; or a table (.parquet, .csv, .jsonl) with a column user_id and, for users the dataset does not know, history (item ids, oldest first) and attributes: `attributes` (a list) or a column each",
     )
@@ -155,13 +161,17 @@ def generate(argv: list[str]) -> None:
         metavar="FILE|FOLDER/",
         help="the Parquet file to write, with its parts in FILE.parts until it is whole; or, with a slash at the end or a folder that is there, a folder that keeps the parts. A manifest.json says what is in them",
     )
+    add_text_options(parser)
     options = parser.parse(argv)
+    check_text_options(options)
     for name in ("limit", "k", "chunk"):
         if options[name] is not None and options[name] < 1:
             raise InputError(f"--{name}={options[name]}: must be above 0")
     to_folder = options.out.endswith(("/", os.sep)) or Path(options.out).is_dir()
     (folder_to_write if to_folder else file_to_write)("--out", options.out)
     shard, shards = shard_of_job(options.shard, options.shards)
+    if options.task:
+        return write_texts(options, shard, shards)
     from m6rec_jax.decoding.batch import CHUNK
     from m6rec_jax.recommend.candidates import read_candidates
     from m6rec_jax.recommend.reranking import check_rules

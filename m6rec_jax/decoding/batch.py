@@ -46,11 +46,12 @@ def generate(
     chunk: int = CHUNK,
     shard: int = 0,
     shards: int = 1,
-    extra: Mapping[str, pl.DataType] | None = None,
+    columns: Mapping[str, pl.DataType | type[pl.DataType]] = COLUMNS,
+    unit: str = "users",
 ) -> int:
     """Write `recommend(users)` for all users, `chunk` at a time; returns the lines of all, or of a shard alone.
 
-    `recommend` gives the columns of `COLUMNS` and of `extra`, users in their order. `out` is one file, its parts under
+    `recommend` gives the `columns`, users in their order; `unit` is what they are called while they go by. `out` is one file, its parts under
     `out.parts/` until it is whole; or, where `is_folder`, a folder that keeps them. Either holds a `manifest.json`: job, parts
     with rows, bytes and xxh3, `finished`, and `file` where there is one. `job` says in JSON what the answers depend on
     (model version, k, which users): inputs alone, the same on every machine. What is computed from them and may come
@@ -63,7 +64,7 @@ def generate(
         raise InputError(f"shard={shard} of shards={shards}: shards are counted from 0 to {shards - 1}")
     if chunk < 1:
         raise InputError(f"chunk={chunk}: must be above 0")
-    place, columns = Path(out), {**COLUMNS, **(extra or {})}
+    place = Path(out)
     folder, file = (place, None) if is_folder(out) else (place.with_name(f"{place.name}.parts"), place)
     parts = Parts(folder, json.loads(json.dumps({"chunk": chunk, **job})), file, shard, shards)
     if (lines := parts.finished()) is not None:
@@ -81,7 +82,7 @@ def generate(
         if total is not None and parts.name((total - 1) // chunk) in parts.made:
             done -= -total % chunk  # the last part is a short one
         count = 0
-        with stage("generate", own, "users", done=done) as bar:
+        with stage("generate", own, unit, done=done) as bar:
             for count, some in enumerate(_chunks(users, chunk), 1):
                 if parts.mine(count - 1) and parts.name(count - 1) not in parts.made:
                     parts.write(count - 1, _checked(recommend(some), columns))

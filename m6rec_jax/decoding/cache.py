@@ -54,9 +54,11 @@ def prefill(
     lengths: Int[Array, " B"],
     *,
     room: int = 0,
+    both_ways: bool = False,
 ) -> Prefix:
-    """Read right-padded histories (each at least one token) once; `room` leaves space for that many more tokens."""
-    hidden, kv = model.prefill(tokens, item_rows, lengths, items)
+    """Read right-padded histories (each at least one token) once; `room` leaves space for that many more tokens.
+    `both_ways`: tokens see later ones too."""
+    hidden, kv = model.prefill(tokens, item_rows, lengths, items, both_ways)
     spare = ((0, 0), (0, room))
     return Prefix(
         tokens=jnp.pad(tokens, spare),
@@ -64,6 +66,7 @@ def prefill(
         lengths=lengths,
         kv=tuple(jnp.pad(x, ((0, 0), (0, 0), *spare, (0, 0))) for x in kv),
         hidden=hidden,
+        causal=not both_ways,
     )
 
 

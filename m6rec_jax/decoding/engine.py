@@ -251,21 +251,40 @@ class Engine(Scorer):
         top_p: float | Sequence[float] = 1.0,
         repetition: float | Sequence[float] = 1.0,
         seeds: int | Sequence[int] = 0,
+        items: bool | Sequence[bool] = False,
         stop: str | Sequence[str] | Sequence[Sequence[str]] = (),
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Text]:
         """Continue each prompt (text, or token ids from <s> on) by at most `most` tokens, or up to what the model reads.
 
         Settings are one for all or one a prompt (see `Sampling`); `stop`: strings that end a text, before them, for all
-        or a list a prompt. `item_rows`: where a prompt completes a spelling whose features shall be read. `on_text(i,
+        or a list a prompt. `item_rows`: where a prompt completes a spelling whose features shall be read; `items`: a text may open an item, which ends it. `on_text(i,
         piece)` is called with what is final of text i as it comes, by the thread that writes. A prompt gets the same
         tokens in any company. Raises InputError for what cannot be asked, and what `on_text` raises.
         """
         requests = self._writer.desk.requests(
             prompts, most=most, temperature=temperature, top_k=top_k, top_p=top_p, repetition=repetition, seed=seeds,
-            stop=stop, item_rows=item_rows,
+            items=items, stop=stop, item_rows=item_rows,
         )  # fmt: skip
         return self._writer.write(requests, self._checkpoint(), on_text)
+
+    def spell(self, prompts: Sequence[Asked], k: int = 1, *, item_rows: Sequence[np.ndarray] | None = None,
+              exclude: Sequence[np.ndarray] | None = None, allowed: np.ndarray | None = None,
+              both_ways: bool = False) -> Lists:  # fmt: skip
+        """The k likeliest items that are spelled right after each prompt (token ids from any on, as `write` takes them),
+        of those `allowed` bool `[C]` and not in `exclude`. `both_ways`: tokens of the prompt see each other, as in the
+        source of a translation. Raises InputError for what cannot be asked."""
+        desk = self._writer.desk
+        rows = [None] * len(prompts) if item_rows is None else item_rows
+        asked = [
+            desk.request(p, f"prompt {i}", item_rows=own) for i, (p, own) in enumerate(zip(prompts, rows, strict=True))
+        ]
+        read = [(one.tokens, one.item_rows) for one in asked]
+        requests = Requests.of(read, self.catalogue, exclude, None, None, 1.0)
+        wave = replace(self._wave(k, None, "level", allowed), both_ways=both_ways)
+        lists = Lists.empty(len(prompts), k)
+        lists.put(wave.search(requests, np.arange(len(prompts)), None))
+        return lists
 
     def stream(self, prompt: Asked, **setting: Unpack[Setting]) -> Iterator[str]:
         """`write` for one prompt, piece by piece: never half a character, nor what a stop string may still take back.

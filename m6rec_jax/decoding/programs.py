@@ -44,10 +44,10 @@ class Asked(NamedTuple):
     temperature: Float[Array, " B"]
 
 
-@partial(jax.jit, static_argnums=0)
-def read(define, params, items, tokens, item_rows, lengths):
+@partial(jax.jit, static_argnums=0, static_argnames="both_ways")
+def read(define, params, items, tokens, item_rows, lengths, both_ways=False):
     """Whole prefixes, read once."""
-    return prefill(nnx.merge(define, params), items, tokens, item_rows, lengths)
+    return prefill(nnx.merge(define, params), items, tokens, item_rows, lengths, both_ways=both_ways)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -60,12 +60,12 @@ def find(define, settings, params, items, trie, under, prefix, asked):
     )  # fmt: skip
 
 
-def recommend(define, settings, params, items, trie, under, asked):
+def recommend(define, settings, both_ways, params, items, trie, under, asked):
     """Read whole prefixes and search after them.
 
     Two programs: the second also follows prefixes that were kept, and as one they take longer on CPU.
     """
-    prefix = read(define, params, items, asked.tokens, asked.item_rows, asked.lengths)
+    prefix = read(define, params, items, asked.tokens, asked.item_rows, asked.lengths, both_ways=both_ways)
     return find(define, settings, params, items, trie, under, prefix, asked)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from m6rec_jax.vocab import EOS, SPECIALS, Slice
+from m6rec_jax.vocab import EOS, ITEM, SPECIALS, Slice
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Sampling:
     `temperature [B]`: 0 takes the most likely token. `top_k [B]`: only the k most likely (0 = all). `top_p [B]`: only
     the most likely ones that together reach p (1 = all). `seed [B]` uint32. `limit [B]`: most tokens written.
     `repetition [B]`: scores of tokens that the prompt or the text holds already are divided by it where above 0, and
-    multiplied where below (1 = off; CTRL, arXiv 1909.05858, section 4.1).
+    multiplied where below (1 = off; CTRL, arXiv 1909.05858, section 4.1). `items [B]` bool: may write `<item>`, which ends
+    the text as </s> does, for an item to be spelled.
     """
 
     temperature: Float[Array, " B"]
@@ -30,6 +31,7 @@ class Sampling:
     seed: Int[Array, " B"]
     limit: Int[Array, " B"]
     repetition: Float[Array, " B"]
+    items: Bool[Array, " B"]
 
 
 jax.tree_util.register_dataclass(Sampling)
@@ -72,7 +74,9 @@ def penalise(
     return jnp.where(logits > 0, logits / by, logits * by)
 
 
-def writable(text: Slice) -> Bool[Array, " V"]:
-    """Which ids of the padded text slice a text may hold: pieces, and </s>, which ends it; never another reserved id."""
+def writable(text: Slice, items: Bool[Array, " B"]) -> Bool[Array, "B V"]:
+    """Which ids of the padded text slice each text may hold: pieces, </s>, which ends it, and `<item>` where `items` says
+    so; never another reserved id."""
     token = jnp.arange(text.padded)
-    return (token == EOS) | ((token >= len(SPECIALS)) & (token < text.size))
+    plain = (token == EOS) | ((token >= len(SPECIALS)) & (token < text.size))
+    return plain | (items[:, None] & (token == ITEM))

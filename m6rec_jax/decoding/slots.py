@@ -17,7 +17,7 @@ from m6rec_jax.decoding.cache import Prefix, append, prefill
 from m6rec_jax.decoding.sampling import Sampling, draw, penalise, writable
 from m6rec_jax.model.items import ItemTable
 from m6rec_jax.model.transformer import Transformer
-from m6rec_jax.vocab import EOS, Vocab
+from m6rec_jax.vocab import EOS, ITEM, Vocab
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def empty(config: ModelConfig, vocab: Vocab, slots: int, room: int) -> Slots:
     )  # fmt: skip
     sampling = Sampling(
         temperature=each(jnp.float32), top_k=each(jnp.int32), top_p=each(jnp.float32), seed=each(jnp.uint32),
-        limit=each(jnp.int32), repetition=each(jnp.float32),
+        limit=each(jnp.int32), repetition=each(jnp.float32), items=each(bool),
     )  # fmt: skip
     return Slots(prefix, sampling, jnp.zeros((slots, vocab.text.padded), bool), each(jnp.int32))
 
@@ -80,14 +80,15 @@ def begin(
 
 def advance(
     model: Transformer, items: ItemTable, slots: Slots, alive: Bool[Array, " S"], steps: int
-) -> tuple[Slots, Int[Array, "S steps"], Int[Array, " S"], Bool[Array, " S"]]:
+) -> tuple[Slots, Int[Array, "S steps"], Int[Array, " S"], Int[Array, " S"]]:
     """Up to `steps` more tokens in every slot that is `alive`, fewer when all have ended.
 
-    Returns the slots; the new tokens `[S, steps]`; how many of them each wrote `[S]`; which met </s> `[S]`. A text that
+    Returns the slots; the new tokens `[S, steps]`; how many of them each wrote `[S]`; the token that ended each
+    `[S]`, </s> or `<item>`, 0 where none did. A text that
     reached its limit (`sampling.limit`) writes no more either.
     """
-    may = writable(model.vocab.text)
     sampling, S = slots.sampling, len(alive)
+    may = writable(model.vocab.text, sampling.items)
     rows = jnp.arange(S)
 
     def on(state: tuple) -> Array:
@@ -98,8 +99,9 @@ def advance(
         step, prefix, held, count, out, going, ended = state
         logits = penalise(model.logits(prefix.hidden, 0, items), held, sampling.repetition)
         token = draw(jnp.where(may, logits, -jnp.inf), sampling, count)
-        ended = ended | (going & (token == EOS))
-        going = going & (token != EOS)
+        ends = (token == EOS) | (token == ITEM)
+        ended = jnp.where(going & ends, token, ended)
+        going = going & ~ends
         out = out.at[:, step].set(token)
         held = held.at[rows, token].max(going)
         count = count + going
@@ -107,6 +109,6 @@ def advance(
         return step + 1, prefix, held, count, out, going & (count < sampling.limit), ended
 
     going = alive & (slots.count < sampling.limit)
-    start = (0, slots.prefix, slots.held, slots.count, jnp.zeros((S, steps), jnp.int32), going, jnp.zeros(S, bool))
+    start = (0, slots.prefix, slots.held, slots.count, jnp.zeros((S, steps), jnp.int32), going, jnp.zeros(S, jnp.int32))
     _, prefix, held, count, out, _, ended = jax.lax.while_loop(on, one, start)
     return Slots(prefix, sampling, held, count), out, count - slots.count, ended

@@ -13,7 +13,7 @@ from m6rec_jax.decoding.sampling import Sampling
 from m6rec_jax.errors import InputError
 from m6rec_jax.vocab import BOS, Vocab
 
-Finish = Literal["end", "stop", "length"]
+Finish = Literal["end", "stop", "length", "item"]
 Asked = str | Sequence[int] | np.ndarray  # text, or token ids from <s> on
 MOST = 64  # tokens of a text, if nothing else is said
 
@@ -22,8 +22,8 @@ MOST = 64  # tokens of a text, if nothing else is said
 class Text:
     """A written text. `tokens`: all that were drawn, also those of a stop string and of half a character at the end.
 
-    `finish`: `end` (the model wrote </s>), `stop` (a stop string, which the text ends before) or `length` (the limit, or
-    the longest prefix that the model reads).
+    `finish`: `end` (the model wrote </s>), `stop` (a stop string, which the text ends before), `length` (the limit, or
+    the longest prefix that the model reads) or `item` (the model opened the spelling of an item).
     """
 
     text: str
@@ -32,8 +32,8 @@ class Text:
 
 
 class Setting(TypedDict, total=False):
-    """How one text is written: `most` tokens, the settings of `Sampling`, strings that end it, and where the prompt
-    completes a spelling whose features shall be read (`item_rows [T]`, else -1)."""
+    """How one text is written: `most` tokens, the settings of `Sampling`, strings that end it, whether an item may be
+    opened, and where the prompt completes a spelling whose features shall be read (`item_rows [T]`, else -1)."""
 
     most: int
     temperature: float
@@ -42,6 +42,7 @@ class Setting(TypedDict, total=False):
     repetition: float
     seed: int
     stop: str | Sequence[str]
+    items: bool
     item_rows: Sequence[int] | np.ndarray | None
 
 
@@ -58,6 +59,7 @@ class TextRequest:
     repetition: float
     seed: int
     stop: tuple[str, ...]
+    items: bool = False
 
     def sampling(self) -> Sampling:
         """The settings as a program takes them, each `[1]`."""
@@ -65,6 +67,7 @@ class TextRequest:
         return Sampling(
             of(self.temperature, np.float32), of(self.top_k, np.int32), of(self.top_p, np.float32),
             of(self.seed, np.uint32), of(self.limit, np.int32), of(self.repetition, np.float32),
+            of(self.items, bool),
         )  # fmt: skip
 
 
@@ -80,7 +83,7 @@ class Desk:
     def request(
         self, prompt: Asked, name: str = "the prompt", *, most: int = MOST, temperature: float = 1.0, top_k: int = 0,
         top_p: float = 1.0, repetition: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
-        item_rows: Sequence[int] | np.ndarray | None = None,
+        items: bool = False, item_rows: Sequence[int] | np.ndarray | None = None,
     ) -> TextRequest:  # fmt: skip
         """The request, with copies of its arrays. Raises InputError, which calls the prompt `name`."""
         tokens = self._tokens(prompt, name)
@@ -100,7 +103,7 @@ class Desk:
             if not isinstance(string, str) or not string:
                 raise InputError(f"stop string {string!r} of {name}: give text of at least one character, or leave it out")  # fmt: skip
         limit = min(int(most), self.length - len(tokens))
-        return TextRequest(tokens, rows, limit, temperature, top_k, top_p, repetition, seed, stops)
+        return TextRequest(tokens, rows, limit, temperature, top_k, top_p, repetition, seed, stops, items)
 
     def requests(self, prompts: Sequence[Asked], *, stop: str | Sequence[str] | Sequence[Sequence[str]], **setting: Any) -> list[TextRequest]:  # fmt: skip
         """`request` for each prompt; a setting is one for all or one a prompt. Raises InputError."""

@@ -30,7 +30,8 @@ Lot = tuple[np.ndarray, Found]  # which users, and their lists
 class Wave:
     """All that requests of one call share: one checkpoint, one filter, one setting, from the first batch to the last.
 
-    `version` tells the parameters from all others there were; `event` is the most tokens of an event.
+    `version` tells the parameters from all others there were; `event` is the most tokens of an event;
+    `both_ways`: tokens of a prefix see each other, of which nothing is kept.
     """
 
     define: Any
@@ -43,6 +44,7 @@ class Wave:
     cache: PrefixCache
     event: int
     devices: Devices
+    both_ways: bool = False
 
     @property
     def most(self) -> int:
@@ -100,12 +102,14 @@ class Wave:
     def read(self, asked: Asked) -> Found:
         """Whole prefixes, of which nothing is kept."""
         shared = self.params, self.items, self.trie, self.under
-        return self.devices.run(programs.recommend, (self.define, self.settings), shared, (asked,))
+        return self.devices.run(programs.recommend, (self.define, self.settings, self.both_ways), shared, (asked,))
 
     def keep(self, asked: Asked, table: np.ndarray) -> Found:
         """Whole prefixes, kept in the pages of `table`."""
         params, items, *_ = self._first
-        prefix = programs.read(self.define, params, items, asked.tokens, asked.item_rows, asked.lengths)
+        prefix = programs.read(
+            self.define, params, items, asked.tokens, asked.item_rows, asked.lengths, both_ways=False
+        )
         self.cache.arrays = programs.keep(self.cache.give(), table, prefix)
         return self._find(prefix, asked)
 

@@ -25,6 +25,7 @@ from m6rec_jax.decoding.shapes import pad, prefix_width
 from m6rec_jax.decoding.slots import Slots, empty
 from m6rec_jax.decoding.texts import Desk, Finish, Spool, Text, TextRequest
 from m6rec_jax.model.items import ItemTable
+from m6rec_jax.vocab import EOS, ITEM
 
 SLOTS = 8
 STEPS = 8  # tokens between two looks: fewer waste less behind a stop string, more look less often
@@ -142,7 +143,7 @@ class Writer:
             try:
                 new, ended = self._round(fresh)
                 for slot in self._busy():
-                    self._read(slot, new[slot], bool(ended[slot]))
+                    self._read(slot, new[slot], int(ended[slot]))
             except BaseException as error:  # whatever it is, who waits must hear of it, and the next ones be answered
                 self._slots = None  # it was given to the program that failed
                 for slot in self._busy():
@@ -169,7 +170,7 @@ class Writer:
         return fresh
 
     def _round(self, fresh: list[int]) -> tuple[list[list[int]], np.ndarray]:
-        """Read the prompts of the `fresh` slots, then write on in all: new tokens a slot, and who met </s>."""
+        """Read the prompts of the `fresh` slots, then write on in all: new tokens a slot, and what ended each."""
         jobs = [job for job in self._jobs if job is not None]
         _, params, items = jobs[0].checkpoint
         if self._slots is None:
@@ -189,8 +190,8 @@ class Writer:
         out, written, ended = jax.device_get((out, written, ended))
         return [tokens[:n].tolist() for tokens, n in zip(out, written, strict=True)], ended
 
-    def _read(self, slot: int, new: list[int], ended: bool) -> None:
-        """What a round brought to a slot."""
+    def _read(self, slot: int, new: list[int], ended: int) -> None:
+        """What a round brought to a slot; `ended`: the token that ended it, 0 for none."""
         job = self._jobs[slot]
         assert job is not None
         if job.future.cancelled():
@@ -201,7 +202,8 @@ class Writer:
             if spool.stopped:
                 break
         full = len(spool.tokens) >= job.request.limit
-        finish: Finish | None = "stop" if spool.stopped else "end" if ended else "length" if full else None
+        ends: dict[int, Finish] = {EOS: "end", ITEM: "item"}
+        finish = "stop" if spool.stopped else ends.get(ended) or ("length" if full else None)
         try:
             piece = spool.take(finish is not None)
             if piece and job.on_text is not None:

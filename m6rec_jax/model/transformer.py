@@ -291,16 +291,18 @@ class Transformer(nnx.Module):
 
     def prefill(
         self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues,
-        tuned: tuning.Applied | None = None,
+        tuned: tuning.Applied | None = None, both_ways: bool = False,
     ) -> tuple[Float[Array, "B D"], KeyValues]:  # fmt: skip
-        """Hidden state of the last token, and keys/values of all, of right-padded causal prefixes (with `tuned`, whose P
-        prompts come first: P + T of them, of which a row has its own prompts more than `lengths`).
+        """Hidden state of the last token, and keys/values of all, of right-padded prefixes, causal unless `both_ways` (with
+        `tuned`, whose P prompts come first: P + T of them, of which a row has its own prompts more than `lengths`).
 
         Nobody asks for the other tokens' states, so in the last layer only keys and values are made of them: its
         queries, attention and feed-forward run for one token a row. What is left out is dead code to the compiler.
         """
         config, weights = self.config, self.block.stacked()
         view = causal(tokens.shape, lengths)
+        if both_ways:
+            view = View(view.positions, view.k_start, jnp.broadcast_to(lengths[:, None], tokens.shape))
         x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
         if tuned is not None:
             x, view, lengths = tuned.in_front(x, view, lengths)

@@ -14,7 +14,7 @@ import xxhash
 
 from m6rec_jax.artifacts.checkpoints import manifest
 from m6rec_jax.data.dataset import Dataset
-from m6rec_jax.decoding.batch import CHUNK
+from m6rec_jax.decoding.batch import CHUNK, COLUMNS
 from m6rec_jax.decoding.batch import generate as write_lists
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.quantised import check_weights
@@ -70,14 +70,12 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
     recommender.tell_short(allowed, k)
     if own is not None and (none := sum(not len(own.of(user)) for user in wanted.ids)):
         note(f"candidates: {none:,} of {len(wanted):,} users have none, and their lists are empty")
-    kind = (
-        int(np.argmax(data.manifest["kind_weights"])) if data.kinds else 0
-    )  # of session events, which do not say theirs
+    kind = kind_of_sessions(data)
 
     extra = more_columns(explain, show_steps)
 
     def recommend(some: list[Visitor]) -> pl.DataFrame:
-        asked = _histories(known, some, kind)
+        asked = histories_of(known, some, kind)
         own_rows = None if own is None or given is None else [given.of(visitor.user_id) for visitor in some]
         lists = recommender.recommend_histories(
             asked, k, engine=engine, sessions=np.array([visitor.place < 0 for visitor in some]),
@@ -92,23 +90,15 @@ def generate(run: Path | str, dataset: Dataset | Path | str | None = None, users
             table = table.hstack(explained(recommender, request, lists, explain, show_steps))
         return table
 
-    def settle(kept: dict[str, Any] | None) -> dict[str, Any]:
-        """One gate for all parts: fitted again, elsewhere, it may have other last digits, and so may the lists."""
-        if kept is None:
-            with_gate(recommender, run, data)
-        else:
-            recommender.gate = None if kept["gate"] is None else Gate(**kept["gate"])
-        return {"gate": None if recommender.gate is None else asdict(recommender.gate)}
-
     rules = {
         "filter": filter, "candidates": None if given is None else given.digest, "per": per, "cap": cap,
         "diversity": diversity or None, "new_items": new_items or None, "explain": explain or None, "show_steps": show_steps or None,
     }  # fmt: skip
-    job = {"k": k, "engine": engine, "users": wanted.digest, "dataset": data.digest, **_state(recommender, run)}
+    job = {"k": k, "engine": engine, "users": wanted.digest, "dataset": data.digest, **state_of(recommender, run)}
     job |= {name: value for name, value in rules.items() if value is not None}  # without rules, the job it always was
     of_jax = shard is None or shards is None
     return write_lists(
-        recommend, wanted, out, job=job, settle=settle, total=len(wanted), chunk=chunk, extra=extra,
+        recommend, wanted, out, job=job, settle=lambda kept: one_gate(recommender, run, data, kept), total=len(wanted), chunk=chunk, columns=COLUMNS | extra,
         shard=jax.process_index() if of_jax else shard, shards=jax.process_count() if of_jax else shards,
     )  # fmt: skip
 
@@ -122,7 +112,12 @@ def _candidates(given: Sequence[str] | pl.DataFrame, data: Dataset, at: Mapping[
     return candidates_of(table, data.items["item_id"])
 
 
-def _histories(past: Past, some: Sequence[Visitor], kind: int) -> Histories:
+def kind_of_sessions(data: Dataset) -> int:
+    """The kind of session events, which do not say theirs: the one that weighs most."""
+    return int(np.argmax(data.manifest["kind_weights"])) if data.kinds else 0
+
+
+def histories_of(past: Past, some: Sequence[Visitor], kind: int) -> Histories:
     """The histories of known users and the sessions of others (user -1), whose events have one time and are all of one kind."""
     strange = np.array([visitor.place < 0 for visitor in some], bool)
     sessions = sessions_of([visitor for visitor in some if visitor.place < 0])
@@ -139,7 +134,16 @@ def _histories(past: Past, some: Sequence[Visitor], kind: int) -> Histories:
     return both.take(np.argsort(np.argsort(strange, kind="stable"), kind="stable"))  # back in their order
 
 
-def _state(recommender: Recommender, run: Path | str) -> dict[str, Any]:
+def one_gate(recommender: Recommender, run: Path | str, data: Dataset, kept: dict[str, Any] | None) -> dict[str, Any]:
+    """One gate for all parts: fitted again, elsewhere, it may have other last digits, and so may the lists."""
+    if kept is None:
+        with_gate(recommender, run, data)
+    else:
+        recommender.gate = None if kept["gate"] is None else Gate(**kept["gate"])
+    return {"gate": None if recommender.gate is None else asdict(recommender.gate)}
+
+
+def state_of(recommender: Recommender, run: Path | str) -> dict[str, Any]:
     """What the answers depend on: the parameters by the digests of their files, the parts there are (item-kNN needs a
     library), and the code."""
     files = manifest(run, recommender.step)["files"] if recommender.engine is not None else {}

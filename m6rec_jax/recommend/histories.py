@@ -55,6 +55,13 @@ class Histories:
         )
 
 
+def of_items(items: Sequence[np.ndarray]) -> Histories:
+    """Histories of catalogue rows of which nothing else is known: one time, one kind, users -1."""
+    zeros = lambda kind: [np.zeros(len(one), kind) for one in items]  # noqa: E731
+    none = np.full(len(items), -1, np.int64)
+    return Histories(none, list(items), zeros(np.int64), zeros(np.uint8), [{} for _ in items], none, none * 0)
+
+
 def held_out(dataset: Dataset, split: str) -> Histories:
     """The users of `valid` or `test` with what came before their first target there."""
     return _histories([(r, len(r.items) - r.targets) for r in _records(dataset, split)])

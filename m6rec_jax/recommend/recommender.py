@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from m6rec_jax.recommend.coldstart import GATE, SOURCES, Way, way
 from m6rec_jax.recommend.explain import explained
 from m6rec_jax.recommend.filters import filter_mask
 from m6rec_jax.recommend.gate import Gate
-from m6rec_jax.recommend.histories import Histories
+from m6rec_jax.recommend.histories import Histories, of_items
 from m6rec_jax.recommend.lists import MEMORY, Lists
 from m6rec_jax.recommend.memory import Memory
 from m6rec_jax.recommend.opening import (
@@ -38,6 +39,7 @@ from m6rec_jax.recommend.opening import (
 from m6rec_jax.recommend.ranker import Ranker
 from m6rec_jax.recommend.request import Request, within_catalogue
 from m6rec_jax.recommend.reranking import rules_of
+from m6rec_jax.recommend.say import Setting, Speaker
 from m6rec_jax.recommend.segments import Segments, open_segments
 
 
@@ -69,10 +71,12 @@ class Recommender(Ranker):
 
     def __init__(self, items: pl.DataFrame, *, memory: Memory | None, engine: Engine | None = None, gate: Gate | None = None,
                  knn: ItemKNN | None = None, segments: Segments | None = None, repeat: bool = False, step: int = -1, name: str = "",
-                 batch: int = 512, content: Callable[[], np.ndarray] | None = None) -> None:  # fmt: skip
+                 batch: int = 512, content: Callable[[], np.ndarray] | None = None,
+                 voice: Callable[[Recommender], Speaker] | None = None) -> None:  # fmt: skip
         super().__init__(items, memory=memory, engine=engine, gate=gate, knn=knn, segments=segments, repeat=repeat)
         self.step, self.name, self.batch = step, name, batch
         self._content = content  # of the items [C, Dc], read when it is first needed
+        self._voice = voice  # the speaker, made when it is first asked
         self._told = False  # that there is no gate
         self.item_ids: list[str] = items["item_id"].to_list()
         self.titles: list[str] = items["title"].fill_null("").to_list()
@@ -117,6 +121,7 @@ class Recommender(Ranker):
             step=at,
             name=record.path.resolve().name,
             batch=batch if made is None else batch * made.devices.count,
+            voice=None if made is None else lambda own: Speaker.of(own, made, record, domain, data),
             content=(lambda: read_arrays(folder / "codes.npz", "content")["content"]) if data is None else lambda: data.content,
         )  # fmt: skip
 
@@ -193,6 +198,32 @@ class Recommender(Ranker):
             for place, row in enumerate(lists.rows[0].tolist())
             if row >= 0
         ]  # fmt: skip
+
+    @cached_property
+    def speaker(self) -> Speaker:
+        """What writes texts. Raises InputError for a run without a checkpoint."""
+        if self._voice is None:
+            raise InputError(f"{self.name}: no model was opened, and texts are written by one; train the run, and leave engine=memory or popularity out")  # fmt: skip
+        return self._voice(self)
+
+    def say(self, task: str, histories: Sequence[Sequence[str]] = (), *, items: Sequence[str] | None = None, language: str = "",
+            attributes: Sequence[Sequence[str]] | None = None, **setting: Any) -> pl.DataFrame:  # fmt: skip
+        """A text of `task` (describe, summarise, explain, query, chat, classify, complete, or one of the run's own) after each
+        history of item ids, oldest first, and about each of `items` where it is about items: a line each, in that order.
+
+        Columns as `say.speaker.COLUMNS` and what the task adds; `user_id` counts the histories. `attributes`: what is known of
+        each user; `setting`: see `say.Setting`. Raises InputError as `m6rec generate --task` does.
+        """
+        wanted = Setting(**setting)
+        asked_for = self.speaker.task(task, language, wanted, users=bool(len(histories)), items=items is not None)
+        rows = [self.rows_of(history)[0] for history in histories]
+        about, unknown = (None, 0) if items is None else self.rows_of(items)
+        if unknown:
+            raise InputError(f"items: {unknown} of {len(items or ())} ids are not in the catalogue; name ids of items.parquet")  # fmt: skip
+        return self.speaker.speak(
+            asked_for, of_items(rows), [str(n) for n in range(len(rows))], wanted, attributes=attributes,
+            items=None if about is None else about.tolist(),
+        )  # fmt: skip
 
     def tell_short(self, allowed: np.ndarray | None, k: int) -> None:
         """Say where no list can be k long, or have anything in it."""

@@ -290,6 +290,18 @@ def test_what_the_dataset_lacks_is_said(tmp_path: Path):
     bare = tiny_tables()
     bare["items"] = bare["items"].select("id", "title", group=pl.lit(None, dtype=pl.String), brand=pl.lit(None, dtype=pl.String), price=pl.lit(None, dtype=pl.Float64), about=pl.lit(None, dtype=pl.String))  # fmt: skip
     for task, says in (("topic", "fewer than two"), ("explain", "categories that items of a user share"), ("interest", "categories of items"),
-                       ("summarise", "texts of several sentences"), ("describe", "categories, attributes and texts"), ("sentiment", "an item, a text and a value")):  # fmt: skip
+                       ("summarise", "texts, categories or attributes of items"), ("describe", "categories, attributes and texts"), ("sentiment", "an item, a text and a value")):  # fmt: skip
         with pytest.raises(InputError, match=f"tasks.{task}: .*{says}.*; give the task a table"):
             prepare(tiny_card(bare, tasks=[task]), tmp_path / "data", vocab_size=640)
+
+
+def test_without_searches_and_long_texts_there_is_still_something_to_ask_for(tmp_path: Path):
+    bare = tiny_tables()
+    bare["items"] = bare["items"].with_columns(about=pl.lit(None, dtype=pl.String))
+    data = prepare(tiny_card(bare, tasks=["query", "summarise"]), tmp_path / "data", vocab_size=640)
+    titles = dict(data.items.select("item_id", "title").iter_rows())
+    for split in SPLITS:
+        asked = read_instances(data, "query", split).fields
+        assert asked["query"].to_list() == [titles[item].lower() for item in asked["item_id"].to_list()]
+    for row in read_instances(data, "summarise", "train").fields.iter_rows(named=True):
+        assert row["summary"] == f"{row['item']}: {row['categories']}; {row['attributes']}"

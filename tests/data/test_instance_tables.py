@@ -141,7 +141,7 @@ def refusal(out: Path, **changes: Any) -> str:
         ({"template": "click", "typo": 1}, "typo: unknown key"),
         ({"template": "explain", "options": ["a", "b"]}, "options: its template is of objective text, which has none"),
         ({"template": "click"}, "click is made from impressions or rated events, and the events have no value"),
-        ({"template": "query"}, "query is made from events with a text and no item, and there are none"),
+        ({"template": "sentiment"}, "sentiment is made from events with an item, a text and a value, and there are none"),
         ({"path": moods(), **MOOD, "fields": {"txt": "text"}}, "fields.txt: the template has no such field; its fields: item, text"),
         ({"path": moods(), **MOOD, "fields": {"text": "txt"}}, "fields.text: 'txt': no such column; the columns: text, mood"),
         ({"path": moods().drop("text"), **MOOD}, "fields.text: the template sentiment needs it, and there is no such column"),

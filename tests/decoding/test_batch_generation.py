@@ -573,10 +573,10 @@ def test_memory_does_not_grow_with_the_users(tmp_path):
 def test_a_job_may_have_more_columns(tmp_path):
     extra = {"evidence": pl.List(pl.Struct({"item_id": pl.String, "share": pl.Float64}))}
     more = lambda users: recommend(users).with_columns(evidence=pl.lit([{"item_id": "i1", "share": 0.5}]))  # noqa: E731
-    generate(more, USERS, tmp_path / "more.parquet", job=JOB, chunk=10, extra=extra)
+    generate(more, USERS, tmp_path / "more.parquet", job=JOB, chunk=10, columns=COLUMNS | extra)
     table = pl.read_parquet(tmp_path / "more.parquet")
     assert dict(table.schema) == COLUMNS | extra and table["evidence"].to_list() == [[{"item_id": "i1", "share": 0.5}]] * 159  # fmt: skip
-    assert generate(more, [], tmp_path / "none.parquet", job=JOB, extra=extra) == 0
+    assert generate(more, [], tmp_path / "none.parquet", job=JOB, columns=COLUMNS | extra) == 0
     assert dict(pl.read_parquet(tmp_path / "none.parquet").schema) == COLUMNS | extra
     with pytest.raises(ValueError, match="no column evidence"):
-        generate(recommend, USERS, tmp_path / "x.parquet", job=JOB, extra=extra)
+        generate(recommend, USERS, tmp_path / "x.parquet", job=JOB, columns=COLUMNS | extra)

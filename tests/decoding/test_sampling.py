@@ -13,7 +13,7 @@ draw = jax.jit(draw)
 def setting(n: int, temperature=1.0, top_k=0, top_p=1.0, seeds=None) -> Sampling:
     fill = lambda x, kind: np.full(n, x, kind)  # noqa: E731
     seeds = np.arange(n, dtype=np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
-    return Sampling(fill(temperature, np.float32), fill(top_k, np.int32), fill(top_p, np.float32), seeds, fill(9, np.int32), fill(1, np.float32))  # fmt: skip
+    return Sampling(fill(temperature, np.float32), fill(top_k, np.int32), fill(top_p, np.float32), seeds, fill(9, np.int32), fill(1, np.float32), fill(False, bool))  # fmt: skip
 
 
 def frequencies(logits: np.ndarray, **settings) -> np.ndarray:

@@ -22,9 +22,12 @@ SETTINGS = {"model": {"layers": 1, "width": 16, "heads": 2}, "data": {"length": 
 STEP = 30
 
 
-def saved_run(dataset: Path, run: Path) -> Path:
+def saved_run(dataset: Path, run: Path, mixture: dict[str, float] | None = None) -> Path:
     """A run folder as training leaves it, with random parameters large enough to tell items apart."""
-    data, config = open_dataset(dataset), Config.from_dict(SETTINGS)
+    data, config = (
+        open_dataset(dataset),
+        Config.from_dict(SETTINGS | ({"mixture": {"tasks": mixture}} if mixture else {})),
+    )
     run.mkdir(parents=True)
     for name in ("tokenizer.model", "items.parquet", "codes.npz", "transitions.npz"):
         shutil.copyfile(dataset / name, run / name)

@@ -13,6 +13,7 @@ import polars as pl
 
 from m6rec_jax.data.card_types import CardTask
 from m6rec_jax.data.events import rows_of
+from m6rec_jax.data.instances.answers import BEFORE, described, reason, searched
 from m6rec_jax.data.instances.behaviour import Moments, counted_topics, statistics, told_items, told_users, top_topics
 from m6rec_jax.data.instances.derive_text import TEXT_RECIPES
 from m6rec_jax.data.instances.wording import listed
@@ -216,7 +217,7 @@ def _plausibility(asks: Asks) -> Made:
 
 def _explain(asks: Asks) -> Made:
     """An item that a user took, and what it shares with the latest of those before with which it shares the most."""
-    world, events, zh = asks.world, asks.world.events, asks.language == "zh"
+    world, events = asks.world, asks.world.events
     chosen = _targets(asks, 1)
     rated = np.isfinite(world.values)
     if rated.any():
@@ -225,15 +226,10 @@ def _explain(asks: Asks) -> Made:
     reasons, kept = [], []
     topics = [set(some) for some in world.said_categories]
     for e in chosen.tolist():
-        item, start = int(events.items[e]), int(world.starts[events.users[e]])
-        before = [int(i) for i in events.items[max(start, e - 30) : e] if i >= 0 and i != item]
-        shared = [len(topics[item] & topics[i]) for i in before]
-        if not shared or not max(shared):
-            continue
-        like = before[len(shared) - 1 - int(np.argmax(shared[::-1]))]
-        what = listed([c for c in world.categories[item] if c in topics[like]], asks.language)
-        reasons.append(f"它和{world.titles[like]}一样属于{what}" if zh else f"it is {what}, like {world.titles[like]}")
-        kept.append(e)
+        start = max(int(world.starts[events.users[e]]), e - BEFORE)
+        if why := reason(world, int(events.items[e]), events.items[start:e].tolist(), topics, asks.language):
+            reasons.append(why)
+            kept.append(e)
     at = np.array(kept, np.int64)
     if not len(at):
         raise asks.refuse("explain is made from categories that items of a user share, and there are none")
@@ -248,11 +244,7 @@ def _describe(asks: Asks) -> Made:
     chosen = _targets(asks, 1)
     items = world.events.items[chosen]
     held = (world.item_splits > TRAIN)[items] & (world.label[chosen] == TRAIN)
-    joiner = "；" if asks.language == "zh" else "; "
-    wanted = []
-    for i in range(world.items.height):
-        parts = (listed(world.categories[i], asks.language), world.attributes[i], world.descriptions[i][:200])
-        wanted.append(joiner.join(filter(None, parts)))
+    wanted = [described(world, i, asks.language) for i in range(world.items.height)]
     has = np.array([bool(text) for text in wanted], bool)[items] & ~held
     chosen, items = chosen[has], items[has]
     if not len(chosen):
@@ -263,11 +255,14 @@ def _describe(asks: Asks) -> Made:
 
 
 def _query(asks: Asks) -> Made:
-    """What was searched for, from what was done before."""
+    """What was searched for, from what was done before. Where nobody's searches are known: what finds the next item."""
     world = asks.world
     asked = np.flatnonzero((world.events.items < 0) & world.events.texts.is_not_null().to_numpy())
     if not len(asked):
-        raise asks.refuse("query is made from events with a text and no item, and there are none")
+        chosen = _targets(asks, 1)
+        moments, items = _moments(world, chosen), world.events.items[chosen]
+        said = pl.Series([searched(world, i) for i in items.tolist()], dtype=pl.String)
+        return _frame(world, moments, items, None, **told_users(world, moments, asks.language), query=said), ()
     chosen = sampled(asked, world.label, asks.task.most)
     moments = _moments(world, chosen)
     return _frame(world, moments, None, None, **told_users(world, moments, asks.language), query=world.events.texts.gather(chosen)), ()  # fmt: skip

@@ -5,7 +5,6 @@ Items are split by the hash of their id; those held out are held out of language
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from m6rec_jax.data.instances.answers import begun, in_short, lead
 from m6rec_jax.data.instances.wording import listed
 from m6rec_jax.data.instances.world import sampled, split_names
 from m6rec_jax.data.splits import TRAIN
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from m6rec_jax.data.instances.derive import Asks, Made
 
 MOST_CLASSES = 20
-SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
 def _frame(asks: Asks, rows: np.ndarray, labels: np.ndarray | None, **fields: list[str]) -> pl.DataFrame:
@@ -95,9 +94,13 @@ def _description(asks: Asks) -> Made:
 
 
 def _summarise(asks: Asks) -> Made:
-    """The first sentence of a text, from the others (a text's lead is its summary: Zhu et al. 2021)."""
-    parts = [SENTENCE.split(text.strip(), maxsplit=1) for text in asks.world.descriptions]
-    rows = _those(asks, [len(some) == 2 and bool(some[1].strip()) for some in parts], "texts of several sentences")
+    """The first sentence of a text, from the others; where no item has a text of several, its facts in one line."""
+    world = asks.world
+    every = range(world.items.height)
+    parts = [lead(world, i) for i in every]
+    if not any(first for first, _ in parts):
+        parts = [(in_short(world, i, asks.language), "") for i in every]
+    rows = _those(asks, [bool(first) for first, _ in parts], "texts, categories or attributes of items")
     summary, rest = zip(*(parts[i] for i in rows.tolist()), strict=True)
     return _frame(asks, rows, None, summary=list(summary), description=list(rest)), ()
 
@@ -105,19 +108,10 @@ def _summarise(asks: Asks) -> Made:
 def _complete(asks: Asks) -> Made:
     """The second half of an item's title and text, from the first."""
     world = asks.world
-    texts = [" ".join(filter(None, both)) for both in zip(world.items["title"].to_list(), world.descriptions, strict=True)]  # fmt: skip
-    halves = [_halved(text) for text in texts]
+    halves = [begun(world, i) for i in range(world.items.height)]
     rows = _those(asks, [bool(start and rest) for start, rest in halves], "titles or texts of two words")
     start, rest = zip(*(halves[i] for i in rows.tolist()), strict=True)
     return _frame(asks, rows, None, start=list(start), rest=list(rest)), ()
-
-
-def _halved(text: str) -> tuple[str, str]:
-    """A text at a border of words in its middle; one that is written without spaces between two characters."""
-    words = text.split()
-    if len(words) > 1:
-        return " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
-    return (text[: len(text) // 2], text[len(text) // 2 :]) if len(text) > 3 and not text.isascii() else (text, "")
 
 
 TEXT_RECIPES: dict[str, Callable[[Asks], Made]] = {
