@@ -181,7 +181,9 @@ def _write(blueprint, most, params, items, stack, tokens, item_rows, lengths, se
     nothing = jnp.zeros((B, kv[0].shape[3]), jnp.int32)
     prefix = Prefix(nothing, nothing - 1, lengths + each.used, kv, hidden)
     zero, one = jnp.zeros(B), jnp.ones(B)
-    sampling = Sampling(zero, zero.astype(jnp.int32), one, zero.astype(jnp.uint32), jnp.full(B, most), one)
+    sampling = Sampling(
+        zero, zero.astype(jnp.int32), one, zero.astype(jnp.uint32), jnp.full(B, most), one, jnp.zeros(B, bool)
+    )
     held = jnp.zeros((B, blueprint.vocab.text.padded), bool)
     slots = Slots(prefix, sampling, held, zero.astype(jnp.int32))
     return advance(model, items, slots, alive, most)[1:3]
