@@ -58,7 +58,7 @@ def prefill(
 ) -> Prefix:
     """Read right-padded histories (each at least one token) once; `room` leaves space for that many more tokens.
     `both_ways`: tokens see later ones too."""
-    hidden, kv = model.prefill(tokens, item_rows, lengths, items, both_ways)
+    hidden, kv = model.prefill(tokens, item_rows, lengths, items, both_ways=both_ways)
     spare = ((0, 0), (0, room))
     return Prefix(
         tokens=jnp.pad(tokens, spare),
