@@ -147,7 +147,7 @@ OUTSIDE = {
     "model": {"layers": 0, "width": 0, "heads": 0, "kv_heads": -2, "ffn": -1, "dropout": 1.0, "embed_dropout": 1.0,
               "id_dropout": 1.0, "rope_theta": 0.0, "norm_eps": 0.0, "experts": -1, "experts_per_token": 0, "expert_ffn": -1,
               "shared_experts": -1, "capacity_factor": 0.0, "balance": -0.1, "router_z": -0.1, "microbatches": -1,
-              "embed": -1},
+              "embed": -1, "late": -1, "vectors": -1},
     "mesh": {"data": 0, "fsdp": 0, "tensor": -2, "sequence": 0, "expert": 0, "stage": 0},
     "optim": {"learning_rate": 0.0, "warmup": -1, "final": 1.5, "weight_decay": -0.1, "b1": 1.0, "b2": 1.0, "clip": 0.0,
               "label_smoothing": 1.0,
