@@ -48,6 +48,7 @@ def measured(folder: Path, lengths: list[int], repeats: int) -> list[dict[str, A
     import jax.numpy as jnp
     import numpy as np
 
+    from m6rec_jax.artifacts.tensors import by_path, nested
     from m6rec_jax.config import ModelConfig
     from m6rec_jax.edge import runner
     from m6rec_jax.edge.file import pack
@@ -61,8 +62,8 @@ def measured(folder: Path, lengths: list[int], repeats: int) -> list[dict[str, A
     config = load_config(["edge-pruned"])
     model = ModelConfig(**vars(config.model) | {"dtype": "float32", "remat": "none"})
     blueprint, rng = Blueprint(model, Vocab(PIECES, (ITEMS,)), 1), np.random.default_rng(0)
-    std = {name: float(np.std(x)) for name, x in flat(blueprint.init(0)).items()}
-    dense = unflat({name: rng.normal(0, std[name], x.shape).astype(np.float32) for name, x in flat(blueprint.shapes()).items()})  # fmt: skip
+    std = {name: float(np.std(x)) for name, x in by_path(blueprint.init(0))}
+    dense = nested({name: rng.normal(0, std[name], x.shape).astype(np.float32) for name, x in by_path(blueprint.shapes())})  # fmt: skip
 
     params = jax.tree.map(jnp.asarray, dense)
     masks = fresh(config.prune, params)
@@ -114,23 +115,6 @@ def measured(folder: Path, lengths: list[int], repeats: int) -> list[dict[str, A
     for row in rows:
         print({name: x for name, x in row.items() if not name.startswith("ms_")})
     return rows
-
-
-def flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """The arrays of nested dicts by path."""
-    return {k: v for name, x in tree.items() for k, v in (flat(x, f"{path}{name}/") if isinstance(x, dict) else {path + name: x}).items()}  # fmt: skip
-
-
-def unflat(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The way back of `flat`."""
-    tree: dict[str, Any] = {}
-    for path, x in arrays.items():
-        *above, name = path.split("/")
-        at = tree
-        for part in above:
-            at = at.setdefault(part, {})
-        at[name] = x
-    return tree
 
 
 if __name__ == "__main__":

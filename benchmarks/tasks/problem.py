@@ -9,7 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from m6rec_jax.data.template import Template, load_template, render, said
+from m6rec_jax.data.rendering import render, said
+from m6rec_jax.data.template import Template, load_template
 
 TEMPLATES = Path(__file__).parent / "templates"
 SPLITS = ("train", "valid", "test")

@@ -13,9 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from m6rec_jax.model import tuning
+from m6rec_jax.model.block import Block
 from m6rec_jax.model.items import Catalogues, widened
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.model.transformer import Block
 from m6rec_jax.model.tuning import Tuned, TuneSpec
 
 CLOSING = ("output", "down", "expert_down")  # what a layer's branches end with: zero makes it pass everything on

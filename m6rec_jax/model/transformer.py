@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +12,12 @@ from jaxtyping import Array, Float, Int
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import interaction, sharding, tuning
 from m6rec_jax.model.attention import NEVER
-from m6rec_jax.model.experts import Routing, feed_forward
+from m6rec_jax.model.block import Block, close, first, project, remat, vectors
+from m6rec_jax.model.experts import Routing
 from m6rec_jax.model.items import Catalogues, Embeddings
 from m6rec_jax.model.kernels import attend, attend_prefix
-from m6rec_jax.model.layers import Part, Turns, dropout, rms_norm, rope, rope_turns, scale, swiglu, weight
+from m6rec_jax.model.layers import Turns, dropout, rms_norm, rope_turns, scale, weight
 from m6rec_jax.model.pipeline import pipelined
-from m6rec_jax.model.products import KEPT, product
 from m6rec_jax.model.quantised import dense
 from m6rec_jax.vocab import Vocab
 
@@ -46,118 +45,6 @@ def framed(shape: tuple[int, int], opens: Int[Array, " B"], lengths: Int[Array, 
     at = jnp.broadcast_to(jnp.arange(shape[1]), shape)
     ends = jnp.where(at < opens[:, None], opens[:, None], at + 1)
     return View(at, jnp.zeros_like(at), jnp.where(at < lengths[:, None], ends, 0))
-
-
-class Block(nnx.Module):
-    """All N layers at once: every weight carries a leading layer axis and `jax.lax.scan` walks it. With `shared_layers`
-    that axis is 1 long, and the scan counts.
-
-    Pre-norm residual layer: grouped-query attention with RoPE, then SwiGLU (Shazeer 2020), or a mixture of many
-    (`experts`), beside which `gate`, `up` and `down` are those that all tokens share.
-    """
-
-    AXES = {
-        "attention_norm": ("layers", None),
-        "query": ("layers", "embed", "kv", None, None),
-        "key": ("layers", "embed", "kv", None),
-        "value": ("layers", "embed", "kv", None),
-        "output": ("layers", "kv", None, None, "embed"),
-        "ffn_norm": ("layers", None),
-        "gate": ("layers", "embed", "ffn"),
-        "up": ("layers", "embed", "ffn"),
-        "down": ("layers", "ffn", "embed"),
-        "router": ("layers", None, None),
-        "expert_gate": ("layers", "experts", "embed", "ffn"),
-        "expert_up": ("layers", "experts", "embed", "ffn"),
-        "expert_down": ("layers", "experts", "ffn", "embed"),
-    }
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        N, D, K, h, F = config.layer_sets, config.width, config.n_kv, config.head_dim, config.dense_width
-        G = config.heads // K
-        depth = 2 * config.layers  # residual branches that add up
-        std, out_std = D**-0.5, (depth * D) ** -0.5
-        make = lambda name, shape, std: weight(rngs, shape, self.AXES[name], std)  # noqa: E731
-        self.attention_norm = scale((N, D), self.AXES["attention_norm"])
-        self.query = make("query", (N, D, K, G, h), std)
-        self.key = make("key", (N, D, K, h), std)
-        self.value = make("value", (N, D, K, h), std)
-        self.output = make("output", (N, K, G, h, D), out_std)
-        self.ffn_norm = scale((N, D), self.AXES["ffn_norm"])
-        if F:
-            self.gate = make("gate", (N, D, F), std)
-            self.up = make("up", (N, D, F), std)
-            self.down = make("down", (N, F, D), (depth * F) ** -0.5)
-        if config.experts:
-            E, F = config.experts, config.expert_width
-            self.router = make("router", (N, D, E), std)
-            self.expert_gate = make("expert_gate", (N, E, D, F), std)
-            self.expert_up = make("expert_up", (N, E, D, F), std)
-            self.expert_down = make("expert_down", (N, E, F, D), (depth * F) ** -0.5)
-
-    def stacked(self) -> dict[str, Array]:
-        """The weights `[N, ...]` that `scan` slices a layer at a time."""
-        return {name: getattr(self, name)[...] for name in self.AXES if hasattr(self, name)}
-
-
-def _first(w: dict[str, Array]) -> dict[str, Array]:
-    """Of stacked weights those of the first layer, gathered along fsdp and not cast: their gradient is a sum over layers."""
-    first = jax.tree.map(lambda x: x[0], w)
-    return {name: sharding.gather_weight(x, *Block.AXES[name][1:]) for name, x in first.items()}
-
-
-LEADING = {"bt": ("batch", "position"), "bmt": ("batch", None, None)}  # logical axes: of rows, and of beams
-
-
-def _project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, batch: str = "bt") -> tuple[Array, ...]:
-    """Normed input to rotated queries, rotated keys, and values. `batch`: einsum letters of the leading axes."""
-    q, k, v = _vectors(x, w, config, batch)
-    return rope(q, turns.over(2)), rope(k, turns.over(1)), v
-
-
-def _vectors(x: Array, w: dict[str, Array], config: ModelConfig, batch: str = "bt") -> tuple[Array, Array, Array]:
-    """`_project` before rotation."""
-    lead = LEADING[batch]
-    y = rms_norm(x, w["attention_norm"], config.norm_eps)
-    q = product(f"{batch}d,dkgh->{batch}kgh", y, w["query"], sharding.out(*lead, "kv", None, None))
-    k = product(f"{batch}d,dkh->{batch}kh", y, w["key"], sharding.out(*lead, "kv", None))
-    v = product(f"{batch}d,dkh->{batch}kh", y, w["value"], sharding.out(*lead, "kv", None))
-    return tuning.add(q, y, w, "query"), tuning.add(k, y, w, "key"), tuning.add(v, y, w, "value")
-
-
-def _close(
-    x: Array,
-    mixed: Array,
-    w: dict[str, Array],
-    config: ModelConfig,
-    keys: Array | None,
-    batch: str = "bt",
-    real: Array | None = None,
-    part: Part = None,
-) -> tuple[Array, Routing | None]:
-    """Attention output and feed-forward, each added to the residual stream; with experts, how tokens were routed.
-
-    `real`: which tokens are no padding; None: all. Capacity, where that is configured, is of training (`keys`) alone.
-    """
-    lead = LEADING[batch]
-    key_a, key_f = (None, None) if keys is None else keys
-    to_stream = sharding.out(*lead, None)
-    attention = product(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], to_stream)
-    attention = tuning.add(attention, mixed, w, "output")
-    x = x + dropout(attention, config.dropout, key_a, *lead, None, part=part)
-    y = rms_norm(x, w["ffn_norm"], config.norm_eps)
-    forward, routing = 0, None
-    if "gate" in w:
-        to_ffn = sharding.out(*lead, "ffn")
-        of_y = lambda name: tuning.add(product(f"{batch}d,df->{batch}f", y, w[name], to_ffn), y, w, name)  # noqa: E731
-        inner = swiglu(of_y("gate"), of_y("up"))
-        forward = tuning.add(product(f"{batch}f,fd->{batch}d", inner, w["down"], to_stream), inner, w, "down")
-    if "router" in w:
-        dropless = keys is None or config.routing == "dropless"
-        of_experts, routing = feed_forward(y, real, w, config, lead, dropless)
-        forward = forward + of_experts
-    forward = tuning.adapted(forward, y, w)
-    return x + dropout(forward, config.dropout, key_f, *lead, None, part=part), routing
 
 
 class Transformer(nnx.Module):
@@ -232,7 +119,7 @@ class Transformer(nnx.Module):
         hidden, routing, x = self._rows(tokens, item_rows, view, items, key, None, every, layer)
         at = 0 if self.config.shared_layers else layer
         w = {n: sharding.place(w, None, *Block.AXES[n][1:])[at] for n, w in self.block.stacked().items()}
-        return hidden, routing, _vectors(x, self._ready(w), self.config)
+        return hidden, routing, vectors(x, self._ready(w), self.config)
 
     def _rows(
         self, tokens: Array, item_rows: Array, view: View, items: Catalogues, key: jax.Array | None,
@@ -261,21 +148,21 @@ class Transformer(nnx.Module):
                 w = self._ready(shared or w) | tuning.of_rows(own, tuned)
                 x, (turns, k_start, k_end) = (x, rows[0]) if depth is None else interaction.meet(x, depth, *rows)
                 found = None if kept is None else jnp.where(number == kept, x, found)
-                q, k, v = _project(x, w, turns, config)
+                q, k, v = project(x, w, turns, config)
                 mixed = attend(q, k, v, k_start, k_end, config.attention)
-                y, routing = _close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
+                y, routing = close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
                 x = tuning.kept(x, y, w)
                 return (x, found), (routing, x if every else None)
 
             begun = x, None if kept is None else x
-            return jax.lax.scan(_remat(layer, config.remat), begun, layers, length=config.layers if shared else None)
+            return jax.lax.scan(remat(layer, config.remat), begun, layers, length=config.layers if shared else None)
 
         shared: dict[str, Array] = {}
         weights, stages, states = self.block.stacked(), sharding.shards("layers"), None
         if stages == 1:
             weights = {name: sharding.place(w, None, *Block.AXES[name][1:]) for name, w in weights.items()}
             if config.shared_layers:  # of the program's constants, not of the scan's inputs
-                shared, weights = _first(weights), {}
+                shared, weights = first(weights), {}
             numbers = None if kept is None else jnp.arange(config.layers)
             of_layers = (weights, layer_keys, tuning.layers_of(tuned), depths, numbers)
             (x, found), (routing, states) = run(x, of_layers, rows)
@@ -310,11 +197,7 @@ class Transformer(nnx.Module):
         real = view.positions < lengths[:, None]
 
         def of(number: int | Array) -> dict[str, Array]:
-            at = lambda tree, number=number: jax.tree.map(  # noqa: E731
-                lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), tree
-            )
-            own = tuning.of_rows(at(tuning.layers_of(tuned)), tuned)
-            return self._ready(at(weights, 0 if config.shared_layers else number)) | own
+            return self._layer(weights, number) | tuning.of_rows(_at(tuning.layers_of(tuned), number), tuned)
 
         def keep(kept: KeyValues, number: int | Array, k: Array, v: Array) -> KeyValues:
             put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(new, 1, 2), number, 0)  # noqa: E731
@@ -323,21 +206,15 @@ class Transformer(nnx.Module):
         def layer(number: Array, state: tuple[Array, KeyValues]) -> tuple[Array, KeyValues]:
             x, kept = state
             w = of(number)
-            q, k, v = _project(x, w, turns, config)
+            q, k, v = project(x, w, turns, config)
             mixed = attend(q, k, v, view.k_start, view.k_end, config.attention)
-            return tuning.kept(x, _close(x, mixed, w, config, None, real=real)[0], w), keep(kept, number, k, v)
+            return tuning.kept(x, close(x, mixed, w, config, None, real=real)[0], w), keep(kept, number, k, v)
 
         B, T, _ = x.shape
         empty = jnp.zeros((config.layers, B, config.n_kv, T, config.head_dim), x.dtype)
         x, kept = jax.lax.fori_loop(0, config.layers - 1, layer, (x, (empty, empty)))
-        w = of(config.layers - 1)
-        _, k, v = _project(x, w, turns, config)
-        end, k_end = (lengths - 1)[:, None, None], lengths[:, None]
-        x = jnp.take_along_axis(x, end, axis=1)
-        q, *_ = _project(x, w, Turns(*(jnp.take_along_axis(part, end, axis=1) for part in turns)), config)
-        y, _ = _close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end, config.attention), w, config, None)
-        x = tuning.kept(x, y, w)
-        return rms_norm(x[:, 0], self.final_norm[...], config.norm_eps), keep(kept, config.layers - 1, k, v)
+        x, k, v = self._newest(x, of(config.layers - 1), turns, lengths)
+        return rms_norm(x, self.final_norm[...], config.norm_eps), keep(kept, config.layers - 1, k, v)
 
     def extend(
         self,
@@ -360,12 +237,12 @@ class Transformer(nnx.Module):
         x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
         turns = rope_turns(positions, config.head_dim, config.rope_theta)
         weights = self.block.stacked()
-        shared, weights = (_first(weights), {}) if config.shared_layers else ({}, weights)
+        shared, weights = (first(weights), {}) if config.shared_layers else ({}, weights)
 
         def layer(x, inputs):
             w, own, prefix_k, prefix_v, suffix_k, suffix_v = inputs
             w = self._ready(shared or w) | tuning.of_rows(own, tuned)
-            q, k, v = _project(x, w, turns, config, "bmt")
+            q, k, v = project(x, w, turns, config, "bmt")
             suffix_k, suffix_v = (
                 jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), slot, axis=1)
                 for old, new in ((suffix_k, k), (suffix_v, v))
@@ -373,7 +250,7 @@ class Transformer(nnx.Module):
             mixed = attend_prefix(
                 q, (prefix_k, prefix_v), prefix_lengths, (suffix_k, suffix_v), ancestors, slot, config.attention
             )
-            return tuning.kept(x, _close(x, mixed, w, config, None, "bmt")[0], w), (suffix_k, suffix_v)
+            return tuning.kept(x, close(x, mixed, w, config, None, "bmt")[0], w), (suffix_k, suffix_v)
 
         x, suffix = jax.lax.scan(layer, x, (weights, tuning.layers_of(tuned), *prefix, *suffix))
         return rms_norm(x, self.final_norm[...], config.norm_eps), suffix
@@ -393,9 +270,9 @@ class Transformer(nnx.Module):
 
         def layer(number: Array, x: Array) -> Array:
             w = self._layer(weights, number)
-            q, k, v = _project(x, w, turns, self.config)
+            q, k, v = project(x, w, turns, self.config)
             mixed = attend(q, k, v, view.k_start, view.k_end, self.config.attention)
-            return _close(x, mixed, w, self.config, None, real=real)[0]
+            return close(x, mixed, w, self.config, None, real=real)[0]
 
         return jax.lax.fori_loop(first, last, layer, x)
 
@@ -406,17 +283,23 @@ class Transformer(nnx.Module):
         """
         config, w = self.config, self._layer(self.block.stacked(), layer)
         turns = rope_turns(jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]), config.head_dim, config.rope_theta)
-        _, k, v = _project(x, w, turns, config)
-        end = (lengths - 1)[:, None, None]
+        return rms_norm(self._newest(x, w, turns, lengths)[0], self.final_norm[...], config.norm_eps)
+
+    def _newest(
+        self, x: Float[Array, "B T D"], w: dict[str, Array], turns: Turns, lengths: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B D"], Array, Array]:
+        """What a layer makes of each row's last token, which sees the whole row; the layer's keys and values of all."""
+        config = self.config
+        _, k, v = project(x, w, turns, config)
+        end, k_end = (lengths - 1)[:, None, None], lengths[:, None]
         x = jnp.take_along_axis(x, end, axis=1)
-        q, *_ = _project(x, w, Turns(*(jnp.take_along_axis(part, end, axis=1) for part in turns)), config)
-        mixed = attend(q, k, v, jnp.zeros_like(end[..., 0]), lengths[:, None], config.attention)
-        return rms_norm(_close(x, mixed, w, config, None)[0][:, 0], self.final_norm[...], config.norm_eps)
+        q, *_ = project(x, w, Turns(*(jnp.take_along_axis(part, end, axis=1) for part in turns)), config)
+        y, _ = close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end, config.attention), w, config, None)
+        return tuning.kept(x, y, w)[:, 0], k, v
 
     def _layer(self, weights: dict[str, Array], number: int | Array) -> dict[str, Array]:
-        number = 0 if self.config.shared_layers else number
-        pick = lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False)  # noqa: E731
-        return self._ready(jax.tree.map(pick, weights))
+        """One layer's weights of the stacked ones, ready for use."""
+        return self._ready(_at(weights, 0 if self.config.shared_layers else number))
 
     def logits(self, hidden: Float[Array, "*n D"], slice_index: int, items: Catalogues) -> Float[Array, "*n V"]:
         """Float32 scores over one vocabulary slice (0 text, 1.. code levels); spare rows cannot win."""
@@ -437,9 +320,5 @@ class Transformer(nnx.Module):
         return dense(x).astype(jnp.dtype(self.config.dtype))
 
 
-def _remat(layer, policy: str):
-    """Named remat policies: what the backward pass computes again instead of keeping."""
-    if policy == "none":
-        return layer
-    saved = {"dots": jax.checkpoint_policies.save_only_these_names(KEPT), "full": None}[policy]
-    return partial(jax.checkpoint, prevent_cse=False, policy=saved)(layer)
+def _at(stacked: dict[str, Array], number: int | Array) -> dict[str, Array]:
+    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), stacked)

@@ -27,8 +27,9 @@ from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.errors import InputError
 from m6rec_jax.model import sharding
 from m6rec_jax.model.attention import NEVER
+from m6rec_jax.model.block import Block
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.model.transformer import Block, Transformer, View
+from m6rec_jax.model.transformer import Transformer, View
 from m6rec_jax.progress import note
 from m6rec_jax.training.sharding import check_fit
 

@@ -14,7 +14,7 @@ from optax.contrib._muon import orthogonalize_via_newton_schulz
 
 from m6rec_jax.config import OptimConfig
 from m6rec_jax.model import sharding
-from m6rec_jax.model.transformer import Block
+from m6rec_jax.model.block import Block
 
 # Newton-Schulz coefficients, each step its own (Ahn et al. 2025, Dion): singular values end within a few hundredths of one.
 NEWTON_SCHULZ = (

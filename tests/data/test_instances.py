@@ -21,8 +21,8 @@ from m6rec_jax.data.instances.layout import whole_length
 from m6rec_jax.data.plan import Plan, mixture_shares
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.data.records import INSTANCE, Record, decode, encode
+from m6rec_jax.data.rendering import ItemRef, Rendered, Segment
 from m6rec_jax.data.tasks import Piece
-from m6rec_jax.data.template import ItemRef, Rendered, Segment
 from m6rec_jax.data.tokenizer import normalise
 from m6rec_jax.errors import InputError
 from m6rec_jax.vocab import (

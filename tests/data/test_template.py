@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m6rec_jax.data.template import LANGUAGES, ItemRef, built_in, load_template, parse_template, render
+from m6rec_jax.data.rendering import ItemRef, render
+from m6rec_jax.data.template import LANGUAGES, built_in, load_template, parse_template
 from m6rec_jax.errors import InputError
 
 TASKS = (

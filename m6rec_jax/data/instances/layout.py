@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from m6rec_jax.data.records import INSTANCE, Record
-from m6rec_jax.data.template import WITH_OPTIONS, ItemRef, Parts, Rendered
+from m6rec_jax.data.rendering import ItemRef, Parts, Rendered
+from m6rec_jax.data.template import WITH_OPTIONS
 from m6rec_jax.data.tokenizer import Tokenizer
 from m6rec_jax.vocab import BOS, END_SOURCE, END_TARGET, EOS, ITEM, SEP, SOURCE, TARGET, Vocab
 

@@ -14,8 +14,9 @@ from m6rec_jax.data.card import Card
 from m6rec_jax.data.instances.layout import encode_instances, whole_length
 from m6rec_jax.data.instances.read import FOLDER
 from m6rec_jax.data.records import INSTANCE, encode
+from m6rec_jax.data.rendering import Rendered, render_all, said
 from m6rec_jax.data.splits import SPLITS
-from m6rec_jax.data.template import Rendered, Template, render_all, said
+from m6rec_jax.data.template import Template
 from m6rec_jax.data.text import clean_column
 from m6rec_jax.data.tokenizer import Tokenizer
 from m6rec_jax.errors import InputError

@@ -19,7 +19,7 @@ from m6rec_jax.data.instances.layout import Laid, encode_instances, lay_out
 from m6rec_jax.data.instances.read import FOLDER
 from m6rec_jax.data.instances.world import World
 from m6rec_jax.data.records import DOCUMENT
-from m6rec_jax.data.template import Rendered, render
+from m6rec_jax.data.rendering import Rendered, render
 from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note

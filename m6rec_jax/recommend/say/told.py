@@ -13,7 +13,7 @@ from m6rec_jax.data.events import Events
 from m6rec_jax.data.instances.answers import begun, described, in_short, lead, reason, searched
 from m6rec_jax.data.instances.behaviour import Moments, told_items, told_users
 from m6rec_jax.data.instances.world import World
-from m6rec_jax.data.template import render, said
+from m6rec_jax.data.rendering import render, said
 from m6rec_jax.recommend.histories import Histories
 from m6rec_jax.recommend.say.asking import Setting, Spoken, turns_of
 
