@@ -114,6 +114,17 @@ def test_what_holds_is_said_and_what_fails_is_the_templates(recommender, past, m
         assert made["user_id"].null_count() == 2 and made["item_id"].to_list() == ["item-9", "item-10"]
 
 
+def test_a_reason_may_name_the_history_but_lends_nothing_from_it(recommender, past, monkeypatch):
+    speaker, setting, item = recommender.speaker, Setting(tokens=12), 45  # garden
+    other = next(row for row in past.known[3].tolist() if row // 10 != item // 10)
+    group, title = recommender.items["categories"][other][0], recommender.titles[other]
+    asked = speaker.task("explain", "", setting, True, True)
+    for text, holds in ((f"it is garden, like {title}", True), (f"it is {group}, unlike garden", False)):
+        monkeypatch.setattr(recommender.engine, "write", lambda prompts, text=text, **_: [Text(text, (), "end")])
+        made = speaker.speak(asked, past.take([3]), ["u"], setting, items=[item])
+        assert made["grounded"].to_list() == [holds], text
+
+
 def test_every_user_with_every_item_that_is_named(recommender, past):
     made = said_by(recommender, past, "explain", chosen=[0, 1], items=[4, 5], temperature=0)
     assert list(zip(made["user_id"], made["item_id"], strict=True)) == [(u, f"item-{i}") for u in ("u0", "u1") for i in (4, 5)]  # fmt: skip
