@@ -217,11 +217,14 @@ class Speaker:
 
     def _found(self, texts: Sequence[str], cases: Cases, drafts: Sequence[Draft], holds: Sequence[bool],
                shown: Sequence[np.ndarray], setting: Setting) -> dict[str, Any]:  # fmt: skip
-        """Items recommended from the text as it is said, nearest first; those that it names itself before the others."""
+        """Items recommended from the text as it is said, nearest first; before them those that it is about: what an answer
+        names, and the item of a template."""
         rows, alike = self.finder.find(texts, setting.k, shown, self.recommender.popularity.listed)
         items, near = [], []
-        for own, cosine, draft, ok in zip(rows.tolist(), alike.tolist(), drafts, holds, strict=True):
-            pairs = [(row, 1.0) for row in draft.items if ok] + [(r, c) for r, c in zip(own, cosine, strict=True) if r >= 0 and not (ok and r in draft.items)]  # fmt: skip
+        for text, own, cosine, draft, ok, row in zip(texts, rows.tolist(), alike.tolist(), drafts, holds, cases.rows.tolist(), strict=True):  # fmt: skip
+            first = list(draft.items) if ok else [row] if row >= 0 else []
+            pairs = list(zip(first, self.finder.alike(text, first), strict=True))
+            pairs += [(r, c) for r, c in zip(own, cosine, strict=True) if r >= 0 and r not in first]
             items.append([self._item(row) for row, _ in pairs[: setting.k]])
             near.append([c for _, c in pairs[: setting.k]])
         return {"items": items, "similarity": near}
