@@ -19,6 +19,7 @@ from m6rec_jax.data.examples import Shift
 from m6rec_jax.data.packing import pack_lengths
 from m6rec_jax.data.records import HISTORY
 from m6rec_jax.data.tasks import Facts, Task, tasks, window_starts
+from m6rec_jax.data.template import built_in
 from m6rec_jax.errors import InputError
 from m6rec_jax.objectives import Objective, objectives
 from m6rec_jax.progress import note
@@ -95,15 +96,20 @@ def make_pools(
 ) -> list[Pool]:
     """One pool a task of the mixture, in its order; a task without records in this split gets an empty one.
 
-    `own`: tasks of the dataset itself, beside those that are registered. Raises InputError for a task nobody registered,
-    for one of a name that is registered too, or for one whose objective nobody registered.
+    `own`: tasks of the dataset itself, beside those that are registered. A built-in template's task that this dataset has
+    not is left out, beside tasks that are known. Raises InputError for a task nobody registered, for one of a name that is registered too, or for one
+    whose objective nobody registered.
     """
-    known, laid_out = tasks(), objectives()
+    known, laid_out, templates = tasks(), objectives(), built_in("en")
     if both := sorted(known.keys() & own.keys()):
         raise InputError(f"task {both[0]}: a task of the dataset and a registered one; give the former another name in the card")  # fmt: skip
     known |= own
-    pools = []
+    pools, some = [], any(name in known for name in mixture.tasks)
     for name, share in mixture.tasks.items():
+        if some and name not in known and name in templates:
+            if share > 0 and split == "train":
+                note(f"mixture.tasks.{name}: the dataset has no such task, so it is left out; its card may ask for it under tasks:")  # fmt: skip
+            continue
         if name not in known:
             raise InputError(f"mixture.tasks.{name}: unknown task; known: {', '.join(sorted(known))}")
         task = known[name]
@@ -217,7 +223,7 @@ class Plan:
 
 def mixture_shares(mixture: MixtureConfig, pools: list[Pool]) -> np.ndarray:
     """Shares of target tokens [pools], from the mixture's weights and its temperature."""
-    shares = np.array([share for share in mixture.tasks.values() if share > 0])
+    shares = np.array([mixture.tasks[pool.task.name] for pool in pools])
     if mixture.temperature > 0:
         shares = shares * np.array([max(len(pool.records), 1) for pool in pools]) ** (1 / mixture.temperature)
     return shares / shares.sum()

@@ -62,7 +62,8 @@ class Lexicon:
         for name in known:
             if 0 < len(name) <= LONGEST and not _is_number(name) and (len(name) > 1 or name[0] not in COMMON):
                 names.setdefault(name[0], set()).add(tuple(name))
-        words = {gram for title in titles for gram in _telling(title)}
+        labels = {tuple(tokens_of(value.partition(": ")[0])) for value in values if ": " in value}  # true of every item
+        words = {gram for title in titles for gram in _telling(title)} - labels
         return cls({first: frozenset(some) for first, some in names.items()}, frozenset(words))
 
     def named(self, text: str) -> list[Gram]:

@@ -180,3 +180,12 @@ def test_kinds_weigh_targets_and_searches_are_read_only(tiny_levels):
 def test_unknown_tasks_and_empty_mixtures_are_refused(tiny_dataset):
     with pytest.raises(InputError, match="mixture.tasks.next-film: unknown task; known: .*next-item"):
         plan_of(tiny_dataset, mixture={"next-film": 1.0})
+
+
+def test_a_text_task_that_the_dataset_has_not_is_left_out_beside_others(tiny, capsys):
+    config, facts = DataConfig(length=64, rows=4), facts_of(tiny)
+    with_it = MixtureConfig({"describe": 0.2, "next-item": 0.6, "text-causal": 0.3})
+    pools = make_pools(with_it, tiny.index, "train", config, facts)
+    assert [pool.task.name for pool in pools] == ["next-item", "text-causal"]
+    assert "mixture.tasks.describe: the dataset has no such task" in capsys.readouterr().err
+    np.testing.assert_allclose(mixture_shares(with_it, pools), [2 / 3, 1 / 3])

@@ -8,7 +8,7 @@ from m6rec_jax.recommend.grounding import WINDOW, Copies, Facts, Lexicon, ground
 ITEMS = pl.DataFrame(
     {
         "item_id": ["a", "b", "c", "d"],
-        "title": ["Star Wars", "The Blue Lipstick", "小米手机", "Heat"],
+        "title": ["Star Wars", "The Blue Lipstick", "小米手机", "Heat of the Year"],
         "categories": [["Action", "Sci-Fi"], ["Beauty"], ["电子产品"], ["Action", "Crime"]],
         "attributes": [["year: 1977"], ["brand: Rare Beauty"], ["品牌: 小米"], ["year: 1995"]],
     }
@@ -45,6 +45,7 @@ def test_categories_brands_numbers_and_titles_are_named_once_and_common_words_no
         ("属于电子产品，品牌小米", [2], 1.0, ()),
         ("属于电子产品，品牌小米", [0], 0.0, ("电子产品", "小米")),
         ("wonderful", [0], 0.0, ()),
+        ("the year", [0], 0.0, ()),  # what all items have says nothing of one
         ("", [0], 0.0, ()),
     ],
 )

@@ -2,20 +2,27 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from flax import nnx
 
 from m6rec_jax.cli import SUCCESS, WRONG_INPUT, main
+from m6rec_jax.config import ModelConfig
 from m6rec_jax.data.prepare import prepare
+from m6rec_jax.decoding.engine import Engine
 from m6rec_jax.decoding.texts import Text
+from m6rec_jax.model.load import Blueprint
+from m6rec_jax.model.transformer import View
 from m6rec_jax.recommend.histories import Past
 from m6rec_jax.recommend.recommender import Recommender
 from m6rec_jax.recommend.say import Setting
 from m6rec_jax.recommend.say.asking import spoken, turns_of
 from m6rec_jax.recommend.say.chat import MOST_ITEMS, converse
 from m6rec_jax.recommend.say.finding import EQUAL
-from m6rec_jax.vocab import BOS, ITEM
+from m6rec_jax.vocab import BOS, ITEM, SPELL
 from tests.fixtures import tiny_card, tiny_tables
 from tests.recommend.conftest import saved_run
 
@@ -77,8 +84,14 @@ def test_every_task_answers_without_a_prompt_and_alike_in_any_batch(recommender,
 @pytest.mark.parametrize("task", ["describe", "query"])
 def test_a_description_is_brought_to_real_items_that_the_user_has_not(recommender, past, told, task):
     made = said_by(recommender, past, task)
+    best = recommender.recommend_histories(past, 1).rows[:, 0].tolist()
+    assert not made["grounded"].all()
+    for row, wanted in zip(made.iter_rows(named=True), best, strict=True):  # what a template says, it says of an item
+        assert row["grounded"] or told[0].row_of(row["items"][0]) == wanted
     for items, alike, history in zip(made["items"].to_list(), made["similarity"].to_list(), past.known, strict=True):
-        assert len(items) == len(set(items)) == 3 and alike == sorted(alike, reverse=True)
+        assert len(items) == len(set(items)) == 3 and alike[1:] == sorted(
+            alike[1:], reverse=True
+        )  # the first may be meant
         rows = [told[0].row_of(item) for item in items]
         assert None not in rows and not set(rows) & set(history.tolist())
 
@@ -112,6 +125,17 @@ def test_what_holds_is_said_and_what_fails_is_the_templates(recommender, past, m
         assert made["grounded"].to_list() == [holds] * 2
         assert made["text"].to_list() == (given if holds else right)
         assert made["user_id"].null_count() == 2 and made["item_id"].to_list() == ["item-9", "item-10"]
+
+
+def test_a_reason_may_name_the_history_but_lends_nothing_from_it(recommender, past, monkeypatch):
+    speaker, setting, item = recommender.speaker, Setting(tokens=12), 45  # garden
+    other = next(row for row in past.known[3].tolist() if row // 10 != item // 10)
+    group, title = recommender.items["categories"][other][0], recommender.titles[other]
+    asked = speaker.task("explain", "", setting, True, True)
+    for text, holds in ((f"it is garden, like {title}", True), (f"it is {group}, unlike garden", False)):
+        monkeypatch.setattr(recommender.engine, "write", lambda prompts, text=text, **_: [Text(text, (), "end")])
+        made = speaker.speak(asked, past.take([3]), ["u"], setting, items=[item])
+        assert made["grounded"].to_list() == [holds], text
 
 
 def test_every_user_with_every_item_that_is_named(recommender, past):
@@ -155,6 +179,25 @@ def test_items_of_an_answer_are_real_and_named_once(recommender):
         assert one.item_rows[at + 1].tolist() == one.items and len(one.tokens) - len(prompt) <= 30
     assert all(one.items == [7] for one in few)  # only real ones that may be listed; the second time none is left
     assert opened[0] == [True, True] and not any(opened[MOST_ITEMS])
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_items_are_spelled_after_a_prompt_read_in_order_or_both_ways(told, both_ways):
+    data = told[0]
+    blueprint = Blueprint(
+        ModelConfig(layers=2, width=16, heads=2), data.vocab, data.content.shape[1]
+    )  # one layer reads alike
+    deep = blueprint.bind(jax.tree.map(lambda x: 3 * x, blueprint.init(0)))
+    engine = Engine(deep, data.codes, data.content, data.seen, length=64, tokenizer=data.tokenizer)
+    prompt = np.array([SPELL, *data.tokenizer.encode("blue lipstick for kids"), ITEM], np.int32)
+    at = jnp.arange(len(prompt))[None]
+    view = View(at, jnp.zeros_like(at), jnp.full_like(at, len(prompt)) if both_ways else at + 1)
+    model = nnx.merge(engine._define, engine.params)
+    hidden = model.hidden(jnp.asarray(prompt)[None], jnp.full_like(at, -1), view, engine.items)
+    logp = jax.nn.log_softmax(model.logits(hidden[:, -1], 1, engine.items))[0, engine.codes[:, 0]]
+    found = engine.spell([prompt], 5, both_ways=both_ways)
+    assert found.rows[0].tolist() == np.argsort(-logp, kind="stable")[:5].tolist()
+    np.testing.assert_allclose(found.scores[0], np.sort(logp)[::-1][:5], rtol=1e-4)
 
 
 def test_the_model_itself_may_open_an_item_and_otherwise_never_does(recommender):

@@ -59,6 +59,12 @@ class Finder:
                 rows[i, : len(best)], alike[i, : len(best)] = best, own[best]
         return rows, alike
 
+    def alike(self, text: str, rows: Sequence[int]) -> list[float]:
+        """The cosine of a text and those of some catalogue rows."""
+        return (
+            (self.weights[list(rows)] @ self.encoder.weigh([_as_item(text)]).T).toarray()[:, 0].tolist() if rows else []
+        )
+
     @property
     def _room(self) -> int:
         return min(SAID_ROOM, self.engine.prompts.length - self.engine.codes.shape[1] - 2)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from m6rec_jax.recommend.recommender import Recommender
 
 FOUND = ("describe", "query", "chat")  # tasks whose texts are brought to real items
+NEXT = ("describe", "query")  # tasks on what comes next, of which the history says nothing
 COLUMNS: dict[str, Any] = {
     "user_id": pl.String, "item_id": pl.String, "text": pl.String, "grounded": pl.Boolean, "grounding": pl.Float64,
     "copied": pl.Float64, "template": pl.String, "task": pl.String, "model_version": pl.String,
@@ -206,22 +207,24 @@ class Speaker:
         return pl.DataFrame(made, schema=self.columns(task, setting))
 
     def _facts(self, task: Spoken, world: World, user: int, near: Sequence[int], had: np.ndarray, setting: Setting) -> Facts:  # fmt: skip
-        """What is true: of the items that are spoken of, of the history where it is told, and what the prompt says."""
-        rows = [row for row in near if row >= 0]
-        texts = []
-        if task.about_users and user >= 0:
-            rows += had[had >= 0].tolist()
+        """What is true: of the items that are spoken of, and what the prompt says; where the history is told (but for what
+        comes next) also its titles and searches, not all that is known of its items, which is true of nearly everything."""
+        texts = [line for row in near if row >= 0 for line in self.item_facts[row]]
+        if task.about_users and user >= 0 and task.template.task not in NEXT:
+            texts += [world.titles[row] for row in np.unique(had[had >= 0]).tolist()]
             texts += [world.who[user], *world.events.texts[int(world.starts[user]) : int(world.starts[user + 1])].drop_nulls().to_list()]  # fmt: skip
-        lines = [line for row in dict.fromkeys(rows) for line in self.item_facts[row]]
-        return Facts([*lines, *texts, setting.prompt])
+        return Facts([*texts, setting.prompt])
 
     def _found(self, texts: Sequence[str], cases: Cases, drafts: Sequence[Draft], holds: Sequence[bool],
                shown: Sequence[np.ndarray], setting: Setting) -> dict[str, Any]:  # fmt: skip
-        """Items recommended from the text as it is said, nearest first; those that it names itself before the others."""
+        """Items recommended from the text as it is said, nearest first; before them those that it is about: what an answer
+        names, and the item of a template."""
         rows, alike = self.finder.find(texts, setting.k, shown, self.recommender.popularity.listed)
         items, near = [], []
-        for own, cosine, draft, ok in zip(rows.tolist(), alike.tolist(), drafts, holds, strict=True):
-            pairs = [(row, 1.0) for row in draft.items if ok] + [(r, c) for r, c in zip(own, cosine, strict=True) if r >= 0 and not (ok and r in draft.items)]  # fmt: skip
+        for text, own, cosine, draft, ok, row in zip(texts, rows.tolist(), alike.tolist(), drafts, holds, cases.rows.tolist(), strict=True):  # fmt: skip
+            first = list(draft.items) if ok else [row] if row >= 0 else []
+            pairs = list(zip(first, self.finder.alike(text, first), strict=True))
+            pairs += [(r, c) for r, c in zip(own, cosine, strict=True) if r >= 0 and r not in first]
             items.append([self._item(row) for row, _ in pairs[: setting.k]])
             near.append([c for _, c in pairs[: setting.k]])
         return {"items": items, "similarity": near}
