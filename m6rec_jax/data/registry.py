@@ -249,6 +249,15 @@ users: {path: users.csv, id: user, attributes: [age, gender, occupation]}
 split: leave-one-out        # a fairer picture of the future: {rule: global-time, valid: 0.1, test: 0.1}
 
 repeat: false               # nobody rates a film twice here
+
+# What the run can be asked to write: m6rec generate --task (docs/text-tasks.md). Nobody searched here, and no film has a
+# text: a search is the next film's title, a summary its facts in one line.
+tasks:
+  describe: {most: 3000}
+  summarise: {}
+  explain: {most: 3000}
+  query: {most: 3000}
+  complete: {}
 """
 
 REGISTRY = {

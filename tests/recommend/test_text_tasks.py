@@ -11,8 +11,10 @@ from flax import nnx
 
 from m6rec_jax.cli import SUCCESS, WRONG_INPUT, main
 from m6rec_jax.config import ModelConfig
+from m6rec_jax.data.instances.read import read_instances
 from m6rec_jax.data.prepare import prepare
 from m6rec_jax.decoding.engine import Engine
+from m6rec_jax.decoding.instances import InstanceScorer
 from m6rec_jax.decoding.texts import Text
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View
@@ -218,20 +220,17 @@ def test_a_chat_is_answered_and_a_run_without_one_says_the_templates(recommender
     assert made["items"].list.len().min() == 3
 
 
-def test_an_option_is_chosen_with_its_chance(recommender, past):
-    seen = []
-
-    def chances(task, laid):
-        seen.append((task, [one.source for one in laid]))
-        return np.tile(np.array([[0.2, 0.8]], np.float32), (len(laid), 1))
-
-    speaker = dataclasses.replace(recommender.speaker, chances=chances)
-    setting = Setting(prompt="text 3")
-    made = speaker.speak(speaker.task("classify", "", setting, True, False), past.take([0, 1]), ["a", "b"], setting)
-    assert made["text"].to_list() == ["good"] * 2 and made["probability"].to_list() == pytest.approx([0.8] * 2)
-    assert made["probabilities"].to_list()[0] == pytest.approx([0.2, 0.8])
-    [(task, sources)] = seen
-    assert task == "sentiment" and "text 3" in speaker.finder.tokenizer.decode(sources[0])
+def test_an_option_is_chosen_as_the_scorer_of_instances_chooses(recommender, past, told):
+    """The prompt is the text that is told; with it a training instance is what the verb lays out."""
+    instances = read_instances(told[0], "sentiment", "train").take([0, 1])
+    chances = InstanceScorer.load(told[1]).chances(instances)
+    for text, wanted in zip(instances.fields["text"].to_list(), chances, strict=True):
+        made = said_by(recommender, past, "classify", [0], prompt=text)
+        assert made["task"].to_list() == ["sentiment"]
+        assert made["probabilities"].to_list()[0] == pytest.approx(wanted, abs=5e-6)
+        assert made["text"].to_list() == [("bad", "good")[int(wanted.argmax())]]
+        assert made["probability"].to_list() == pytest.approx([wanted.max()], abs=1e-5)
+    assert np.abs(chances[0] - chances[1]).max() > 2e-5  # so that the text counts
 
 
 @pytest.mark.parametrize(
@@ -249,7 +248,6 @@ def test_an_option_is_chosen_with_its_chance(recommender, past):
         (["--task", "describe", "--users", "all", "--top-p", "2"], "top_p=2.0: must be above 0, up to 1"),
         (["--task", "describe", "--users", "all", "--explain"], "--explain is of lists"),
         (["--users", "all", "--prompt", "x"], "--prompt is of texts; say which with --task"),
-        (["--task", "classify", "--users", "all"], "does not score options"),
         (["--task", "describe", "--users", "all", "--engine", "popularity"], "no model was opened"),
     ],
 )

@@ -58,6 +58,11 @@ class Spoken:
         return "item" in self.template.fields or self.template.task == "complete"
 
     @property
+    def picks_item(self) -> bool:
+        """Whether a text must be about an item, so that one is picked for a user where none is given."""
+        return "item" in self.template.needed or self.template.task == "complete"
+
+    @property
     def about_users(self) -> bool:
         """Whether a user is told of; of the others an item is enough."""
         return "history" in self.template.fields or not self.about_items

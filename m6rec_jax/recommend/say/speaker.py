@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from m6rec_jax.data.instances.world import World
 from m6rec_jax.data.records import DOCUMENT
 from m6rec_jax.data.rendering import Rendered, render
 from m6rec_jax.decoding.engine import Engine
+from m6rec_jax.decoding.instances import InstanceScorer
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.recommend.grounding import Copies, Facts, Grounding, Lexicon, ground
@@ -63,8 +64,8 @@ class Speaker:
     world: World
     finder: Finder
     learnt: Sequence[Mapping[str, Any]]
+    chances: OptionChances
     dataset: Dataset | None = None
-    chances: OptionChances | None = None
     _copies: dict[str, Copies] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -77,7 +78,11 @@ class Speaker:
         spells = mixture.get("text-to-codes", 0) > 0
         finder = Finder(recommender.items, encoder, engine, engine.texts.desk.tokenizer, spells)
         world = catalogue_world(recommender.items, bool(facts["timed"]), list(facts["kinds"]))
-        return cls(recommender, world, finder, learnt_tasks(facts.get("tasks", ()), mixture), dataset)
+        scorer = cache(
+            lambda: InstanceScorer.load(record.path, recommender.step, domain)
+        )  # parameters of its own, once asked
+        chances = lambda task, laid: scorer().option_chances(task, laid)  # noqa: E731
+        return cls(recommender, world, finder, learnt_tasks(facts.get("tasks", ()), mixture), chances, dataset)
 
     @property
     def engine(self) -> Engine:
@@ -101,8 +106,6 @@ class Speaker:
             if not setting.prompt:
                 raise InputError('prompt: missing; chat needs a conversation, such as "USER: a film for tonight"')
             turns_of(setting.prompt)
-        if made.options and self.chances is None:
-            raise InputError(f"task {task}: this program does not score options of texts yet; take another task")
         if items and not made.about_items:
             raise InputError(f"items: {task} is about users, not items; leave them out")
         if not users and (made.about_users or not items):
@@ -144,6 +147,8 @@ class Speaker:
         users = np.arange(len(asked))
         if items is not None:
             return Cases(np.repeat(users, len(items)), np.tile(np.asarray(items, np.int64), len(asked)))
+        if task.options and not task.picks_item:  # what is chosen among is the text or the user, as they are given
+            return Cases(users, np.full(len(asked), -1, np.int64))
         best = self.recommender.recommend_histories(asked, 1, sessions=sessions, attributes=attributes)
         return Cases(users, best.rows[:, 0].astype(np.int64))
 
@@ -231,7 +236,6 @@ class Speaker:
 
     def _choose(self, task: Spoken, cases: Cases, ids: Sequence[str], told: Sequence[Rendered]) -> pl.DataFrame:
         """The likeliest option of each case and its chance."""
-        assert self.chances is not None, "Speaker.task has looked"
         chances = self.chances(task.name, self._laid(task, told, self.engine.prompts.length))
         best = chances.argmax(axis=1)
         n = len(cases)
