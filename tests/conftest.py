@@ -50,6 +50,10 @@ def _apart(config: pytest.Config) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     if _apart(config):
         os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+        # Eight devices on few cores: a collective whose threads come late is not stuck (after 40 seconds the process would
+        # be aborted), and programs that are dispatched one at a time never take each other's threads.
+        os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
+        os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=150"
 
 
 def pytest_report_header(config: pytest.Config) -> str:
