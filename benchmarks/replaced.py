@@ -1,7 +1,7 @@
 """Whether replaced-token detection pays: the default configuration with and without it, at equal steps, validation split.
 
-    python -m benchmarks.replaced [--datasets office] [--seeds 0 1] [--epochs 20] [--cases NAME ...]
-                                  [--config quality] [--tables ../shared/data] [--work build/quality] [--source WHEEL]
+    python -m benchmarks.replaced [--datasets office] [--seeds 0 1] [--cases NAME ...] [--config quality]
+                                  [--tables ../shared/data] [--work build/quality] [--source WHEEL]
 
 Every case trains as many rows of the same length from the same seed. NDCG@10 of the model alone and with memory, the whole
 catalogue ranked; differences from the case that changes nothing are paired over users, each user's mean over seeds. Test
@@ -30,11 +30,11 @@ from m6rec_jax.training.metrics import read_rows
 BASE = "as configured"
 CASES: dict[str, dict[str, float] | None] = {
     BASE: None,
-    "detection": {},
-    "detection, weight 10": {"weight": 10.0},
-    "detection and reward": {"reward": 1.0},
-    "detection, reward, histories rewritten": {"reward": 1.0, "augment": 0.25},
-}  # fmt: skip
+    "weight 50": {},
+    "weight 5": {"weight": 5.0},
+    "weight 5, reward 1": {"weight": 5.0, "reward": 1.0},
+    "weight 5, reward 1, a quarter of the histories rewritten": {"weight": 5.0, "reward": 1.0, "augment": 0.25},
+}
 SHARE = 0.2  # of the target tokens
 PARTS = ("alone", "with_memory")
 
@@ -43,7 +43,6 @@ def main() -> None:
     parser = quality_parser(__doc__)
     parser.set_defaults(datasets=["office"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--epochs", type=float, default=20.0)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="NAME")
     options = parser.parse_args()
 
@@ -58,8 +57,8 @@ def main() -> None:
         for name in dict.fromkeys([BASE, *options.cases]):
             said = []
             for seed in options.seeds:
-                config = load_config([options.config], [f"--train.seed={seed}", f"--train.epochs={options.epochs}"])
-                folder = f"{case.name}-{seed}-{options.epochs:g}-{name.replace(', ', ' ').replace(' ', '-')}"
+                config = load_config([options.config], [f"--train.seed={seed}"])
+                folder = f"{case.name}-{seed}-{name.replace(',', '').replace(' ', '-')}"
                 run = options.work / "replaced" / folder
                 found.setdefault(name, []).append(trained(changed(config, CASES[name]), data, run))
                 said.append(last_said(read_rows(run)))
@@ -95,7 +94,7 @@ def row(
     }
     return {
         "dataset": dataset, "protocol": protocol, "split": "valid", "case": name, "seeds": options.seeds,
-        "epochs": options.epochs, "commit": options.commit, "users": len(found[name][0].alone),
+        "commit": options.commit, "users": len(found[name][0].alone),
         "seconds": [one.seconds for one in found[name]],
         "ndcg@10": {part: [float(getattr(one, part).mean()) for one in found[name]] for part in PARTS},
         "over_base": {part: {k: one[k] for k in ("relative", "ci95", "p")} for part, one in over.items()},
