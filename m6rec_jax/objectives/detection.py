@@ -54,8 +54,7 @@ class Detection(NamedTuple):
 
 def detect(
     replacing: Replacing,
-    head: dict[str, Array],
-    generator: Transformer,
+    params: dict[str, Any],
     baseline: Float[Array, ""],
     hidden: Float[Array, "B T D"],
     batch: Batch,
@@ -66,12 +65,13 @@ def detect(
     negatives: int = 0,
 ) -> tuple[Float[Array, " tasks"], Float[Array, " tasks"], Detection]:
     """Loss sums and weights a task of detection, and all that was measured. `batch` as it was before it was rewritten;
-    `hidden`: the model's states of it rewritten, from which `head` (`gain [D]`, `bias`) makes a logit a position.
+    `hidden`: the model's states of it rewritten, from which `params["head"]` (`gain [D]`, `bias`) makes a logit a position.
 
     A token that the generator wrote and that stood there is no replaced one. Only the model and the head have a gradient
     from `loss`, only the generator from `generator`: its cross-entropy at the hidden positions and, with `reward`, the
     policy gradient (REINFORCE, Williams 1992) of log p(original) as the model has it, less `baseline`, where it replaced.
     """
+    head, generator = params["head"], replacing.generator.bind(params["generator"])
     asked = jnp.where(in_pools(replacing.tasks, batch["task_ids"]), batch["loss_weights"], 0)
     replaced = written.hidden & (written.tokens != written.original)
 
@@ -101,10 +101,11 @@ def detect(
     out_axes = ((no, no, (), (), (), (None, None)), row)
     run = sharding.per_shard(local, ((*row, None), row, row, row, no, ()), out_axes)
     found, original = run(hidden, replaced, asked, batch["task_ids"], head["gain"], head["bias"])
-    loss, weight, *counts = found
+    loss, weight, n_asked, right, n_replaced, logits = found
     filled, total = _of_generator(replacing, generator, baseline, written, replaced & (asked > 0), original, items, key, negatives)  # fmt: skip
     reward = jnp.sum(jnp.where(replaced & (asked > 0), original, 0))
-    measured = Detection(jnp.sum(loss), *counts, total, filled, jnp.sum(written.hidden, dtype=jnp.float32), reward)
+    n_hidden = jnp.sum(written.hidden, dtype=jnp.float32)
+    measured = Detection(jnp.sum(loss), n_asked, right, n_replaced, logits, total, filled, n_hidden, reward)
     return loss, weight, measured
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,14 +67,15 @@ def in_pools(pools: tuple[int, ...], task_ids: Int[Array, "B T"]) -> Bool[Array,
 
 
 def rewritten(
-    replacing: Replacing, model: Transformer, batch: Batch, items: Catalogues, key: jax.Array
+    replacing: Replacing, params: Any, batch: Batch, items: Catalogues, key: jax.Array
 ) -> tuple[Batch, Written]:
-    """A `[B, T]` batch as the model shall read it, with what the generator wrote into it, and where that was.
+    """A `[B, T]` batch as the model shall read it, with what the generator of `params` wrote into it, and where that was.
 
     In tasks of detection `<mask>` says where, in histories read left to right chance does. The generator sees what the
     model sees: nothing behind a position that is read left to right. An item of one code brings its features whether it
     was there or was written; of spelled items nobody has any, or features would tell who was not rewritten.
     """
+    model = replacing.generator.bind(params)
     key_model, key_draw, key_where = jax.random.split(key, 3)
     tokens, weights = batch["tokens"], batch["loss_weights"]
     asked = in_pools(replacing.tasks, batch["task_ids"]) & (batch["segment_ids"] > 0)

@@ -60,11 +60,10 @@ def slice_losses(
     training only."""
     key_model, key_loss = (None, None) if key is None else jax.random.split(key)
     model = blueprint.bind(params)
-    given = batch
-    if replacing is not None and key is not None:
-        key_write, key_fill = jax.random.split(jax.random.fold_in(key, 2))
-        generator = replacing.generator.bind(beside.params["generator"])
-        batch, written = rewritten(replacing, generator, given, items, key_write)
+    given, written = batch, None
+    if replacing is not None and beside is not None and key is not None:
+        generator = beside.params["generator"]
+        batch, written = rewritten(replacing, generator, given, items, jax.random.fold_in(key, 2))
     view = View(batch["positions"], batch["k_start"], batch["k_end"])
     rows, relation = (batch["tokens"], batch["item_rows"], view, items, key_model), None
     exits = blueprint.config.exits and key is not None
@@ -83,10 +82,9 @@ def slice_losses(
     if pairs is not None:
         found = contrastive(model, hidden, targets, weights, task_ids, batch["segment_ids"], n_tasks, pairs)
         losses = TaskLoss(losses.loss + found.loss, losses.weight + found.weight)
-    if replacing is not None and key is not None:
-        loss, weight, found = detect(
-            replacing, beside.params["head"], generator, beside.baseline, hidden, given, written, n_tasks, items, key_fill, negatives
-        )  # fmt: skip
+    if replacing is not None and beside is not None and key is not None and written is not None:
+        key_fill, of_beside = jax.random.fold_in(key, 3), (beside.params, beside.baseline)
+        loss, weight, found = detect(replacing, *of_beside, hidden, given, written, n_tasks, items, key_fill, negatives)
         losses = losses._replace(loss=losses.loss + loss, weight=losses.weight + weight, detection=found)
     if states is not None:
         losses = losses._replace(exits=exit_term(model, states, targets, tokens, items))

@@ -81,7 +81,7 @@ def beside_of(how, seed=1):
 
 @partial(jax.jit, static_argnums=0)
 def wrote(how, params, batch, key):
-    return rewritten(how, how.generator.bind(params["generator"]), batch, ITEMS, key)
+    return rewritten(how, params["generator"], batch, ITEMS, key)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -181,7 +181,7 @@ def test_labels_loss_and_figures_are_those_of_a_slow_reference(vocab):
     beside, blueprint = beside_of(how), Blueprint(CONFIG, vocab, 4)
     params, key = blueprint.init(0), jax.random.key(4)
     found = losses_of(how, vocab, params, beside, batch, key)
-    made, written = wrote(how, beside.params, batch, jax.random.split(jax.random.fold_in(key, 2))[0])
+    made, written = wrote(how, beside.params, batch, jax.random.fold_in(key, 2))
     asked = np.where(np.isin(batch["task_ids"], how.tasks), batch["loss_weights"], 0)
     replaced = np.asarray(made["tokens"] != batch["targets"]) & (asked > 0)  # the same token again is no replaced one
     assert 0 < replaced.sum() < np.asarray(written.hidden).sum()
@@ -242,7 +242,7 @@ def test_the_reward_is_the_policy_gradient_of_being_taken_for_real():
         return jax.grad(lambda of: run(of).detection.generator)(of)
 
     of = beside.params["generator"]
-    made, written = wrote(how, beside.params, batch, jax.random.split(jax.random.fold_in(key, 2))[0])
+    made, written = wrote(how, beside.params, batch, jax.random.fold_in(key, 2))
     asked = jnp.isin(batch["task_ids"], jnp.array(how.tasks)) & (batch["loss_weights"] > 0)
     replaced = asked & (made["tokens"] != batch["targets"])
     view = View(made["positions"], made["k_start"], made["k_end"])
