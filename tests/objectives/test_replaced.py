@@ -177,7 +177,7 @@ def slow(logit, replaced, asked):
 
 @pytest.mark.parametrize("vocab", [ATOMIC, SPELLED], ids=["one level", "three levels"])
 def test_labels_loss_and_figures_are_those_of_a_slow_reference(vocab):
-    how, batch = replacing(vocab, reward=0.5), batch_of(vocab)
+    how, batch = replacing(vocab, reward=0.5), batch_of(vocab, rows=12)
     beside, blueprint = beside_of(how), Blueprint(CONFIG, vocab, 4)
     params, key = blueprint.init(0), jax.random.key(4)
     found = losses_of(how, vocab, params, beside, batch, key)
