@@ -94,8 +94,7 @@ def detect(
             count(there & replaced),
             made,
         )
-        original = jax.lax.stop_gradient(jax.nn.log_sigmoid(-logit))  # log p(original)
-        return tuple(sharding.psum(x, sharding.TOKENS) for x in sums), original
+        return tuple(sharding.psum(x, sharding.TOKENS) for x in sums), jax.nn.log_sigmoid(-logit)
 
     row, no = ("batch", "position"), (None,)
     out_axes = ((no, no, (), (), (), (None, None)), row)

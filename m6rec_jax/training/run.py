@@ -108,7 +108,8 @@ def train(
     # Said once for all: what follows is asked of all processes together, or of none.
     saved = agree(lambda: max(steps(run), default=0), lambda step: {f"the last step saved in {run}": str(step)})
     if saved < config.train.steps:
-        check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains])
+        generator = None if replacing is None else replacing.generator
+        check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains], generator)
     optimizer = make_optimizer(config.optim, config.train.steps)
     lend = None  # asked before the run is made: with another configuration it would not be taken up
     if init_from is not None and not saved:
