@@ -28,4 +28,4 @@ class ReplacedConfig:
     def __post_init__(self) -> None:
         above_zero("replaced", self, "weight", "layers")
         at_least(0, "replaced", self, "width", "reward")
-        check(0 <= self.augment <= 1, f"replaced.augment={self.augment}: a share must lie between 0 and 1")
+        check(0 <= self.augment <= 1, f"replaced.augment={self.augment}: must lie between 0 and 1")

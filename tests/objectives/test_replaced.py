@@ -306,7 +306,7 @@ def test_area_under_the_curve_counts_equals_half():
     [
         (lambda: ReplacedConfig(weight=0), "replaced.weight=0: must be above 0"),
         (lambda: ReplacedConfig(reward=-1.0), "replaced.reward=-1.0: must be at least 0"),
-        (lambda: ReplacedConfig(augment=1.5), "replaced.augment=1.5: a share must lie between 0 and 1"),
+        (lambda: ReplacedConfig(augment=1.5), "replaced.augment=1.5: must lie between 0 and 1"),
         (lambda: generator_of(Blueprint(CONFIG, ATOMIC, 4), ReplacedConfig(width=6)), "replaced.width=6: the generator has model.heads=2"),
         (lambda: generator_of(Blueprint(replace(CONFIG, heads=8), ATOMIC, 4), ReplacedConfig()), "half of model.width: 8.*multiple of 16"),
     ],
