@@ -30,7 +30,7 @@ from m6rec_jax.training.metrics import read_rows
 BASE = "as configured"
 CASES: dict[str, dict[str, float] | None] = {
     BASE: None,
-    "weight 50": {},
+    "weight 50": {"weight": 50.0},
     "weight 5": {"weight": 5.0},
     "weight 5, reward 1": {"weight": 5.0, "reward": 1.0},
     "weight 5, reward 1, a quarter of the histories rewritten": {"weight": 5.0, "reward": 1.0, "augment": 0.25},

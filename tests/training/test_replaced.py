@@ -39,7 +39,7 @@ CONFIG = Config(
     mixture=MixtureConfig(TASKS),
     checkpoint=CheckpointConfig(every=20, keep=4),
     train=TrainConfig(steps=60, log_every=10, eval_every=0, accumulate=2),
-    replaced=ReplacedConfig(reward=0.5, augment=0.3),
+    replaced=ReplacedConfig(weight=50.0, reward=0.5, augment=0.3),
 )
 
 
@@ -75,7 +75,7 @@ def test_a_run_resumes_to_the_bit_and_not_with_other_settings(run, tiny_dataset,
     shutil.rmtree(step_folder(again, 60))
     assert steps(again) == [20, 40]
     with pytest.raises(InputError, match=r"replaced.reward was 0.5 and is 0.0 now"):
-        train(replace(CONFIG, replaced=ReplacedConfig(augment=0.3)), [tiny_dataset], again)
+        train(replace(CONFIG, replaced=ReplacedConfig(weight=50.0, augment=0.3)), [tiny_dataset], again)
     train(CONFIG, [tiny_dataset], again)
     states = [ocp.load_checkpointables(step_folder(r, 60), {"params": None, "optimizer": None}) for r in (run, again)]
     for one, other in zip(*map(jax.tree.leaves, states), strict=True):
