@@ -20,7 +20,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 .PHONY: help install install-all install-beam demo test test-beam check check-code check-types check-imports check-packages check-locks lock clean \
 	plan-all \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
-	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-training bench-fuzz bench-exact bench-faults bench-tuning bench-edge bench-tasks
+	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-training bench-fuzz bench-exact bench-faults bench-tuning bench-edge bench-tasks bench-replaced
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -106,6 +106,9 @@ bench-objectives: install  ## causal, masked and seq2seq alone against the mixtu
 
 bench-ablations: install  ## what each choice of the default configuration brings and costs, validation split
 	$(BIN)/python -m benchmarks.ablations
+
+bench-replaced: install  ## replaced-token detection, reward and rewritten histories beside the default, validation split
+	$(BIN)/python -m benchmarks.replaced
 
 bench-cold: install  ## recall on items held out of training; FINAL=1 scores the test split
 	$(BIN)/python -m benchmarks.cold

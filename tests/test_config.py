@@ -152,13 +152,14 @@ OUTSIDE = {
     "optim": {"learning_rate": 0.0, "warmup": -1, "final": 1.5, "weight_decay": -0.1, "b1": 1.0, "b2": 1.0, "clip": 0.0,
               "label_smoothing": 1.0,
               "average": 1.0, "negatives": -1},
-    "data": {"length": 15, "rows": -1, "mask_rate": 1.0, "block": 0, "threads": -1, "bad_records": -1},
+    "data": {"length": 15, "rows": -1, "mask_rate": 1.0, "replace_rate": 1.0, "block": 0, "threads": -1, "bad_records": -1},
     "mixture": {"temperature": -0.1},
     "checkpoint": {"every": 0, "keep": 0},
     "train": {"steps": 0, "epochs": -0.5, "accumulate": 0, "log_every": 0, "eval_every": -1, "patience": -1, "seed": 2**32,
               "explode": 0.5, "max_skips": 0, "spike": -0.1, "rewinds": -1, "hang_seconds": -1.0},
     "distill": {"weight": 0.0, "heads": -1, "teacher_layer": -1, "student_layer": -1},
     "prune": {"sparsity": 1.0, "begin": -1, "end": -1, "every": 0},
+    "replaced": {"weight": 0.0, "layers": 0, "width": -1, "reward": -0.1, "augment": 1.5},
 }  # fmt: skip
 EDGE = {
     "model": {"kv_heads": 0, "ffn": 0, "dropout": 0.0},
@@ -167,6 +168,7 @@ EDGE = {
     "data": {"length": 16, "block": 1, "threads": 0},
     "mixture": {"temperature": 0.0},
     "checkpoint": {"every": 1, "keep": 1},
+    "replaced": {"reward": 0.0, "augment": 1.0},
     "train": {"log_every": 1, "eval_every": 0, "patience": 0, "seed": 2**32 - 1},
 }
 NUMBERS = [(s, f.name) for s, kind in SECTIONS.items() for f in fields(kind) if type(getattr(kind(), f.name)) in (int, float)]  # fmt: skip

@@ -15,6 +15,7 @@ from m6rec_jax.config.data import DataConfig, MixtureConfig
 from m6rec_jax.config.mesh import MeshConfig
 from m6rec_jax.config.model import ModelConfig
 from m6rec_jax.config.optim import OptimConfig
+from m6rec_jax.config.replaced import ReplacedConfig
 from m6rec_jax.config.train import CheckpointConfig, TrainConfig
 
 
@@ -32,6 +33,7 @@ class Config:
         train: length of training, validation, seed.
         distill: what is learnt from a teacher.
         prune: weights that become zero.
+        replaced: detection of tokens that a generator wrote.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -43,6 +45,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
+    replaced: ReplacedConfig = field(default_factory=ReplacedConfig)
 
     def __post_init__(self) -> None:
         check(

@@ -17,6 +17,7 @@ class DataConfig:
         rows: rows in a global batch (B), over all devices and accumulation steps; 0 = as many as hold 1,024 tokens a
             device (training/fit).
         mask_rate: share of a sequence that the masked objectives hide.
+        replace_rate: share of a sequence that a generator may replace, where that is to be found out (`replaced`).
         block: plan entries shuffled and packed together.
         threads: reader threads; 0 = the training thread reads.
         bad_records: damaged records that each process leaves out and counts; one more stops the run and names file and
@@ -26,6 +27,7 @@ class DataConfig:
     length: int = 256
     rows: int = 32
     mask_rate: float = 0.3
+    replace_rate: float = 0.15
     block: int = 4096
     threads: int = 2
     bad_records: int = 0
@@ -36,7 +38,13 @@ class DataConfig:
         )
         above_zero("data", self, "block")
         at_least(0, "data", self, "rows", "threads", "bad_records")
-        check(0 < self.mask_rate < 1, f"data.mask_rate={self.mask_rate}: must lie between 0 and 1")
+        for name in ("mask_rate", "replace_rate"):
+            value = getattr(self, name)
+            check(0 < value < 1, f"data.{name}={value}: must lie between 0 and 1")
+
+    def rate(self, objective: str) -> float:
+        """The share of a sequence that an objective hides."""
+        return self.replace_rate if objective == "replaced" else self.mask_rate
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ def build_row(
             rng = np.random.default_rng([plan.seed, 4, int(entries.number[place])])
             piece = Piece(pool.stretch, int(entries.start[place]), float(entries.draw[place]))
             example = pool.task.build(record, piece, pool.facts)
-            sequence = pool.shift.moved(pool.objective.arrange(example, rng, plan.config.mask_rate))
+            rate = plan.config.rate(pool.objective.name)
+            sequence = pool.shift.moved(pool.objective.arrange(example, rng, rate))
             if kept is not None and not (pool.task.by_draw or pool.objective.by_chance):
                 kept[keys[place]] = sequence
             made[place] = sequence

@@ -66,7 +66,7 @@ def make_pool(
 ) -> Pool:
     """What `task` can use of a split; a record longer than a stretch comes once a window."""
     sizes = np.arange(1, config.length + 2)
-    fits = objective.length(np.zeros_like(sizes), sizes, config.mask_rate) <= config.length
+    fits = objective.length(np.zeros_like(sizes), sizes, config.rate(objective.name)) <= config.length
     stretch = task.stretch(int(sizes[fits][-1]), facts)
     kinds, tokens = index[f"{split}_kind"], index[f"{split}_tokens"].astype(np.int64)
     units = np.where(kinds == HISTORY, index[f"{split}_events"], tokens)
@@ -164,7 +164,7 @@ class Plan:
                 chosen = self._draw(t, int(before[t]), len(mine))
                 record[mine], start[mine] = pool.records[chosen], pool.starts[chosen]
                 sizes = pool.task.sizes(pool.tokens[chosen], draw[mine], pool.facts)
-                length[mine] = pool.objective.length(*sizes, self.config.mask_rate)
+                length[mine] = pool.objective.length(*sizes, self.config.rate(pool.objective.name))
         return Entries(np.arange(block * size, (block + 1) * size), task, record, start, draw, length)
 
     def row(self, number: int) -> Entries:
@@ -218,7 +218,7 @@ class Plan:
 
     def _mean_targets(self, pool: Pool) -> float:
         sizes = pool.task.sizes(pool.tokens, np.full(len(pool.tokens), 0.5), pool.facts)
-        return float(np.mean(pool.objective.predicted(*sizes, self.config.mask_rate)))
+        return float(np.mean(pool.objective.predicted(*sizes, self.config.rate(pool.objective.name))))
 
 
 def mixture_shares(mixture: MixtureConfig, pools: list[Pool]) -> np.ndarray:

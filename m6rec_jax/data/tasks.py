@@ -231,6 +231,11 @@ BUILT_IN = (
         by_draw=False,
     ),
     Task("text-masked", (ITEM, DOCUMENT), "masked", lambda room, facts: room, _alone, _text, least=2),
+    Task(
+        "behaviour-replaced", (HISTORY,), "replaced", lambda room, facts: room - 1, _after_bos, _history, least=2,
+        overlap=_event_overlap,
+    ),
+    Task("text-replaced", (ITEM, DOCUMENT), "replaced", lambda room, facts: room, _alone, _text, least=2),
     Task("text-infill", (ITEM, DOCUMENT), "infill", lambda room, facts: room, _alone, _text, least=2),
     Task(
         "text-to-codes", (ITEM,), "seq2seq", _said_stretch,

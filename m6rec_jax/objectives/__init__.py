@@ -1,7 +1,7 @@
 """Objectives: how an example is laid out and what is predicted. One registry, one signature.
 
-An objective is a pure function of (example, rng, mask rate); every one of them but retrieval (`objectives.contrast`) is
-trained by the same cross-entropy (`objectives.loss`). Others join by the entry point group `m6rec_jax.objectives`.
+An objective is a pure function of (example, rng, mask rate); every one of them but retrieval (`objectives.contrast`) and
+replaced (`objectives.detection`) is trained by the same cross-entropy (`objectives.loss`). Others join by the entry point group `m6rec_jax.objectives`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from m6rec_jax.data.examples import Example, Sequence
 from m6rec_jax.objectives.causal import arrange_causal
 from m6rec_jax.objectives.masked import arrange_infill, arrange_masked, infill_sizes
+from m6rec_jax.objectives.replaced import arrange_replaced
 from m6rec_jax.objectives.retrieval import arrange_retrieval
 from m6rec_jax.objectives.scoring import arrange_scoring
 from m6rec_jax.objectives.seq2seq import arrange_seq2seq
@@ -54,6 +55,7 @@ BUILT_IN = (
     Objective("masked", arrange_masked, lambda s, t, r: s + t, lambda s, t, r: np.maximum(1, np.round(t * r))),
     Objective("scoring", arrange_scoring, lambda s, t, r: s + t - 1, lambda s, t, r: t, by_chance=False),
     Objective("retrieval", arrange_retrieval, lambda s, t, r: s + t, lambda s, t, r: np.ones_like(t), by_chance=False),
+    Objective("replaced", arrange_replaced, lambda s, t, r: s + t, lambda s, t, r: t),
     Objective("infill", arrange_infill, _infill_length, _infill_predicted),
 )
 

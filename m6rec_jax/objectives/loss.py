@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class TaskLoss(NamedTuple):
 
     `routing`: of a model with experts, sums of what the router is judged by. `exits`: in training with `model.exits`, what
     other layers than the last add to the sum (`objectives.exits`). `relation`: of one that is taught, the sum over tokens of
-    how far its relations are from the teacher's.
+    how far its relations are from the teacher's. `detection`: of replaced tokens, what was measured (`objectives.detection`).
     """
 
     loss: Float[Array, " tasks"]
@@ -33,6 +33,7 @@ class TaskLoss(NamedTuple):
     routing: Routing | None = None
     exits: Float[Array, ""] | None = None
     relation: Float[Array, ""] | None = None
+    detection: Any = None
 
 
 def cross_entropy(

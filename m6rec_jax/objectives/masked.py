@@ -20,9 +20,7 @@ def arrange_masked(example: Example, rng: np.random.Generator, mask_rate: float)
     rows = np.concatenate([example.source_rows, example.target_rows])
     units = np.concatenate([np.full(len(example.source), -1), example.units])
     predict = np.concatenate([np.zeros(len(example.source), np.float32), example.predict])
-    choices = np.unique(units[(units >= 0) & (predict > 0)])
-    n_hidden = min(len(choices), max(1, round(len(choices) * mask_rate)))
-    hidden = np.isin(units, rng.choice(choices, n_hidden, replace=False)) if n_hidden else np.zeros(len(tokens), bool)
+    hidden = hidden_units(units, predict, rng, mask_rate)
     return Sequence(
         tokens=np.where(hidden, MASK, tokens).astype(np.int32),
         targets=np.where(hidden, tokens, 0).astype(np.int32),
@@ -30,6 +28,13 @@ def arrange_masked(example: Example, rng: np.random.Generator, mask_rate: float)
         weights=np.where(hidden, predict, 0).astype(np.float32),
         item_rows=np.where(hidden, -1, rows).astype(np.int32),
     )
+
+
+def hidden_units(units: np.ndarray, predict: np.ndarray, rng: np.random.Generator, rate: float) -> np.ndarray:
+    """Which tokens `[n]` belong to the share of units that is hidden: of those that are predicted, at least one."""
+    choices = np.unique(units[(units >= 0) & (predict > 0)])
+    n_hidden = min(len(choices), max(1, round(len(choices) * rate)))
+    return np.isin(units, rng.choice(choices, n_hidden, replace=False)) if n_hidden else np.zeros(len(units), bool)
 
 
 def infill_sizes(n: np.ndarray, mask_rate: float) -> tuple[np.ndarray, np.ndarray]:

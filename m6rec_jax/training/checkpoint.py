@@ -33,6 +33,7 @@ from m6rec_jax.artifacts.schemas import CHECKPOINT
 from m6rec_jax.config import CheckpointConfig
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
+from m6rec_jax.training.beside import Beside
 from m6rec_jax.training.guards import Guard
 from m6rec_jax.training.prune import Masks
 from m6rec_jax.training.state import TrainState
@@ -168,8 +169,9 @@ def restore(run: Path, abstract: TrainState) -> tuple[TrainState, Position] | No
         saved, served = loaded["optimizer"], loaded["params"]
         trained, average = (saved["trained"], served) if "trained" in saved else (served, None)
         masks = Masks(**saved["masks"]) if "masks" in saved else None
+        beside = Beside(**saved["beside"]) if "beside" in saved else None
         state = TrainState(
-            trained, saved["moments"], saved["step"], saved["skipped"], average, Guard(**saved["guard"]), masks
+            trained, saved["moments"], saved["step"], saved["skipped"], average, Guard(**saved["guard"]), masks, beside
         )
         return state, Position(**loaded["data"])
     if known:
@@ -182,4 +184,5 @@ def _rest(state: TrainState) -> dict[str, Any]:
     trained = {} if state.average is None else {"trained": state.params}
     counters = {"step": state.step, "skipped": state.skipped, "guard": state.guard._asdict()}
     masks = {} if state.masks is None else {"masks": state.masks._asdict()}
-    return {"moments": state.optimizer} | counters | trained | masks
+    beside = {} if state.beside is None else {"beside": state.beside._asdict()}
+    return {"moments": state.optimizer} | counters | trained | masks | beside

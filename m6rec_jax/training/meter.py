@@ -11,6 +11,7 @@ import optax
 
 from m6rec_jax.config import Config
 from m6rec_jax.model.experts import Routing
+from m6rec_jax.objectives.detection import Detection
 from m6rec_jax.training.guards import Spike, SpikeWatch, check_skips
 from m6rec_jax.training.metrics import Labels, by_label
 from m6rec_jax.training.step import StepMetrics
@@ -35,6 +36,7 @@ class Meter:
         self._loss = self._weight = np.zeros(len(self.labels))
         self._routing: Routing | None = None
         self._relation = 0.0
+        self._detection: Detection | None = None
         self._also: dict[str, float] = {}
 
     def forget(self) -> None:
@@ -63,6 +65,10 @@ class Meter:
         if (relation := held.losses.relation) is not None:
             self._relation += float(relation)
             self._also["loss/distill"] = self._relation / max(self._tokens, 1)
+        if (detection := held.losses.detection) is not None:
+            told = jax.device_get(detection)
+            self._detection = told if self._detection is None else jax.tree.map(np.add, self._detection, told)
+            self._also |= self._detection.means()
         if held.sparsity is not None:
             self._also["sparsity"] = float(held.sparsity)
         self._norm, self._skipped = self._norm + float(held.grad_norm), int(held.skipped)

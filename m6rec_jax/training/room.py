@@ -23,9 +23,11 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def memory_needed(
-    blueprint: Blueprint, config: Config, mesh: Mapping[str, int], catalogue: Sequence[int], donated: bool = True
-) -> dict[str, float]:
-    """Bytes a device, by what they hold. `mesh`: size of each axis; `catalogue`: items of each domain.
+    blueprint: Blueprint, config: Config, mesh: Mapping[str, int], catalogue: Sequence[int], donated: bool = True,
+    generator: Blueprint | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Bytes a device, by what they hold. `mesh`: size of each axis; `catalogue`: items of each domain; `generator`: of
+    replaced-token detection, whose activations are not counted.
 
     Parameters, what the optimiser keeps, gradients and the running mean are counted; activations are what `model.remat` keeps for
     the backward pass, and one layer at work. Without donation (CPU) a step makes its new state beside the old one.
@@ -35,9 +37,11 @@ def memory_needed(
     of_layers = sum(leaf.size for leaf in jax.tree.leaves(blueprint.shapes()["block"]))
     of_experts = 3 * model.layers * model.experts * model.width * model.expert_width
     elsewhere = of_layers * (1 - 1 / stages) + of_experts * (1 - 1 / mesh["expert"])  # experts and stages are not mixed
+    beside = 0.0 if generator is None else 4.0 * generator.parameters() / (tensor * mesh["fsdp"])
     one = 4.0 * (blueprint.parameters() - elsewhere) / (tensor * mesh["fsdp"])
     kept = jax.eval_shape(make_optimizer(config.optim, config.train.steps).init, blueprint.shapes())
     state = 1 + sum(x.size for x in jax.tree.leaves(kept)) / blueprint.parameters() + (config.optim.average > 0)
+    of_generator = state - (config.optim.average > 0)
     state += (config.prune.sparsity > 0) / 4  # a byte beside each weight
     gradients = 1 + (config.train.accumulate > 1)
     rows = data.rows / (mesh["data"] * mesh["fsdp"] * mesh["expert"] * config.train.accumulate)
@@ -63,6 +67,7 @@ def memory_needed(
     return {
         "parameters and moments": one * state,
         "gradients and the new state": one * (gradients + (0 if donated else state)),
+        "the generator": beside * (of_generator + gradients + (0 if donated else of_generator)),
         "item features": sum(4.0 * items * columns for items, columns in zip(catalogue, widths, strict=True)) / tensor,
         "activations": layers[model.remat] + 6 * carried,
         "scores over the vocabulary": scores + tables,
@@ -100,9 +105,12 @@ def _left() -> float | None:
     return free / jax.local_device_count()
 
 
-def check_room(blueprint: Blueprint, config: Config, mesh: jax.sharding.Mesh, catalogue: Sequence[int]) -> None:
+def check_room(
+    blueprint: Blueprint, config: Config, mesh: jax.sharding.Mesh, catalogue: Sequence[int],
+    generator: Blueprint | None = None,
+) -> None:  # fmt: skip
     """Say what training needs, where it is much, and raise InputError, on all processes, when a device has far less."""
-    parts = memory_needed(blueprint, config, mesh.shape, catalogue, donated=jax.default_backend() != "cpu")
+    parts = memory_needed(blueprint, config, mesh.shape, catalogue, jax.default_backend() != "cpu", generator)
     need, there = sum(parts.values()), memory_there()
     short = there is not None and need > there
     if need / GIB < TOLD and not short:
@@ -119,6 +127,7 @@ def check_room(blueprint: Blueprint, config: Config, mesh: jax.sharding.Mesh, ca
 WAYS_OUT = {
     "parameters and moments": "make model.width smaller, or give items several code levels (prepare --levels 3)",
     "gradients and the new state": "make model.width smaller, or give items several code levels (prepare --levels 3)",
+    "the generator": "make replaced.width smaller",
     "item features": "prepare with a smaller --content-width",
     "activations": "make data.rows smaller, raise train.accumulate, or set model.remat=full",
     "scores over the vocabulary": "set optim.negatives to 2048 or so",

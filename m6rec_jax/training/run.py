@@ -39,6 +39,7 @@ from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.objectives.contrast import Pairs, pairs_of
 from m6rec_jax.progress import note
+from m6rec_jax.training.beside import replacing_of
 from m6rec_jax.training.checkpoint import CheckpointWriter, Position, restore
 from m6rec_jax.training.distill import Teacher, teacher_of
 from m6rec_jax.training.fit import fitted
@@ -103,10 +104,12 @@ def train(
     # -- model and optimiser ------------------------------------------------------------------------------------
     width, *more_widths = (domain.dataset.content.shape[1] for domain in domains)
     blueprint = Blueprint(config.model, joint_vocab(domains), width, tuple(more_widths))
+    replacing = replacing_of(config, blueprint, pools, mesh)
     # Said once for all: what follows is asked of all processes together, or of none.
     saved = agree(lambda: max(steps(run), default=0), lambda step: {f"the last step saved in {run}": str(step)})
     if saved < config.train.steps:
-        check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains])
+        generator = None if replacing is None else replacing.generator
+        check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains], generator)
     optimizer = make_optimizer(config.optim, config.train.steps)
     lend = None  # asked before the run is made: with another configuration it would not be taken up
     if init_from is not None and not saved:
@@ -121,7 +124,7 @@ def train(
 
     # -- state: resumed, or from another run, or fresh ------------------------------------------------------------
     with jax.set_mesh(mesh):
-        state = init_state(blueprint, optimizer, config.train.seed, config.optim.average > 0, config.prune)
+        state = init_state(blueprint, optimizer, config.train.seed, config.optim.average > 0, config.prune, replacing)
         position = Position()
         if saved:
             state, position = restore(run, abstract_state(state)) or (state, position)
@@ -175,6 +178,7 @@ def train(
                 pairs,
                 config.prune,
                 teacher.lesson if teacher else None,
+                replacing,
             ),
         ),
         items=items,
@@ -237,7 +241,7 @@ def _claim(
     if (run / RUN_FILE).is_file():
         old = read_run(run)
         _check_datasets(old, domains)
-        for part in ("model", "optim", "data", "mixture", "distill", "prune"):
+        for part in ("model", "optim", "data", "mixture", "distill", "prune", "replaced"):
             was, now = getattr(old.config, part), getattr(config, part)
             for key in was.__dataclass_fields__:
                 if getattr(was, key) != getattr(now, key) and (part, key) not in RESUMABLE:

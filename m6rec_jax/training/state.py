@@ -10,6 +10,8 @@ import optax
 
 from m6rec_jax.config import PruneConfig
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.objectives.generator import Replacing
+from m6rec_jax.training.beside import Beside, begun
 from m6rec_jax.training.guards import NEW, Guard
 from m6rec_jax.training.prune import Masks, fresh
 
@@ -18,7 +20,8 @@ class TrainState(NamedTuple):
     """`params` and `optimizer` trees on the mesh; `step` counts batches, `skipped` those that changed nothing.
 
     `average`: the running mean of the parameters (`optim.average`), None without one. `guard`: what tells such batches.
-    `masks`: which weights are pruned (`prune.sparsity`), None where none are to be.
+    `masks`: which weights are pruned (`prune.sparsity`), None where none are to be. `beside`: what replaced-token detection
+    trains beside the model.
     """
 
     params: Any
@@ -28,6 +31,7 @@ class TrainState(NamedTuple):
     average: Any = None
     guard: Guard = NEW
     masks: Masks | None = None
+    beside: Beside | None = None
 
     @property
     def served(self) -> Any:
@@ -45,13 +49,15 @@ def init_state(
     seed: int,
     averaged: bool = False,
     prune: PruneConfig = PruneConfig(),  # noqa: B008  frozen
+    replacing: Replacing | None = None,
 ) -> TrainState:
     """A fresh state, placed by the mesh in force."""
     params, zero = blueprint.init(seed), jnp.zeros((), jnp.int32)
     average = jax.tree.map(jnp.copy, params) if averaged else None
     guard = Guard(*map(jnp.array, NEW))
+    beside = begun(replacing, blueprint.config.width, optimizer, seed)
     return TrainState(
-        params, jax.jit(optimizer.init)(params), zero, jnp.copy(zero), average, guard, fresh(prune, params)
+        params, jax.jit(optimizer.init)(params), zero, jnp.copy(zero), average, guard, fresh(prune, params), beside
     )
 
 

@@ -22,14 +22,18 @@ SAMPLE = 512  # held-out examples a task
 
 
 def validation_rows(plan: Plan, pools: list[Pool], records: RecordReader, seed: int) -> list[dict[str, np.ndarray]]:
-    """Packed rows of up to `SAMPLE` held-out examples a task, the same at every validation. `plan`: the training plan."""
+    """Packed rows of up to `SAMPLE` held-out examples a task, the same at every validation. `plan`: the training plan.
+
+    None of replaced-token detection: no generator is kept with the parameters that are validated (docs/augmentation.md).
+    """
     parts = []
     for task, pool in enumerate(pools):
         rng = np.random.default_rng([seed, 5, task])
-        chosen = np.sort(rng.permutation(len(pool.records))[:SAMPLE])
+        sample = 0 if pool.objective.name == "replaced" else SAMPLE
+        chosen = np.sort(rng.permutation(len(pool.records))[:sample])
         draw = rng.random(len(chosen))
         length = pool.objective.length(
-            *pool.task.sizes(pool.tokens[chosen], draw, pool.facts), plan.config.mask_rate
+            *pool.task.sizes(pool.tokens[chosen], draw, pool.facts), plan.config.rate(pool.objective.name)
         ).astype(np.int64)
         parts.append((np.full(len(chosen), task), pool.records[chosen], pool.starts[chosen], draw, length))
     task, record, start, draw, length = (np.concatenate(columns) for columns in zip(*parts, strict=True))
@@ -44,10 +48,10 @@ def unigram_losses(
     """Loss a label of the plan's pools on `held_out` rows of guessing by how often a token was a target of that task in training.
 
     Counts (plus one) over the first block of the plan, normalised over a target's slice, of an option over those of its
-    task; where guessing evenly is better (targets never seen in training), the loss of that. Retrieval has no tokens to
-    guess, and no such loss.
+    task; where guessing evenly is better (targets never seen in training), the loss of that. Retrieval and
+    replaced-token detection have no tokens to guess, and no such loss.
     """
-    spelled = np.array([pool.objective.name != "retrieval" for pool in plan.pools])
+    spelled = np.array([pool.objective.name not in ("retrieval", "replaced") for pool in plan.pools])
     counts = np.ones((len(plan.pools), vocab.size))
     even = np.zeros(vocab.size)
     entries, rows = plan.block(0)

@@ -55,9 +55,9 @@ def test_every_part_grows_with_what_it_holds():
     small = Config(data=DataConfig(length=128, rows=8), optim=OptimConfig(negatives=256))
     mesh = make_mesh(small.mesh).shape
 
-    def parts(items=10_112, model=small.model, optim=small.optim, data=small.data, width=CONTENT):
+    def parts(items=10_112, model=small.model, optim=small.optim, data=small.data, width=CONTENT, generator=None):
         config = Config(model, optim=optim, data=data)
-        return memory_needed(Blueprint(model, Vocab(1024, (items,)), width), config, mesh, [items])
+        return memory_needed(Blueprint(model, Vocab(1024, (items,)), width), config, mesh, [items], True, generator)
 
     base = parts()
     assert parts(items=20_224)["parameters and moments"] > 1.5 * base["parameters and moments"]
@@ -66,6 +66,9 @@ def test_every_part_grows_with_what_it_holds():
     assert parts(optim=OptimConfig(negatives=0))["scores over the vocabulary"] > 10 * base["scores over the vocabulary"]
     averaged = parts(optim=OptimConfig(negatives=256, average=0.9))["parameters and moments"]
     assert averaged == pytest.approx(4 / 3 * base["parameters and moments"])
+    twin = parts(generator=Blueprint(small.model, Vocab(1024, (10_112,)), CONTENT))
+    beside = base["parameters and moments"] + base["gradients and the new state"]
+    assert (base["the generator"], twin["the generator"]) == (0, pytest.approx(beside))
 
 
 def test_a_catalogue_of_a_million_items_is_told_and_where_it_cannot_fit_refused(tmp_path, monkeypatch, capsys):
