@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 from flax import nnx
+from jax.extend.backend import get_default_device
 from jaxtyping import Array
 
 from m6rec_jax.config import ModelConfig
@@ -125,6 +126,15 @@ def close(
         forward = forward + of_experts
     forward = tuning.adapted(forward, y, w)
     return x + dropout(forward, config.dropout, key_f, *lead, None, part=part), routing
+
+
+UNROLLED = 8  # layers
+
+
+def unrolled(layers: int) -> bool:
+    """Whether a program has the layers one behind another, and not a loop over them: on a CPU, of few. What a loop keeps for the backward pass it
+    copies into arrays of all layers and out again; a device with a compiler for such loops gains nothing by longer programs."""
+    return get_default_device().platform == "cpu" and layers <= UNROLLED
 
 
 def remat(layer, policy: str):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import interaction, sharding, tuning
 from m6rec_jax.model.attention import NEVER
-from m6rec_jax.model.block import Block, close, first, project, remat, vectors
+from m6rec_jax.model.block import Block, close, first, project, remat, unrolled, vectors
 from m6rec_jax.model.experts import Routing
 from m6rec_jax.model.items import Catalogues, Embeddings
 from m6rec_jax.model.kernels import attend, attend_prefix
@@ -155,7 +155,8 @@ class Transformer(nnx.Module):
                 return (x, found), (routing, x if every else None)
 
             begun = x, None if kept is None else x
-            return jax.lax.scan(remat(layer, config.remat), begun, layers, length=config.layers if shared else None)
+            walked, length = remat(layer, config.remat), config.layers if shared else None
+            return jax.lax.scan(walked, begun, layers, length, unroll=unrolled(config.layers))
 
         shared: dict[str, Array] = {}
         weights, stages, states = self.block.stacked(), sharding.shards("layers"), None
