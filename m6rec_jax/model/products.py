@@ -13,12 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from m6rec_jax.model.quantised_products import quantised_product
+
 KEPT = "product"  # by this name model.remat=dots keeps them: no policy sees into a gradient rule
 Places = jax.sharding.PartitionSpec | None
 
 
-def product(subscripts: str, x: jax.Array, w: jax.Array, place: Places = None) -> jax.Array:
-    """`jnp.einsum(subscripts, x, w, out_sharding=place)`; no letter may be on one side alone, so that gradients are sums."""
+def product(subscripts: str, x: jax.Array, w: jax.Array, place: Places = None, quantise: str = "none") -> jax.Array:
+    """`jnp.einsum(subscripts, x, w, out_sharding=place)`; no letter may be on one side alone, so that gradients are sums.
+
+    `quantise`: int8 or fp8 rounds both sides first (model/quantised_products)."""
+    if quantise != "none":
+        return checkpoint_name(quantised_product(subscripts, quantise, place, x, w), KEPT)
     # Where a program is one device's part, jax must say itself over which devices a gradient is summed.
     manual = bool(jax.sharding.get_abstract_mesh().manual_axes)
     made = jnp.einsum(subscripts, x, w, out_sharding=place) if manual else _product(subscripts, place, x, w)

@@ -127,6 +127,7 @@ class Transformer(nnx.Module):
     ) -> tuple[Array, Routing | None, Any]:  # fmt: skip
         """Hidden states of `routed`, how tokens were routed, and what went into layer `kept`."""
         config = self.config
+        quantise = "none" if key is None or tuned is not None else config.quantise  # what is served is never rounded
         key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings.read(tokens, item_rows, items, key_id)
         x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", "position", None))
@@ -148,9 +149,9 @@ class Transformer(nnx.Module):
                 w = self._ready(shared or w) | tuning.of_rows(own, tuned)
                 x, (turns, k_start, k_end) = (x, rows[0]) if depth is None else interaction.meet(x, depth, *rows)
                 found = None if kept is None else jnp.where(number == kept, x, found)
-                q, k, v = project(x, w, turns, config)
+                q, k, v = project(x, w, turns, config, quantise=quantise)
                 mixed = attend(q, k, v, k_start, k_end, config.attention)
-                y, routing = close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
+                y, routing = close(x, mixed, w, config, keys, real=k_end > k_start, part=part, quantise=quantise)
                 x = tuning.kept(x, y, w)
                 return (x, found), (routing, x if every else None)
 
