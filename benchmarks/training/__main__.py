@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.decoding.processes import processors
 from benchmarks.peers.environments import environment
-from benchmarks.record import write_results
+from benchmarks.record import kept_rows, write_results
 from benchmarks.training.setting import (
     FORMULA,
     LENGTH,
@@ -100,7 +100,8 @@ def main() -> None:
             for name in running
         ]
     show(rows)
-    print(f"wrote {write_results('training', rows, options.out)}")
+    others = kept_rows("training", rows, ("case",))  # benchmarks.training.packing's
+    print(f"wrote {write_results('training', rows + others, options.out)}")
 
 
 def row_of(name: str, seconds: list[float], peak: float, threads: int, begun: dict[str, float]) -> dict[str, Any]:

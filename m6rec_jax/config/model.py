@@ -9,6 +9,7 @@ from m6rec_jax.config.checks import above_zero, at_least, below_one, check
 
 DType = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]
+Quantise = Literal["none", "int8", "fp8"]
 Attention = Literal["auto", "xla", "splash", "tokamax"]
 Routing = Literal["dropless", "capacity"]
 
@@ -40,6 +41,8 @@ class ModelConfig:
         rope_theta: base wavelength of rotary positions.
         norm_eps: added inside RMSNorm.
         dtype: arithmetic of matrix products; parameters stay float32.
+        quantise: eight bits for the layers' matrix products while training (docs/training-speed.md; the extra `quant`): int8, or fp8.
+            What is validated and served is never rounded.
         remat: what backward recomputes: none, everything but matrix products (dots), or all (full).
         content: add projected item features to item tokens and to the atomic output table.
         attention: whose code attends (model/kernels): xla (any device), splash (TPU), tokamax (Hopper GPU or later; the extra `kernels`);
@@ -74,6 +77,7 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     dtype: DType = "float32"
+    quantise: Quantise = "none"
     remat: Remat = "none"
     content: bool = True
     attention: Attention = "auto"
@@ -103,7 +107,13 @@ class ModelConfig:
             "microbatches",
         )
         below_one("model", self, "dropout", "embed_dropout", "id_dropout")
-        for name, known in (("dtype", DType), ("remat", Remat), ("attention", Attention), ("routing", Routing)):
+        for name, known in (
+            ("dtype", DType),
+            ("quantise", Quantise),
+            ("remat", Remat),
+            ("attention", Attention),
+            ("routing", Routing),
+        ):
             value = getattr(self, name)
             check(value in get_args(known), f"model.{name}={value}: must be one of {', '.join(get_args(known))}")
         check(self.attention != "tokamax" or self.dtype == "bfloat16", f"model.attention=tokamax and model.dtype={self.dtype}: its kernels compute in bfloat16; change one of them")  # fmt: skip
@@ -112,6 +122,7 @@ class ModelConfig:
         check((self.width // self.heads) % 2 == 0, f"model.width={self.width} over model.heads={self.heads} gives an odd head size; rotary positions need an even one")  # fmt: skip
         check(not self.experts or self.experts_per_token <= self.experts, f"model.experts_per_token={self.experts_per_token} is more than model.experts={self.experts}")  # fmt: skip
         check(self.experts > 0 or self.shared_experts == 0, f"model.shared_experts={self.shared_experts} and model.experts=0: a dense model shares none; change one of them")  # fmt: skip
+        check(self.quantise == "none" or not self.experts, f"model.quantise={self.quantise} and model.experts={self.experts}: products of experts are not rounded; change one of them")  # fmt: skip
         check(self.late <= self.layers, f"model.late={self.late} is more than model.layers={self.layers}")
         check(
             not self.exits or self.layers > 1,

@@ -28,18 +28,23 @@ def attend(
     """
     B, T, K, G, h = q.shape
     rows = lambda x: jnp.tile(x, (1, G))[:, None, :]  # noqa: E731  of queries, the groups one behind another
-    queries = jnp.moveaxis(q, 1, 3).reshape(B, K, G * T, h)
-    keys, values = (jnp.swapaxes(x, 1, 2) for x in (k, v))
+    queries = _copied(jnp.moveaxis(q, 1, 3).reshape(B, K, G * T, h))
+    keys, values = (_copied(jnp.swapaxes(x, 1, 2)) for x in (k, v))
     mixed = _attend(queries, keys, values, rows(k_start), rows(k_end))
     return jnp.moveaxis(mixed.reshape(B, K, G, T, h), 3, 1)
 
 
-# Products of heads: letters b, k stand on both sides. Written so that no large array has to be turned, which XLA's programs
-# for a CPU do by copying it, or not at all and multiply by a slow loop.
+# Products of heads: letters b, k stand on both sides. XLA's programs for a CPU multiply bfloat16 as such only where both
+# sides lie as a plain product of matrices reads them; of any other they make float32 first, and are several times slower.
 def _heads(x: Array, y: Array, of_x: int, of_y: int, dtype: jax.typing.DTypeLike = jnp.float32) -> Array:
     """Products of each head, summed over axis `of_x` of `x` and `of_y` of `y`."""
     dims = (((of_x,), (of_y,)), ((0, 1), (0, 1)))
     return jax.lax.dot_general(x, y, dims, preferred_element_type=dtype)
+
+
+def _copied(x: Float[Array, "B K m n"]) -> Float[Array, "B K m n"]:
+    """A turned array laid out in its new order, before any product sees that it was turned."""
+    return jax.lax.optimization_barrier(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
 
 def _seen(start: Array, end: Array, keys: int) -> Array:
@@ -58,25 +63,25 @@ def _attend_forward(q: Array, k: Array, v: Array, start: Array, end: Array) -> t
     scores = jnp.where(_seen(start[..., None], end[..., None], k.shape[2]), scores, NEVER)
     most = jnp.max(scores, axis=-1)
     weights = jnp.exp(scores - most[..., None])
-    share = 1 / jnp.sum(weights, axis=-1)
-    mixed = (_heads(weights.astype(v.dtype), v, 3, 2) * share[..., None]).astype(q.dtype)
-    return mixed, (q, k, v, start, end, mixed, most, share)
+    total = jnp.sum(weights, axis=-1)
+    mixed = (_heads(weights.astype(v.dtype), v, 3, 2) / total[..., None]).astype(q.dtype)
+    return mixed, (q, k, v, start, end, mixed, most + jnp.log(total))
 
 
 def _attend_backward(kept: tuple[Array, ...], g: Array) -> tuple[Array | None, ...]:
-    q, k, v, start, end, mixed, most, share = kept
+    q, k, v, start, end, mixed, mass = kept
+    g = _copied(g)
     # Keys outside, queries inside: what is summed over queries then stands the right way for the products.
     row = lambda x: x[:, :, None, :]  # noqa: E731
     s = jnp.arange(k.shape[2])[:, None]
     seen = (s >= row(start)) & (s < row(end))
-    scores = jnp.where(seen, _heads(k, q, 3, 3) * q.shape[-1] ** -0.5, NEVER)
-    weights = jnp.exp(scores - row(most)) * row(share)
+    scale = q.shape[-1] ** -0.5
+    weights = jnp.exp(jnp.where(seen, _heads(k, q, 3, 3) * scale, NEVER) - row(mass))
     along = jnp.sum(g.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1)
-    d_scores = weights * (_heads(v, g, 3, 3) - row(along)) * q.shape[-1] ** -0.5
-    d_scores, weights = d_scores.astype(q.dtype), weights.astype(v.dtype)
-    turned = jax.lax.optimization_barrier(jnp.swapaxes(k, 2, 3))
-    dq = jnp.swapaxes(_heads(turned, d_scores, 3, 2, q.dtype), 2, 3)
-    dk, dv = _heads(d_scores, q, 3, 2, k.dtype), _heads(weights, g, 3, 2, v.dtype)
+    d_scores = (weights * (_heads(v, g, 3, 3) - row(along))).astype(q.dtype)
+    scaled = lambda x: (x * scale).astype(q.dtype)  # noqa: E731
+    dq = jnp.swapaxes(scaled(_heads(_copied(jnp.swapaxes(k, 2, 3)), d_scores, 3, 2)), 2, 3)
+    dk, dv = scaled(_heads(d_scores, q, 3, 2)), _heads(weights.astype(v.dtype), g, 3, 2, v.dtype)
     return dq, dk, dv, None, None
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 from flax import nnx
+from jax.extend.backend import get_default_device
 from jaxtyping import Array
 
 from m6rec_jax.config import ModelConfig
@@ -76,19 +77,23 @@ def first(w: dict[str, Array]) -> dict[str, Array]:
 LEADING = {"bt": ("batch", "position"), "bmt": ("batch", None, None)}  # logical axes: of rows, and of beams
 
 
-def project(x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, batch: str = "bt") -> tuple[Array, ...]:
+def project(
+    x: Array, w: dict[str, Array], turns: Turns, config: ModelConfig, batch: str = "bt", quantise: str = "none"
+) -> tuple[Array, ...]:
     """Normed input to rotated queries, rotated keys, and values. `batch`: einsum letters of the leading axes."""
-    q, k, v = vectors(x, w, config, batch)
+    q, k, v = vectors(x, w, config, batch, quantise)
     return rope(q, turns.over(2)), rope(k, turns.over(1)), v
 
 
-def vectors(x: Array, w: dict[str, Array], config: ModelConfig, batch: str = "bt") -> tuple[Array, Array, Array]:
+def vectors(
+    x: Array, w: dict[str, Array], config: ModelConfig, batch: str = "bt", quantise: str = "none"
+) -> tuple[Array, Array, Array]:
     """`project` before rotation."""
     lead = LEADING[batch]
     y = rms_norm(x, w["attention_norm"], config.norm_eps)
-    q = product(f"{batch}d,dkgh->{batch}kgh", y, w["query"], sharding.out(*lead, "kv", None, None))
-    k = product(f"{batch}d,dkh->{batch}kh", y, w["key"], sharding.out(*lead, "kv", None))
-    v = product(f"{batch}d,dkh->{batch}kh", y, w["value"], sharding.out(*lead, "kv", None))
+    q = product(f"{batch}d,dkgh->{batch}kgh", y, w["query"], sharding.out(*lead, "kv", None, None), quantise)
+    k = product(f"{batch}d,dkh->{batch}kh", y, w["key"], sharding.out(*lead, "kv", None), quantise)
+    v = product(f"{batch}d,dkh->{batch}kh", y, w["value"], sharding.out(*lead, "kv", None), quantise)
     return tuning.add(q, y, w, "query"), tuning.add(k, y, w, "key"), tuning.add(v, y, w, "value")
 
 
@@ -101,6 +106,7 @@ def close(
     batch: str = "bt",
     real: Array | None = None,
     part: Part = None,
+    quantise: str = "none",
 ) -> tuple[Array, Routing | None]:
     """Attention output and feed-forward, each added to the residual stream; with experts, how tokens were routed.
 
@@ -109,22 +115,34 @@ def close(
     lead = LEADING[batch]
     key_a, key_f = (None, None) if keys is None else keys
     to_stream = sharding.out(*lead, None)
-    attention = product(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], to_stream)
+    attention = product(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], to_stream, quantise)
     attention = tuning.add(attention, mixed, w, "output")
     x = x + dropout(attention, config.dropout, key_a, *lead, None, part=part)
     y = rms_norm(x, w["ffn_norm"], config.norm_eps)
     forward, routing = 0, None
     if "gate" in w:
         to_ffn = sharding.out(*lead, "ffn")
-        of_y = lambda name: tuning.add(product(f"{batch}d,df->{batch}f", y, w[name], to_ffn), y, w, name)  # noqa: E731
+        of_y = lambda name: tuning.add(product(f"{batch}d,df->{batch}f", y, w[name], to_ffn, quantise), y, w, name)  # noqa: E731
         inner = swiglu(of_y("gate"), of_y("up"))
-        forward = tuning.add(product(f"{batch}f,fd->{batch}d", inner, w["down"], to_stream), inner, w, "down")
+        forward = tuning.add(product(f"{batch}f,fd->{batch}d", inner, w["down"], to_stream, quantise), inner, w, "down")
     if "router" in w:
         dropless = keys is None or config.routing == "dropless"
         of_experts, routing = feed_forward(y, real, w, config, lead, dropless)
         forward = forward + of_experts
     forward = tuning.adapted(forward, y, w)
     return x + dropout(forward, config.dropout, key_f, *lead, None, part=part), routing
+
+
+UNROLLED = 8  # layers
+
+
+def unrolled(layers: int) -> bool:
+    """Whether a program has the layers one behind another, and not a loop over them: on a CPU, of few.
+
+    What a loop keeps for the backward pass it copies into arrays of all layers and out again. Elsewhere longer programs gain
+    nothing.
+    """
+    return get_default_device().platform == "cpu" and layers <= UNROLLED
 
 
 def remat(layer, policy: str):

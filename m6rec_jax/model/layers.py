@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -27,9 +28,37 @@ def scale(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
 
 def rms_norm(x: Float[Array, "*n D"], gain: Float[Array, " D"], eps: float) -> Float[Array, "*n D"]:
     """Root-mean-square norm in float32 (Zhang and Sennrich 2019)."""
+    # Where a program is one device's part, jax must say itself over which devices a gradient is summed.
+    manual = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    return _normed(x, gain, eps)[0] if manual else _rms_norm(eps, x, gain)
+
+
+def _normed(x: Array, gain: Array, eps: float) -> tuple[Array, Array]:
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return (y * (1.0 + gain)).astype(x.dtype)
+    size = jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * size * (1.0 + gain)).astype(x.dtype), size
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rms_norm(eps: float, x: Array, gain: Array) -> Array:
+    return _normed(x, gain, eps)[0]
+
+
+def _rms_norm_forward(eps: float, x: Array, gain: Array) -> tuple[Array, tuple[Array, ...]]:
+    out, size = _normed(x, gain, eps)
+    return out, (x, gain, size)
+
+
+def _rms_norm_backward(eps: float, kept: tuple[Array, ...], g: Array) -> tuple[Array, Array]:
+    """From `x` as it came: jax would keep two float32 copies of it."""
+    x, gain, size = kept
+    y, wide = x.astype(jnp.float32) * size, g.astype(jnp.float32)
+    of_y = wide * (1.0 + gain)
+    dx = size * (of_y - y * jnp.mean(of_y * y, axis=-1, keepdims=True))
+    return dx.astype(x.dtype), jnp.sum(wide * y, axis=tuple(range(x.ndim - 1))).astype(gain.dtype)
+
+
+_rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 class Turns(NamedTuple):
@@ -47,7 +76,8 @@ def rope(x: Float[Array, "*n h"], turns: Turns) -> Float[Array, "*n h"]:
     """Rotate pairs (i, i + h/2) of a head (Su et al. 2021), in float32."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     sin, cos = turns
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    halves = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate([half.astype(x.dtype) for half in halves], axis=-1)
 
 
 def rope_turns(positions: Int[Array, "*n"], head_dim: int, theta: float) -> Turns:
@@ -57,9 +87,24 @@ def rope_turns(positions: Int[Array, "*n"], head_dim: int, theta: float) -> Turn
     return Turns(jnp.sin(angles), jnp.cos(angles))
 
 
+@jax.custom_vjp
 def swiglu(gate: Float[Array, "*n F"], up: Float[Array, "*n F"]) -> Float[Array, "*n F"]:
-    """silu(gate) * up (Shazeer 2020), in float32: rounded once, and not after each of its steps."""
+    """silu(gate) * up (Shazeer 2020), in float32: rounded once, and not after each of its steps.
+
+    Its gradient is made of the arguments anew: what jax would keep of the steps in between is three float32 arrays.
+    """
     return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
+def _swiglu_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    gate, up = kept
+    x, wide = gate.astype(jnp.float32), g.astype(jnp.float32)
+    share = jax.nn.sigmoid(x)
+    d_gate = wide * up.astype(jnp.float32) * share * (1 + x * (1 - share))
+    return d_gate.astype(gate.dtype), (wide * x * share).astype(up.dtype)
+
+
+swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
 
 
 def dropout(x: Array, rate: float, key: jax.Array | None, *axes: str | None, part: Part = None) -> Array:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.model import interaction, sharding, tuning
 from m6rec_jax.model.attention import NEVER
-from m6rec_jax.model.block import Block, close, first, project, remat, vectors
+from m6rec_jax.model.block import Block, close, first, project, remat, unrolled, vectors
 from m6rec_jax.model.experts import Routing
 from m6rec_jax.model.items import Catalogues, Embeddings
 from m6rec_jax.model.kernels import attend, attend_prefix
@@ -127,6 +127,7 @@ class Transformer(nnx.Module):
     ) -> tuple[Array, Routing | None, Any]:  # fmt: skip
         """Hidden states of `routed`, how tokens were routed, and what went into layer `kept`."""
         config = self.config
+        quantise = "none" if key is None or tuned is not None else config.quantise  # what is served is never rounded
         key_id, key_in, key_layers = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.embeddings.read(tokens, item_rows, items, key_id)
         x = self._cast(dropout(x, config.embed_dropout, key_in, "batch", "position", None))
@@ -148,14 +149,15 @@ class Transformer(nnx.Module):
                 w = self._ready(shared or w) | tuning.of_rows(own, tuned)
                 x, (turns, k_start, k_end) = (x, rows[0]) if depth is None else interaction.meet(x, depth, *rows)
                 found = None if kept is None else jnp.where(number == kept, x, found)
-                q, k, v = project(x, w, turns, config)
+                q, k, v = project(x, w, turns, config, quantise=quantise)
                 mixed = attend(q, k, v, k_start, k_end, config.attention)
-                y, routing = close(x, mixed, w, config, keys, real=k_end > k_start, part=part)
+                y, routing = close(x, mixed, w, config, keys, real=k_end > k_start, part=part, quantise=quantise)
                 x = tuning.kept(x, y, w)
                 return (x, found), (routing, x if every else None)
 
             begun = x, None if kept is None else x
-            return jax.lax.scan(remat(layer, config.remat), begun, layers, length=config.layers if shared else None)
+            walked, length = remat(layer, config.remat), config.layers if shared else None
+            return jax.lax.scan(walked, begun, layers, length, unroll=unrolled(config.layers))
 
         shared: dict[str, Array] = {}
         weights, stages, states = self.block.stacked(), sharding.shards("layers"), None

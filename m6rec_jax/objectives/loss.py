@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -88,25 +89,20 @@ def cross_entropy(
             total = sharding.pmax(total, sharding.TENSOR)
             for i, (s, table) in enumerate(zip(slices, tables, strict=True)):
                 legal = seen[s.domain] if s.atomic and model.config.content else None
+                here, at = jnp.any(slice_id == i), target - s.offset
                 if i in samples:
-                    over = partial(_sampled_nll, sample=samples[i])
+                    over = partial(_if_here, partial(_sampled_nll, sample=samples[i], size=s.size, smoothing=smoothing))
+                    # Alone, a chunk's logits are there at its backward pass anyway: computing them twice saves nothing.
+                    over = jax.checkpoint(over) if len(chunks[1]) > 1 else over
+                    value = over(here, h, at, table, legal)
                 else:
-                    groups = option_groups(model.vocab) if s.name == OPTIONS else None
-                    over, table = partial(_slice_nll, groups=groups), table.ids
-                value = jax.lax.cond(
-                    jnp.any(slice_id == i),
-                    lambda h, t, over=over, table=table, s=s, legal=legal: over(
-                        h, t - s.offset, table, s.size, legal, 0.0 if s.name == OPTIONS else smoothing
-                    ),
-                    lambda h, t, total=total: total * 0,
-                    h,
-                    target,
-                )
+                    groups = jnp.asarray(option_groups(model.vocab)) if s.name == OPTIONS else None
+                    even, real = 0.0 if s.name == OPTIONS else smoothing, None if s.size == s.padded else s.size
+                    value = _slice_nll(real, even, here, h, table.ids, at, legal, groups)
                 total = total + jnp.where(slice_id == i, value, 0)
             return None, total
 
-        # Alone, a chunk's logits are there at its backward pass anyway: computing them twice saves nothing.
-        _, losses = jax.lax.scan(jax.checkpoint(nll) if len(chunks[1]) > 1 else nll, None, chunks)
+        _, losses = jax.lax.scan(nll, None, chunks)
         losses = losses.reshape(-1)[: targets.shape[0]]
         of_task = jax.nn.one_hot(task_ids, n_tasks, dtype=jnp.float32)
         loss = (losses * weights[by_slice]) @ of_task[by_slice]
@@ -119,36 +115,100 @@ def cross_entropy(
     return run(hidden, targets, weights, task_ids, tables, samples, seen)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _slice_nll(
-    h: Float[Array, "c D"],
-    target: Int[Array, " c"],
-    table: Float[Array, "V D"],
-    size: int,
-    legal: Bool[Array, " V"] | None,
+    real: int | None,
     smoothing: float,
-    groups: np.ndarray | None = None,
+    here: Bool[Array, ""],
+    h: Float[Array, "c D"],
+    table: Float[Array, "V D"],
+    target: Int[Array, " c"],
+    legal: Bool[Array, " V"] | None,
+    groups: Int[Array, " padded"] | None,
 ) -> Float[Array, " c"]:
-    """Negative log-likelihood of row `target` of a table that may be sharded along tensor.
+    """Negative log-likelihood of row `target` of a table that may be sharded along tensor; zeros where no target of the chunk
+    is `here`.
 
-    `groups [padded]`: a target is normalised over the rows of its own group.
+    `real`: how many rows are no spare ones, None: all. `groups`: a target is normalised over the rows of its own group. Of the logits the backward pass keeps their log-sum-exp
+    alone: it multiplies once more, and then needs one pass over the products.
     """
-    first = sharding.tensor_index() * table.shape[0]
-    rows = first + jnp.arange(table.shape[0])
-    is_target = rows == target[:, None]
-    allowed = rows < size if legal is None else (rows < size) & (legal[: table.shape[0]] | is_target)
+    return _slice_forward(real, smoothing, here, h, table, target, legal, groups)[0]
+
+
+def _slice_forward(
+    real: int | None, smoothing: float, here: Array, h: Array, table: Array, target: Array,
+    legal: Array | None, groups: Array | None,
+) -> tuple[Array, tuple[Any, ...]]:  # fmt: skip
+    def present(h: Array, table: Array) -> tuple[Array, Array]:
+        scores, allowed = _allowed_scores(h, table, target, real, legal, groups)
+        top = sharding.pmax(jnp.max(scores, axis=-1), sharding.TENSOR)
+        mass = sharding.psum(jnp.sum(jnp.exp(scores - top[:, None]), axis=-1), sharding.TENSOR)
+        hit = jnp.sum(h.astype(jnp.float32) * _rows_of(table, target).astype(jnp.float32), axis=-1)
+        hit = sharding.pmean(hit, sharding.TENSOR)  # the same on every shard
+        mass = top + jnp.log(mass)
+        if smoothing == 0:
+            return mass - hit, mass
+        total = sharding.psum(jnp.sum(jnp.where(allowed, scores, 0), axis=-1), sharding.TENSOR)
+        return mass - (1 - smoothing) * hit - smoothing * total / _count(allowed, table), mass
+
+    nothing = sharding.pmax(h[:, 0].astype(jnp.float32) * 0, sharding.TENSOR)
+    value, mass = jax.lax.cond(here, present, lambda h, table: (nothing, nothing), h, table)
+    return value, (here, h, table, target, legal, groups, mass)
+
+
+def _slice_backward(real: int | None, smoothing: float, kept: tuple[Any, ...], g: Array) -> tuple[Array | None, ...]:
+    here, h, table, target, legal, groups, mass = kept
+
+    def present(h: Array, table: Array) -> tuple[Array, Array]:
+        scores, allowed = _allowed_scores(h, table, target, real, legal, groups)
+        share = jnp.exp(scores - mass[:, None])
+        if smoothing:
+            share = share - jnp.where(allowed, smoothing / _count(allowed, table)[:, None], 0)
+        share = share - jnp.where(_row_numbers(table) == target[:, None], 1 - smoothing, 0)
+        return _scores_backward(h, table, share * g[:, None])
+
+    of_h, of_table = jax.lax.cond(here, present, lambda h, table: (h * 0, table * 0), h, table)
+    return None, of_h, of_table, None, None, None
+
+
+_slice_nll.defvjp(_slice_forward, _slice_backward)
+
+
+def _if_here(nll: Callable[..., Array], here: Array, h: Array, target: Array, table: OutputTable, legal: Any) -> Array:
+    """`nll` of a chunk in which the slice has targets; zeros of any other."""
+    nothing = sharding.pmax(h[:, 0].astype(jnp.float32) * 0, sharding.TENSOR)
+    return jax.lax.cond(
+        here, lambda h, target: nll(h, target, table, legal=legal), lambda h, target: nothing, h, target
+    )
+
+
+def _allowed_scores(
+    h: Array, table: Array, target: Array, real: int | None, legal: Array | None, groups: Array | None
+) -> tuple[Float[Array, "c V"], Bool[Array, "#c V"] | bool]:
+    """Products of states and rows in float32, `NEVER` where a target is not normalised over the row; and where it is."""
+    scores = jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)
+    rows = _row_numbers(table)
+    inside = True if real is None else (rows < real)[None]
     if groups is not None:
-        group = jnp.asarray(groups)
-        allowed = group[rows] == group[target][:, None]
-    scores = _scores(h, table)
-    scores = jnp.where(allowed, scores, NEVER)
-    top = sharding.pmax(jnp.max(scores, axis=-1), sharding.TENSOR)
-    mass = sharding.psum(jnp.sum(jnp.exp(scores - top[:, None]), axis=-1), sharding.TENSOR)
-    hit = sharding.psum(jnp.sum(jnp.where(is_target, scores, 0), axis=-1), sharding.TENSOR)
-    if smoothing == 0:
-        return top + jnp.log(mass) - hit
-    total = sharding.psum(jnp.sum(jnp.where(allowed, scores, 0), axis=-1), sharding.TENSOR)
-    count = sharding.psum(jnp.sum(allowed, axis=-1), sharding.TENSOR)
-    return top + jnp.log(mass) - (1 - smoothing) * hit - smoothing * total / count
+        allowed = groups[rows] == groups[target][:, None]
+    elif legal is not None:
+        allowed = inside & (legal[: table.shape[0]] | (rows == target[:, None]))
+    elif real is None:
+        return scores, True
+    else:
+        allowed = inside
+    return jnp.where(allowed, scores, NEVER), allowed
+
+
+def _count(allowed: Array | bool, table: Array) -> Float[Array, "#c"]:
+    """Over how many rows a target is normalised."""
+    allowed = jnp.broadcast_to(allowed, (*jnp.shape(allowed)[:-1], table.shape[0])[-2:])
+    return jnp.atleast_1d(sharding.psum(jnp.sum(allowed, axis=-1).astype(jnp.float32), sharding.TENSOR))
+
+
+def _row_numbers(table: Array) -> Int[Array, " V"]:
+    """Which rows of the whole table a shard of it along tensor holds."""
+    return sharding.tensor_index() * table.shape[0] + jnp.arange(table.shape[0])
 
 
 def option_groups(vocab: Vocab) -> np.ndarray:
@@ -158,16 +218,10 @@ def option_groups(vocab: Vocab) -> np.ndarray:
     return groups
 
 
-@jax.custom_vjp
-def _scores(h: Float[Array, "c D"], table: Float[Array, "V D"]) -> Float[Array, "c V"]:
-    """Products of states and rows in float32. Their gradient is rounded to the type of the states before it is multiplied,
-    and where a side of a product has to be turned it is the small one: XLA for a CPU multiplies bfloat16 by float32, and
-    turned matrices, several times slower."""
-    return jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)
-
-
-def _scores_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    h, table = kept
+def _scores_backward(h: Array, table: Array, g: Float[Array, "c V"]) -> tuple[Array, Array]:
+    """Gradients of the products of states and rows. Theirs is rounded to the type of the states before it is multiplied, and where a side of a
+    product has to be turned it is the small one: XLA for a CPU multiplies bfloat16 by float32, and turned matrices, several
+    times slower."""
     g = g.astype(h.dtype)
     # Two letters that are summed over: of one, XLA would multiply by the turned matrix itself instead of a turned copy.
     parts = next(n for n in (4, 2, 1) if len(h) % n == 0)
@@ -176,15 +230,12 @@ def _scores_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]
     return jnp.einsum("cv,vd->cd", g, table), jax.lax.optimization_barrier(turned).T
 
 
-_scores.defvjp(lambda h, table: (_scores(h, table), (h, table)), _scores_backward)
-
-
 def _sampled_nll(
     h: Float[Array, "c D"],
     target: Int[Array, " c"],
     table: OutputTable,
-    size: int,
     legal: Bool[Array, " V"] | None,
+    size: int,
     smoothing: float,
     sample: Int[Array, " n"],
 ) -> Float[Array, " c"]:

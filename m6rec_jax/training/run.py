@@ -37,6 +37,7 @@ from m6rec_jax.data.records import BadRecords
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.model.quantised_products import check_quantise
 from m6rec_jax.objectives.contrast import Pairs, pairs_of
 from m6rec_jax.progress import note
 from m6rec_jax.training.beside import replacing_of
@@ -92,6 +93,7 @@ def train(
             f"validated every {config.train.eval_every:,}"
         )
     check_fit(mesh, config)
+    check_quantise(config.model.quantise)
     part, parts = row_part(mesh)
 
     # -- data ---------------------------------------------------------------------------------------------------

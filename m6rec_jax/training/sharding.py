@@ -127,6 +127,8 @@ def check_fit(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, config: Confi
         raise InputError(f"mesh.stage={mesh.shape['stage']} and model.exits=true: a pipeline gives the states of the last layer only; change one of them")  # fmt: skip
     if mesh.shape["stage"] > 1 and model.shared_layers:
         raise InputError(f"mesh.stage={mesh.shape['stage']} and model.shared_layers=true: one set of weights cannot be dealt over stages; set mesh.stage=1 and give the devices to another axis")  # fmt: skip
+    if mesh.shape["stage"] > 1 and model.quantise != "none":
+        raise InputError(f"mesh.stage={mesh.shape['stage']} and model.quantise={model.quantise}: products in a pipeline are not rounded; change one of them")  # fmt: skip
     of_experts = (
         ("expert", "experts of a layer (model.experts)", model.experts),
         ("tensor", "columns of an expert (model.expert_ffn)", model.expert_width),

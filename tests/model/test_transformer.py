@@ -1,5 +1,7 @@
 """The visibility rule, shown by gradients, and decoding against whole rows."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.data.examples import Sequence
 from m6rec_jax.data.packing import pack_row
+from m6rec_jax.model import block
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View, causal
@@ -206,3 +209,29 @@ def test_one_mesh_axis_cannot_shard_two_dimensions():
         spec("kv", "ffn")
     with pytest.raises(ValueError, match="unknown logical axis 'heads'"):
         spec("heads")
+
+
+def test_layers_one_behind_another_are_those_of_the_loop(world, monkeypatch):
+    """Few layers on a CPU are no loop (block.unrolled); losses and gradients are the loop's, with dropout and remat."""
+    blueprint, params, items, rng = world
+    blueprint, items = (
+        replace(blueprint, config=replace(CONFIG, dropout=0.2, remat="dots")),
+        jax.tree.map(jnp.asarray, items),
+    )
+    row = pack_row([(sequence(rng, 9), 0), (sequence(rng, 6), 0)], LENGTH)
+    view = View(*(row[name][None] for name in ("positions", "k_start", "k_end")))
+
+    def loss(params):
+        hidden = blueprint.bind(params).hidden(
+            row["tokens"][None], row["item_rows"][None], view, items, jax.random.key(1)
+        )
+        return jnp.sum(jnp.sin(hidden))
+
+    results, loops = [], []
+    for most in (block.UNROLLED, 0):
+        monkeypatch.setattr(block, "UNROLLED", most)
+        lowered = jax.jit(jax.value_and_grad(lambda p: loss(p))).lower(params)
+        loops.append(lowered.as_text().count("stablehlo.while"))
+        results.append(lowered.compile()(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), *results)
+    assert loops[0] == loops[1] - 2  # forward and backward

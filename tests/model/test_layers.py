@@ -1,0 +1,59 @@
+"""Parts of a layer that write their own gradients: those of the plain formula, from arguments as they came."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from m6rec_jax.model.layers import rms_norm, rope, rope_turns, swiglu
+
+SHAPE, EPS = (3, 5, 8), 1e-3
+
+
+def plain_swiglu(gate, up):
+    return gate / (1 + jnp.exp(-gate)) * up
+
+
+def plain_norm(x, gain):
+    return x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + EPS) * (1 + gain)
+
+
+CASES = {
+    "swiglu": (swiglu, plain_swiglu, (SHAPE, SHAPE)),
+    "rms_norm": (lambda x, gain: rms_norm(x, gain, EPS), plain_norm, (SHAPE, SHAPE[-1:])),
+}
+
+
+def drawn(shapes):
+    return [2 * jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradients_are_those_of_the_formula(name):
+    ours, plain, shapes = CASES[name]
+    arguments, cotangent = drawn(shapes), jnp.cos(jnp.arange(120.0)).reshape(SHAPE)
+    results = [(value, *back(cotangent)) for value, back in (jax.vjp(f, *arguments) for f in (ours, plain))]
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_backward_keeps_no_array_wider_than_the_arguments(name):
+    """In bfloat16 nothing of the size of an activation is kept in float32."""
+    ours, _, shapes = CASES[name]
+    arguments = [x.astype(jnp.bfloat16) if x.shape == SHAPE else x for x in drawn(shapes)]
+    _, back = jax.vjp(ours, *arguments)
+    kept = [x for x in jax.tree.leaves(back) if x.size >= np.prod(SHAPE)]
+    assert kept
+    assert all(x.dtype == jnp.bfloat16 for x in kept)
+
+
+def test_rope_turns_pairs():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+    positions = jnp.arange(12).reshape(2, 6)
+    angles = positions[..., None] * 100.0 ** (-jnp.arange(4) / 4)
+    wanted = (x[..., :4] + 1j * x[..., 4:]) * jnp.exp(1j * angles)
+    got = rope(x, rope_turns(positions, 8, 100.0))
+    np.testing.assert_allclose(got, jnp.concatenate([wanted.real, wanted.imag], -1), rtol=1e-5, atol=1e-5)
