@@ -44,13 +44,13 @@ ITEMS: ItemTable = jax.tree.map(jnp.asarray, item_table(np.zeros((128, 1)), np.o
 MODEL = ModelConfig(layers=6, width=64, heads=4, dropout=0.0, embed_dropout=0.0, content=False)
 LENGTH, ROWS = 128, 16
 TRAIN, VALID, TEST = 40_000, 8_000, 12_000
-BATCHES = (1, 8, 64)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000, help="of training, for each model; 0: only --sizes")
     parser.add_argument("--repeat", type=int, default=20, help="turns of each that is timed")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--late", type=int, nargs="+", default=[1, 2], help="joined layers")
     parser.add_argument("--max-loss", type=float, default=0.002, help="area that early exit may lose on validation")
     parser.add_argument("--hit-rate", type=float, default=0.8, help="share of parts that were kept, beside all of them")
@@ -174,7 +174,7 @@ def planted_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         "layers": list(exits.layers), "thresholds": list(exits.thresholds), "auc_of_layers": of_layers,
     }  # fmt: skip
     calls["exits"] = lambda some: scorer.score(some, table, exits)
-    for batch in BATCHES:
+    for batch in options.batch:
         rows += compared(calls, test[0], batch, options.repeat, "full", {"model": "planted 6x64"}, facts)
     return rows
 
@@ -260,13 +260,14 @@ def compared(
             **about, "system": name, "batch": batch, "p50_ms": 1e3 * float(np.median(seconds)),
             "p95_ms": 1e3 * float(np.quantile(seconds, 0.95)),
             "of_full": float(np.median(seconds) / np.median(taken[base])),
+            "mean_of_full": float(np.sum(seconds) / np.sum(taken[base])),
             "tokens": float(np.mean([len(tokens) for some in lots for tokens, _ in some])), **facts.get(name, {}),
         }  # fmt: skip
         if name in kept:
             row["kept"] = round(kept[name], 3)
         said = f", AUC {row['auc']:.4f}" if "auc" in row else ""
         print(
-            f"{about['model']} batch {batch:2} {name:20}: {row['p50_ms']:8.2f} ms, {row['of_full']:.2f} of full{said}"
+            f"{about['model']} batch {batch:2} {name:20}: {row['p50_ms']:8.2f} ms, {row['of_full']:.2f} of full (means {row['mean_of_full']:.2f}){said}"
         )
         rows.append(row)
     return rows
@@ -298,9 +299,9 @@ def sized_rows(size: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     exits = Exits((half,), (middle,))
     calls[f"exits, half behind layer {half}"] = lambda some: scorer.score(some, table, exits)
     rows = []
-    for batch in BATCHES:
+    for batch in options.batch:
         repeat = max(3, options.repeat // (4 if batch == 64 else 1))
-        rows += compared(calls, prompts, batch, repeat, "full", {"model": f"random {layers}x{width}"}, {})
+        rows += compared(calls, prompts, batch, repeat, "full", {"model": f"random {size}"}, {})
     return rows
 
 

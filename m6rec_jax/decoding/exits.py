@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from m6rec_jax.artifacts.atomic import write_json
 from m6rec_jax.artifacts.schemas import EXITS
-from m6rec_jax.decoding.shapes import Prompt, batches, pad, rows_of
+from m6rec_jax.decoding.shapes import Prompt, batches, pad
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.interaction import opens
 from m6rec_jax.model.items import Catalogues
@@ -111,7 +111,7 @@ class ExitScorer:
                 if not len(stay):
                     break
                 rows = rows[stay]
-                keep = np.zeros(rows_of(len(rows), B), np.int32)
+                keep = np.zeros(_rows(len(rows), B), np.int32)
                 keep[: len(rows)] = stay
                 at, nearest = at[:, keep], (layer - 1, stops[number + 1][0] - 1)
                 x, scores = _go_on(self._define, self.params, x, keep, at, options, *nearest)
@@ -207,6 +207,15 @@ def auc(labels: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n 2"]) -> floa
     if not 0 < n < len(labels):
         raise InputError("auc: every label is the same; calibrate on rows of both")
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(labels) - n)))
+
+
+def _rows(stay: int, most: int) -> int:
+    """Rows of the program that so many go on in, out of `most`: up to 8 exactly, then four sizes to each power of two.
+
+    A row is a whole sequence: half a batch that went on in a program for all would save nothing.
+    """
+    step = max(1, (1 << (stay - 1).bit_length()) // 8)
+    return min(most, -(-stay // step) * step)
 
 
 def _padded(instances: Sequence[Prompt], B: int, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -97,7 +97,7 @@ def test_what_has_left_is_not_computed_further(made, instances, layers, monkeypa
         work.clear()
         made.score(instances, OPTIONS, Exits((2,), (float(threshold) + (1e-6 if 0 < threshold < 1 else 0),)))
         spent.append(sum(work))
-    assert spent == [32 * 4, 32 * 2 + 16 * 3, 32 * 2 + 8 * 3, 32 * 2 + 4 * 3, 32 * 2]
+    assert spent == [32 * 4, 32 * 2 + 12 * 3, 32 * 2 + 5 * 3, 32 * 2 + 3 * 3, 32 * 2]
 
 
 def planted(n=4000, seed=0):
