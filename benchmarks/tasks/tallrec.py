@@ -46,7 +46,8 @@ def read(kind: str, folder: Path) -> Problem | None:
     first = users[min(starts, key=lambda at: abs(at - len(known) * (1 - VALID)))]
     split = ["valid" if user >= first else "train" for user in users] + ["test"] * len(test)
     frame = frame_of(kind, known, test, users, split)
-    problem = Problem(kind, "scoring", "auc", "like", frame, lambda: card(kind, known, users, split, problem), NUMBERS)
+    past = past_of(kind, known, users, split)
+    problem = Problem(kind, "scoring", "auc", "like", frame, lambda: card(kind, known, users, split, problem), NUMBERS, past=past)  # fmt: skip
     return problem
 
 
@@ -122,6 +123,20 @@ def frame_of(kind: str, known: Sequence[Row], test: Sequence[Row], users: list[i
     )  # fmt: skip
 
 
+def past_of(kind: str, known: Sequence[Row], users: Sequence[int], split: Sequence[str]) -> pl.DataFrame:
+    """Rows from the histories of training rows: each event once, asked of the others of its row."""
+    train = [i for i, part in enumerate(split[: len(known)]) if part == "train"]
+    made: dict[tuple[int, tuple[str, str]], Row] = {}
+    for i in train:
+        row = known[i]
+        for label, own in ((1, row.liked), (0, row.disliked)):
+            for item in own:
+                liked, disliked = (tuple(one for one in part if one != item) for part in (row.liked, row.disliked))
+                made.setdefault((users[i], item), Row(liked, disliked, item, label))
+    rows, owners = list(made.values()), [user for user, _ in made]
+    return frame_of(kind, [*(known[i] for i in train), *rows], [], [*(users[i] for i in train), *owners], ["train"] * (len(train) + len(rows)))[len(train) :]  # fmt: skip
+
+
 def _author(liked: int, disliked: int) -> str:
     return ", ".join(f"author {word} before" for word, n in (("liked", liked), ("disliked", disliked)) if n)
 
@@ -162,5 +177,5 @@ def card(kind: str, known: Sequence[Row], users: list[int], split: list[str], pr
         "kinds": {"liked": 1.0, "disliked": 0.0},
         "corpus": {"path": pl.DataFrame({"text": problem.texts("train")}), "text": "text"},
         "split": "leave-one-out",
-        "tasks": {"like": problem.task_card()},
+        "tasks": {"like": problem.task_card(), "past": problem.past_card()},
     }  # fmt: skip

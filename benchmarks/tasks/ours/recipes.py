@@ -1,0 +1,26 @@
+"""What the backbone of each dataset learns before it is asked or tuned."""
+
+from __future__ import annotations
+
+from benchmarks.tasks.ours.backbone import Recipe
+from benchmarks.tasks.problem import Problem
+
+SCORED = {"past": 0.25, "like": 0.25, "next-item": 0.2, "text-infill": 0.3}
+SHORT = ("--data.length=96", "--data.rows=64")  # the newest events, counts in words, the candidate
+FOUND = {"next": 0.5, "next-item": 0.2, "plausibility": 0.15, "text-causal": 0.15}
+RECIPES = {
+    "movie": Recipe(SCORED, 100, SHORT),
+    "book": Recipe(SCORED, 500, SHORT),
+    "ml-100k": Recipe(SCORED, 1200, SHORT),
+    "kuairec": Recipe({"kind": 0.3, "text-infill": 0.5, "next-item": 0.2}, 600),
+    "kuairec-caption": Recipe({"caption": 0.6, "text-causal": 0.3, "next-item": 0.1}, 600),
+    "xrec-amazon": Recipe({"why": 0.7, "text-causal": 0.3}, 1000),
+    "xrec-yelp": Recipe({"why": 0.7, "text-causal": 0.3}, 1000),
+    "redial": Recipe({"reply": 0.7, "text-causal": 0.2, "next-item": 0.1}, 800),
+    "beauty": Recipe(FOUND, 1000, ("--model.vectors=128", "--model.id_dropout=0.5")),
+}
+
+
+def recipe_of(problem: Problem) -> Recipe:
+    """The recipe of a problem's dataset."""
+    return RECIPES[problem.dataset]
