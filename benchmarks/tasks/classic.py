@@ -59,7 +59,13 @@ def din(problem: Problem, settings: dict[str, Any], seed: int, options: Namespac
     made = environment("rechub", DIN_PACKAGES, options.work / "envs", options.python)
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "asked.npz", Path(folder) / "answered.npz"
-        np.savez(asked, **din_arrays(problem, settings["past"]), width=16, seed=seed, **{f"set_{k}": v for k, v in settings.items()})
+        np.savez(
+            asked,
+            **din_arrays(problem, settings["past"]),
+            width=16,
+            seed=seed,
+            **{f"set_{k}": v for k, v in settings.items()},
+        )
         run("DIN", [str(made), str(DIN_SCRIPT), str(asked), str(answered)], folder)
         with np.load(answered, allow_pickle=False) as file:
             return {split: np.stack([1 - file[split], file[split]], 1) for split in SPLITS[1:]}

@@ -47,4 +47,6 @@ def habit(likes: int, ratings: int) -> str:
 
 def opinion(rate: Sequence[float], ratings: Sequence[float]) -> list[str]:
     """What others think of each item."""
-    return [f"Known {known_by(n)}" + (f", liked {in_percent(r)}" if n else "") for r, n in zip(rate, ratings, strict=True)]
+    return [
+        f"Known {known_by(n)}" + (f", liked {in_percent(r)}" if n else "") for r, n in zip(rate, ratings, strict=True)
+    ]

@@ -124,17 +124,21 @@ def frame_of(kind: str, known: Sequence[Row], test: Sequence[Row], users: list[i
 
 
 def past_of(kind: str, known: Sequence[Row], users: Sequence[int], split: Sequence[str]) -> pl.DataFrame:
-    """Rows from the histories of training rows: each event once, asked of the others of its row."""
+    """Rows from the histories of training rows: a random half of the events is told, each of the others is asked. (Asked of
+    all the rest, a liked one would always leave a smaller share of likes behind than a disliked one.)"""
     train = [i for i, part in enumerate(split[: len(known)]) if part == "train"]
-    made: dict[tuple[int, tuple[str, str]], Row] = {}
+    rng, made = np.random.default_rng(0), dict[tuple[int, tuple[str, str]], Row]()
     for i in train:
-        row = known[i]
-        for label, own in ((1, row.liked), (0, row.disliked)):
-            for item in own:
-                liked, disliked = (tuple(one for one in part if one != item) for part in (row.liked, row.disliked))
-                made.setdefault((users[i], item), Row(liked, disliked, item, label))
+        events = [(item, 1) for item in known[i].liked] + [(item, 0) for item in known[i].disliked]
+        order = rng.permutation(len(events)).tolist()
+        asked = set(order[len(order) // 2 :])
+        liked, disliked = (tuple(item for at, (item, own) in enumerate(events) if own == label and at not in asked) for label in (1, 0))  # fmt: skip
+        for at in sorted(asked):
+            item, label = events[at]
+            made.setdefault((users[i], item), Row(liked, disliked, item, label))
     rows, owners = list(made.values()), [user for user, _ in made]
-    return frame_of(kind, [*(known[i] for i in train), *rows], [], [*(users[i] for i in train), *owners], ["train"] * (len(train) + len(rows)))[len(train) :]  # fmt: skip
+    told, of = [*(known[i] for i in train), *rows], [*(users[i] for i in train), *owners]
+    return frame_of(kind, told, [], of, ["train"] * len(told))[len(train) :]
 
 
 def _author(liked: int, disliked: int) -> str:

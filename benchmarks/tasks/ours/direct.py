@@ -11,7 +11,6 @@ import numpy as np
 from benchmarks.tasks.measures import grounded
 from benchmarks.tasks.nearest import TEMPLATES, K, filled
 from benchmarks.tasks.ours.backbone import backbone
-from benchmarks.tasks.ours.recipes import recipe_of
 from benchmarks.tasks.problem import SPLITS, Problem
 from benchmarks.tasks.problems import read_problem
 from m6rec_jax.data.dataset import Dataset
@@ -29,21 +28,23 @@ MOST = 64  # tokens of a text
 
 def chances(problem: Problem, settings: dict[str, Any], seed: int, options: Namespace) -> dict[str, np.ndarray]:
     """The chance of each option, `[n, C]`."""
-    data, run = backbone(problem, recipe_of(problem), options, seed)
+    data, run = backbone(problem, options, seed)
     scorer = InstanceScorer.load(run, "latest")
     return {split: scorer.chances(read_instances(data, problem.template, split)) for split in SPLITS[1:]}
 
 
 def retrieved(problem: Problem, settings: dict[str, Any], seed: int, options: Namespace) -> dict[str, np.ndarray]:
     """Rows of the K items of the whole catalogue whose vectors are nearest to the query's, history left out: `[n, K]`."""
-    data, run = backbone(problem, recipe_of(problem), options, seed)
+    data, run = backbone(problem, options, seed)
     scorer = InstanceScorer.load(run, "latest")
     assert problem.catalogue is not None
     row_of = {one: i for i, one in enumerate(problem.catalogue["item_id"].to_list())}
     vectors = scorer.item_vectors(_catalogue(problem, data, scorer.length))
     made = {}
     for split in SPLITS[1:]:
-        own = [np.array([row_of[event["item"]] for event in events]) for events in problem.part(split)["history"].to_list()]
+        own = [
+            np.array([row_of[event["item"]] for event in events]) for events in problem.part(split)["history"].to_list()
+        ]
         asked = read_instances(data, problem.template, split)
         made[split] = nearest(scorer.queries(asked.laid_out(scorer.length)), vectors, K, own)[0]
     return made
@@ -64,7 +65,7 @@ def _catalogue(problem: Problem, data: Dataset, room: int) -> list[Laid]:
 def written(problem: Problem, settings: dict[str, Any], seed: int, options: Namespace) -> dict[str, list[str]]:
     """Texts as `generate` gives them: of several drafts the likeliest that names nothing which its source does not;
     where none holds, the filled template."""
-    data, run = backbone(problem, recipe_of(problem), options, seed)
+    data, run = backbone(problem, options, seed)
     engine, scorer = Recommender.load(run, "latest", data).engine, InstanceScorer.load(run, "latest")
     form = next(iter(TEMPLATES[problem.task]))
     plain = filled(problem, {"form": form}, seed, options)
@@ -95,10 +96,12 @@ def plausible(problem: Problem, settings: dict[str, Any], seed: int, options: Na
     """The mean log-likelihood of each second statement after the first, by the run of another dataset: `[n]`."""
     lender = read_problem(settings["of"], options)
     assert lender is not None
-    data, run = backbone(lender, recipe_of(lender), options, seed)
+    data, run = backbone(lender, options, seed)
     scorer = InstanceScorer.load(run, "latest")
     laid = [
-        encode_instance(render(problem.wording, row), data.tokenizer, data.vocab, data.codes, "plausibility", scorer.length)
+        encode_instance(
+            render(problem.wording, row), data.tokenizer, data.vocab, data.codes, "plausibility", scorer.length
+        )
         for row in problem.part("test").iter_rows(named=True)
     ]
     return {"test": scorer.likelihood(laid)[0]}

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tasks.ours.backbone import backbone
-from benchmarks.tasks.ours.recipes import recipe_of
 from benchmarks.tasks.problem import SPLITS, Problem
 from m6rec_jax.artifacts.run import read_run
 from m6rec_jax.data.dataset import Dataset, open_dataset
@@ -34,11 +33,11 @@ def settings(problem: Problem) -> tuple[dict[str, Any], ...]:
     return tuple({"rate": rate} for rate in RATES)
 
 
-def tuned(method: str):  # noqa: ANN201
+def tuned(method: str):
     """The `fit` of a method: tune a copy of the few numbers, keep what validation likes best, serve it."""
 
     def fit(problem: Problem, settings: dict[str, Any], seed: int, options: Namespace) -> dict[str, np.ndarray]:
-        data, run = backbone(problem, recipe_of(problem), options)
+        data, run = backbone(problem, options)
         base, task = _opened(run, data.path), _task(run, data, problem)
         count = len(task.train)
         spec = TuneSpec.of(base.blueprint.config, method, len(task.options))
@@ -67,7 +66,9 @@ def _task(run: Path, data: Dataset, problem: Problem) -> TuneTask:
     about = {key: train.about[key] for key in ("template", "language", "objective", "metric")}
     about |= {"dataset": data.name, "digest": data.digest, "length": room}
     rows = learnt_rows(_opened(run, data.path), run, data, train.option_task)
-    return TuneTask(name, tuple(train.about["options"]), TuneRows.of(train, room), TuneRows.of(valid, room), about, rows)
+    return TuneTask(
+        name, tuple(train.about["options"]), TuneRows.of(train, room), TuneRows.of(valid, room), about, rows
+    )
 
 
 def _chances(server: TunedServer, data: Dataset, problem: Problem, split: str, room: int) -> np.ndarray:
