@@ -72,6 +72,12 @@ class Problem:
         assert self.past is not None
         return self._card_of(self.past.drop("split")) | {"valid": 0.05, "test": 0.05}
 
+    def counts_card(self) -> dict[str, Any]:
+        """The `tasks:` entry of the rows of training and `past` without the events of their histories: what is left to
+        read are the counts, and no user is known by the titles."""
+        assert self.past is not None
+        return self._card_of(self.learnt(True).drop("split", "history")) | {"valid": 0.05, "test": 0.05}
+
     def _card_of(self, frame: pl.DataFrame) -> dict[str, Any]:
         plain = frame.drop(*self.numbers)
         target = "label" if "label" in plain.columns else "answer"
