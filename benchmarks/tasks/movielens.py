@@ -105,5 +105,5 @@ def card(events: pl.DataFrame, items: dict[str, dict], users: dict[str, dict], p
         "kinds": {"liked": 1.0, "disliked": 0.0},
         "corpus": {"path": pl.DataFrame({"text": problem.texts("train")}), "text": "text"},
         "split": "leave-one-out",
-        "tasks": {"like": problem.task_card(), "past": problem.past_card(), "counts": problem.counts_card()},
+        "tasks": {"like": problem.task_card(), "past": problem.past_card()},
     }  # fmt: skip
