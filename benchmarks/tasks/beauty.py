@@ -51,6 +51,7 @@ def _row(split: str, user: str, history: list[str], item: str, items: dict[str, 
         "user_id": user,
         "item_id": item,
         "history": [{"title": items[one]["title"] or one, "item": one} for one in history[-HISTORY:]],
+        "id": item,
         "item": items[item]["title"] or item,
         "categories": _categories(items[item]),
     }
@@ -70,5 +71,5 @@ def card(problem: Problem, training: dict[str, list[str]]) -> dict[str, Any]:
         "events": {"path": table, "user": "user", "item": "item", "time": "order", "time_unit": "order"},
         "items": {"path": problem.catalogue, "id": "item_id", "title": "title", "categories": "categories", "list_separator": ", "},
         "split": "leave-one-out",
-        "tasks": {"next": task},
+        "tasks": {"next": task, "plausibility": {}},
     }  # fmt: skip

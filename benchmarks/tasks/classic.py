@@ -25,21 +25,25 @@ def logreg(problem: Problem, settings: dict[str, Any], seed: int, options: Names
     spaces between words."""
     chars = problem.wording.language == "zh"
     reader = TfidfVectorizer(
-        analyzer="char" if chars else "word", ngram_range=(1, settings["n"] + chars), sublinear_tf=True, min_df=2,
+        analyzer="char" if chars else "word", ngram_range=(1, 2 + chars), sublinear_tf=True, min_df=2,
         token_pattern=r"(?u)\b\w+\b" if not chars else None,
     )  # fmt: skip
-    seen = reader.fit_transform(problem.texts("train"))
+    learnt = problem.learnt(settings["past"])
+    seen = reader.fit_transform(problem.told(learnt))
     model = LogisticRegression(C=settings["C"], max_iter=2000, random_state=seed)
-    model.fit(seen, problem.part("train")["label"].to_numpy())
+    model.fit(seen, learnt["label"].to_numpy())
     return {split: _all_classes(model, reader.transform(problem.texts(split)), problem) for split in SPLITS[1:]}
 
 
 def gbdt(problem: Problem, settings: dict[str, Any], seed: int, options: Namespace) -> dict[str, np.ndarray]:
     """Histogram gradient boosting on the counts of the problem."""
-    table = {split: problem.part(split).select(problem.numbers).to_numpy().astype(float) for split in SPLITS}
-    model = HistGradientBoostingClassifier(**settings, max_iter=100, early_stopping=False, max_features=0.7, random_state=seed)  # fmt: skip
-    model.fit(table["train"], problem.part("train")["label"].to_numpy())
-    return {split: _all_classes(model, table[split], problem) for split in SPLITS[1:]}
+    learnt, counts = problem.learnt(settings["past"]), lambda rows: rows.select(problem.numbers).to_numpy().astype(float)  # fmt: skip
+    model = HistGradientBoostingClassifier(
+        max_leaf_nodes=settings["max_leaf_nodes"], learning_rate=0.1, max_iter=100, early_stopping=False, max_features=0.7,
+        random_state=seed,
+    )  # fmt: skip
+    model.fit(counts(learnt), learnt["label"].to_numpy())
+    return {split: _all_classes(model, counts(problem.part(split)), problem) for split in SPLITS[1:]}
 
 
 def _all_classes(model: Any, features: Any, problem: Problem) -> np.ndarray:
@@ -55,22 +59,29 @@ def din(problem: Problem, settings: dict[str, Any], seed: int, options: Namespac
     made = environment("rechub", DIN_PACKAGES, options.work / "envs", options.python)
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "asked.npz", Path(folder) / "answered.npz"
-        np.savez(asked, **din_arrays(problem), seed=seed, **{f"set_{k}": v for k, v in settings.items()})
+        np.savez(
+            asked,
+            **din_arrays(problem, settings["past"]),
+            width=16,
+            seed=seed,
+            **{f"set_{k}": v for k, v in settings.items()},
+        )
         run("DIN", [str(made), str(DIN_SCRIPT), str(asked), str(answered)], folder)
         with np.load(answered, allow_pickle=False) as file:
             return {split: np.stack([1 - file[split], file[split]], 1) for split in SPLITS[1:]}
 
 
-def din_arrays(problem: Problem, length: int = 12) -> dict[str, np.ndarray]:
+def din_arrays(problem: Problem, past: bool = False, length: int = 12) -> dict[str, np.ndarray]:
     """Items [n], histories [n, 2 * length] (liked, then disliked; 0 = none), sparse counts [n, f] and labels, by split."""
     numbers: dict[str, int] = {}
-    for row in problem.part("train").iter_rows(named=True):  # an item that training has not is 1, an unknown one
+    parts = {split: problem.learnt(past) if split == "train" else problem.part(split) for split in SPLITS}
+    for row in parts["train"].iter_rows(named=True):  # an item that training has not is 1, an unknown one
         for item in (*(event["item"] for event in row["history"]), row["item_id"]):
             numbers.setdefault(item, len(numbers) + 2)
-    edges = {name: np.unique(np.quantile(problem.part("train")[name].to_numpy(), np.linspace(0, 1, 11)[1:-1])) for name in problem.numbers}  # fmt: skip
+    edges = {name: np.unique(np.quantile(parts["train"][name].to_numpy(), np.linspace(0, 1, 11)[1:-1])) for name in problem.numbers}  # fmt: skip
     made: dict[str, np.ndarray] = {"items": np.array(len(numbers) + 2)}
     for split in SPLITS:
-        part = problem.part(split)
+        part = parts[split]
         liked, disliked = (np.zeros((part.height, length), np.int64) for _ in range(2))
         for i, events in enumerate(part["history"].to_list()):
             for table, action in ((liked, "Liked"), (disliked, "Disliked")):

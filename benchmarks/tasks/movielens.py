@@ -16,6 +16,7 @@ from m6rec_jax.data.registry import fetch
 LIKED = 4
 HISTORY = 12  # events before the one that is asked for
 ROWS = {"train": 20_000, "valid": 2_000, "test": 5_000}  # of each split, drawn once for all systems and seeds
+PAST = 20_000  # more rows of the training time, for pretraining
 NUMBERS = ("user_likes", "user_ratings", "user_rate", "item_likes", "item_ratings", "item_rate", "genre_likes", "genre_ratings", "genre_rate", "age")  # fmt: skip
 
 
@@ -25,18 +26,22 @@ def read(folder: Path, source: str | None = None) -> Problem:
     events = pl.read_csv(folder / "events.csv", infer_schema_length=None).sort("time", maintain_order=True)
     items = {str(one["id"]): one for one in map(json.loads, (folder / "items.jsonl").read_text(encoding="utf-8").splitlines())}  # fmt: skip
     users = {str(one["user"]): one for one in pl.read_csv(folder / "users.csv").iter_rows(named=True)}
-    frame = frame_of(events, items, users)
-    problem = Problem("ml-100k", "scoring", "auc", "like", frame, lambda: card(events, items, users, problem), NUMBERS)
+    every = frame_of(events, items, users)
+    frame, past = every.filter(pl.col("split") != "past"), every.filter(pl.col("split") == "past")
+    problem = Problem("ml-100k", "scoring", "auc", "like", frame, lambda: card(events, items, users, problem), NUMBERS, past=past)  # fmt: skip
     return problem
 
 
 def frame_of(events: pl.DataFrame, items: dict[str, dict], users: dict[str, dict]) -> pl.DataFrame:
-    """Drawn rows; counts are those of everything earlier, for held-out rows of training rows and the user's own past."""
+    """Drawn rows, and those of the split "past"; counts are those of everything earlier, for held-out rows of training rows and the user's own past."""
     n = events.height
     cuts = [int(n * 0.8), int(n * 0.9)]
-    rng, drawn = np.random.default_rng(0), set()
+    rng, drawn = np.random.default_rng(0), dict[int, str]()
     for split, (start, stop) in zip(SPLITS, ((0, cuts[0]), (cuts[0], cuts[1]), (cuts[1], n)), strict=True):
-        drawn |= set(rng.permutation(np.arange(start, stop))[: ROWS[split]].tolist())
+        order = rng.permutation(np.arange(start, stop)).tolist()
+        drawn |= dict.fromkeys(order[: ROWS[split]], split)
+        if split == "train":
+            drawn |= dict.fromkeys(order[ROWS[split] : ROWS[split] + PAST], "past")
     item_counts: dict[str, list[int]] = {}
     pasts: dict[str, list[tuple[str, int]]] = {}
     all_likes = all_ratings = 1
@@ -50,7 +55,7 @@ def frame_of(events: pl.DataFrame, items: dict[str, dict], users: dict[str, dict
             about, mine = users[user], sum(y for _, y in past)
             rows.append(
                 {
-                    "split": SPLITS[int(np.searchsorted(cuts, i, side="right"))],
+                    "split": drawn[i],
                     "user_id": user,
                     "item_id": item,
                     "label": like,
@@ -100,5 +105,5 @@ def card(events: pl.DataFrame, items: dict[str, dict], users: dict[str, dict], p
         "kinds": {"liked": 1.0, "disliked": 0.0},
         "corpus": {"path": pl.DataFrame({"text": problem.texts("train")}), "text": "text"},
         "split": "leave-one-out",
-        "tasks": {"like": problem.task_card()},
+        "tasks": {"like": problem.task_card(), "past": problem.past_card()},
     }  # fmt: skip

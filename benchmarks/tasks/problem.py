@@ -22,7 +22,8 @@ class Problem:
 
     `frame`: a row an instance: split, user_id, item_id, `label` (scoring, classify) or `answer` (text), the fields of
     the template, and the counts named in `numbers`. `metric`: what is compared. `card`: the data card, made when asked
-    for: the dataset's own tables and this task. `catalogue`: of a retrieval, item_id, title and text of every item.
+    for: the dataset's own tables and this task. `catalogue`: of a retrieval, item_id, title and text of every item. `past`: of scoring, more
+    rows like those of training: what is known of training users is asked of the rest of it.
     """
 
     dataset: str
@@ -34,6 +35,7 @@ class Problem:
     numbers: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     catalogue: pl.DataFrame | None = None
+    past: pl.DataFrame | None = None
 
     @property
     def name(self) -> str:
@@ -47,21 +49,43 @@ class Problem:
         """The rows of a split, in their order."""
         return self.frame.filter(pl.col("split") == split)
 
+    def learnt(self, past: bool) -> pl.DataFrame:
+        """The rows of training, and where `past` those of training users' own pasts behind them."""
+        train = self.part("train")
+        return pl.concat([train, self.past], how="diagonal_relaxed") if past and self.past is not None else train
+
     def texts(self, split: str) -> list[str]:
         """Each instance as the text that the model reads, without its answer."""
-        made = (render(self.wording, row) for row in self.part(split).iter_rows(named=True))
+        return self.told(self.part(split))
+
+    def told(self, rows: pl.DataFrame) -> list[str]:
+        """`texts` of any rows."""
+        made = (render(self.wording, row) for row in rows.iter_rows(named=True))
         return [" ".join(said(parts) for parts in (*(s.parts for s in one.segments), one.opening)) for one in made]
 
     def task_card(self) -> dict[str, Any]:
         """The `tasks:` entry of this task over its own table."""
-        plain = self.frame.drop(*self.numbers)
+        return self._card_of(self.frame) | {"split": "split"}
+
+    def past_card(self) -> dict[str, Any]:
+        """The `tasks:` entry of `past`; whole users are held out of it."""
+        assert self.past is not None
+        return self._card_of(self.past.drop("split")) | {"valid": 0.05, "test": 0.05}
+
+    def counts_card(self) -> dict[str, Any]:
+        """The `tasks:` entry of the rows of training and `past` without the events of their histories: what is left to
+        read are the counts, and no user is known by the titles."""
+        assert self.past is not None
+        return self._card_of(self.learnt(True).drop("split", "history")) | {"valid": 0.05, "test": 0.05}
+
+    def _card_of(self, frame: pl.DataFrame) -> dict[str, Any]:
+        plain = frame.drop(*self.numbers)
         target = "label" if "label" in plain.columns else "answer"
         options = {"options": list(self.options)} if self.options else {}
         return {
             "path": plain,
             "template": str(TEMPLATES / f"{self.template}.yaml"),
             "target": target,
-            "split": "split",
             "group": "user_id",
             "item": "item_id",
         } | options

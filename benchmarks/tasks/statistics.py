@@ -30,9 +30,9 @@ def smoothed(likes: np.ndarray, ratings: np.ndarray, prior: float, weight: float
     return (likes + weight * prior) / (ratings + weight)
 
 
-def in_ten(share: float) -> str:
-    """A share in tenths."""
-    return f"{round(10 * share)} in 10"
+def in_percent(share: float) -> str:
+    """A share in steps of five percent: few words, each often enough to be learnt."""
+    return f"{5 * round(20 * share)}%"
 
 
 def known_by(ratings: float) -> str:
@@ -42,9 +42,11 @@ def known_by(ratings: float) -> str:
 
 def habit(likes: int, ratings: int) -> str:
     """What share of what they rated a user liked."""
-    return f"Likes {in_ten(likes / ratings)}" if ratings else ""
+    return f"Likes {in_percent(likes / ratings)}" if ratings else ""
 
 
 def opinion(rate: Sequence[float], ratings: Sequence[float]) -> list[str]:
     """What others think of each item."""
-    return [f"Known {known_by(n)}" + (f", liked {in_ten(r)}" if n else "") for r, n in zip(rate, ratings, strict=True)]
+    return [
+        f"Known {known_by(n)}" + (f", liked {in_percent(r)}" if n else "") for r, n in zip(rate, ratings, strict=True)
+    ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.tasks import classic, nearest
+from benchmarks.tasks.ours import direct, tuned
 from benchmarks.tasks.problem import Problem
+from m6rec_jax.model.tuning import METHODS
 
 # Settings that every method may try on the validation split. One with fewer choices, such as a template's, has fewer.
 BUDGET = 4
@@ -30,16 +32,22 @@ def _same(*settings: dict[str, Any]) -> Callable[[Problem], tuple[dict[str, Any]
     return lambda problem: settings
 
 
+def _scored(choices: Iterable[dict[str, Any]]) -> Callable[[Problem], tuple[dict[str, Any], ...]]:
+    """Each choice without and, of scoring, with the rows of training users' own pasts."""
+    tries = tuple(choices)
+    return lambda problem: tuple(one | {"past": past} for past in ((False, True) if problem.past is not None else (False,)) for one in tries)  # fmt: skip
+
+
 SYSTEMS: dict[str, System] = {
     "logreg": System(
-        classic.logreg, ("scoring", "classify"), _same(*({"C": c, "n": n} for n in (2, 1) for c in (0.3, 3.0)))
+        classic.logreg, ("scoring", "classify"), _scored({"C": c} for c in (0.3, 3.0))
     ),
     "gbdt": System(
         classic.gbdt,
         ("scoring",),
-        _same(*({"learning_rate": rate, "max_leaf_nodes": leaves} for leaves in (4, 15) for rate in (0.03, 0.1))),
+        _scored({"max_leaf_nodes": leaves} for leaves in (4, 15)),
     ),
-    "din": System(classic.din, ("scoring",), _same(*({"width": width, "rate": rate} for width in (16, 8) for rate in (1e-3, 5e-3)))),
+    "din": System(classic.din, ("scoring",), _scored({"rate": rate} for rate in (1e-3, 5e-3))),
     "tfidf-nn": System(nearest.nearest_items, ("retrieval",), _same(*({"n": n, "last": last} for n in (1, 2) for last in (1, 3)))),
     "tfidf-likeness": System(nearest.likeness, ("plausibility",), _same({})),
     "copy": System(
@@ -52,6 +60,8 @@ SYSTEMS: dict[str, System] = {
         ("explanation", "chat", "caption"),
         lambda problem: tuple({"form": name} for name in nearest.TEMPLATES[problem.task]),
     ),
+    **{f"m6rec-{method}": System(tuned.tuned(method), ("scoring", "classify"), tuned.settings) for method in METHODS},
+    "m6rec": System(direct.answers, tuple(direct.ANSWERS), direct.settings),
 }  # fmt: skip
 
 

@@ -46,7 +46,8 @@ def read(kind: str, folder: Path) -> Problem | None:
     first = users[min(starts, key=lambda at: abs(at - len(known) * (1 - VALID)))]
     split = ["valid" if user >= first else "train" for user in users] + ["test"] * len(test)
     frame = frame_of(kind, known, test, users, split)
-    problem = Problem(kind, "scoring", "auc", "like", frame, lambda: card(kind, known, users, split, problem), NUMBERS)
+    past = past_of(kind, known, users, split)
+    problem = Problem(kind, "scoring", "auc", "like", frame, lambda: card(kind, known, users, split, problem), NUMBERS, past=past)  # fmt: skip
     return problem
 
 
@@ -122,6 +123,24 @@ def frame_of(kind: str, known: Sequence[Row], test: Sequence[Row], users: list[i
     )  # fmt: skip
 
 
+def past_of(kind: str, known: Sequence[Row], users: Sequence[int], split: Sequence[str]) -> pl.DataFrame:
+    """Rows from the histories of training rows: a random half of the events is told, each of the others is asked. (Asked of
+    all the rest, a liked one would always leave a smaller share of likes behind than a disliked one.)"""
+    train = [i for i, part in enumerate(split[: len(known)]) if part == "train"]
+    rng, made = np.random.default_rng(0), dict[tuple[int, tuple[str, str]], Row]()
+    for i in train:
+        events = [(item, 1) for item in known[i].liked] + [(item, 0) for item in known[i].disliked]
+        order = rng.permutation(len(events)).tolist()
+        asked = set(order[len(order) // 2 :])
+        liked, disliked = (tuple(item for at, (item, own) in enumerate(events) if own == label and at not in asked) for label in (1, 0))  # fmt: skip
+        for at in sorted(asked):
+            item, label = events[at]
+            made.setdefault((users[i], item), Row(liked, disliked, item, label))
+    rows, owners = list(made.values()), [user for user, _ in made]
+    told, of = [*(known[i] for i in train), *rows], [*(users[i] for i in train), *owners]
+    return frame_of(kind, told, [], of, ["train"] * len(told))[len(train) :]
+
+
 def _author(liked: int, disliked: int) -> str:
     return ", ".join(f"author {word} before" for word, n in (("liked", liked), ("disliked", disliked)) if n)
 
@@ -162,5 +181,5 @@ def card(kind: str, known: Sequence[Row], users: list[int], split: list[str], pr
         "kinds": {"liked": 1.0, "disliked": 0.0},
         "corpus": {"path": pl.DataFrame({"text": problem.texts("train")}), "text": "text"},
         "split": "leave-one-out",
-        "tasks": {"like": problem.task_card()},
+        "tasks": {"like": problem.task_card(), "past": problem.past_card(), "counts": problem.counts_card()},
     }  # fmt: skip

@@ -19,7 +19,7 @@ def main() -> None:
         asked = {name: file[name] for name in file.files}
     torch.manual_seed(int(asked["seed"]))
     torch.set_num_threads(2)
-    width, items = int(asked["set_width"]), int(asked["items"])
+    width, items = int(asked["width"]), int(asked["items"])
     target = SparseFeature("asked", vocab_size=items, embed_dim=width, padding_idx=0)
     past = [SequenceFeature(name, vocab_size=items, embed_dim=width, pooling="concat", shared_with="asked", padding_idx=0) for name in ("liked", "disliked")]  # fmt: skip
     twice = [

@@ -93,6 +93,11 @@ class Template:
     def spelled(self) -> tuple[str, ...]:
         """Fields that are items to be spelled by codes."""
         every = (*self.source, *self.opening, Line(self.target))
+        return tuple(dict.fromkeys(f.name for line in every if not line.each for f, _ in _mentioned(line.nodes) if f.codes))
+
+    def spelled_events(self, history: str) -> tuple[str, ...]:
+        """What of the events of a history are items to be spelled by codes."""
+        every = (line for line in (*self.source, *self.opening) if line.each == history)
         return tuple(dict.fromkeys(f.name for line in every for f, _ in _mentioned(line.nodes) if f.codes))
 
     @property

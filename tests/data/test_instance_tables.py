@@ -16,7 +16,9 @@ from m6rec_jax.data.instances import read_instances
 from m6rec_jax.data.instances.gather import asked_tasks
 from m6rec_jax.data.instances.table import own_rows
 from m6rec_jax.data.prepare import prepare
+from m6rec_jax.data.rendering import ItemRef, render
 from m6rec_jax.data.splits import SPLITS
+from m6rec_jax.data.template import load_template
 from m6rec_jax.errors import InputError
 from tests.fixtures import tiny_card, tiny_tables
 
@@ -46,6 +48,18 @@ MOOD = {"template": "sentiment", "target": "mood", "options": list(MOODS)}
 def test_labels_are_names_or_numbers(target: str):
     frame, options = rows(path=moods(), **MOOD | {"target": target})
     assert options == MOODS and frame["label"].to_list() == [i % 3 for i in range(60)]
+
+
+def test_items_of_a_history_are_spelled_by_their_rows(tmp_path: Path):
+    path = tmp_path / "next.yaml"
+    path.write_text("{task: next, language: en, objective: retrieval, metric: recall@10, source: [{each: history, line: '{item:codes}'}], target: '{item}'}", encoding="utf-8")  # fmt: skip
+    events = [[{"item": "item-3", "title": "a"}, {"item": "nowhere", "title": "b"}], [{"item": "item-3"}]]
+    table = pl.DataFrame({"history": pl.Series([json.dumps(some) for some in events]), "item": ["item-3", "of text"]})
+    frame, _ = rows(path=table, template=path)
+    assert [[event["item"] for event in some] for some in frame["history"].to_list()] == [["3", None], ["3"]]
+    assert frame["item"].to_list() == ["item-3", "of text"]  # the field of that name is text all the same
+    (first, second) = (render(load_template(path), row) for row in frame.iter_rows(named=True))
+    assert [segment.parts for segment in first.segments] == [(ItemRef(3),)] == [s.parts for s in second.segments]
 
 
 def test_without_options_the_classes_are_those_of_the_data(tmp_path: Path):

@@ -19,6 +19,7 @@ from m6rec_jax.training.tune import saved
 from m6rec_jax.training.tune.rows import epoch, width_for, widths_of
 from m6rec_jax.training.tune.run import tune
 from m6rec_jax.training.tune.settings import LEARNING_RATES, TuneSettings, decays
+from m6rec_jax.training.tune.step import make_step, scores
 from m6rec_jax.vocab import Vocab
 from tests.tuning import backbone, options_task, texts_task
 
@@ -50,6 +51,18 @@ def test_the_task_is_learnt_and_the_backbone_left_alone(frozen, method, tmp_path
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert {"valid/auc", "loss"} <= {name for row in rows for name in row}
     assert method in (tmp_path / "out" / "card.md").read_text()
+
+
+def test_another_rate_seed_and_length_compile_nothing(frozen, tmp_path):
+    spec = TuneSpec.of(CONFIG, "adapter", 2)
+    first = tune(frozen, options_task(), spec, settings("adapter"), tmp_path / "first", of_options)
+    programs = make_step()._cache_size(), scores._cache_size()
+    other = settings("adapter", learning_rate=0.003, seed=1, epochs=2.0)
+    second = tune(frozen, options_task(), spec, other, tmp_path / "second", of_options)
+    assert (make_step()._cache_size(), scores._cache_size()) == programs
+    assert first.metrics != second.metrics  # and yet they are other tunings
+    again = tune(frozen, options_task(), spec, replace(other, seed=2), tmp_path / "third", of_options)
+    assert again.metrics != second.metrics
 
 
 def test_a_text_task_is_learnt(frozen, tmp_path):

@@ -41,7 +41,7 @@ def own_rows(card: Card, name: str, template: Template, rows: Mapping[str, int])
             continue
         if field in template.histories:
             series, newest = _history(where, raw, field, columns[field], task, template.language)
-            fields.append(series)
+            fields.append(_rows_for_ids(series, template.spelled_events(field), rows))
         elif field in template.spelled:
             found = [rows.get(one, -1) if one is not None else -1 for one in values.ids(raw[columns[field]]).to_list()]
             fields.append(pl.Series(field, found, dtype=pl.Int64))
@@ -157,6 +157,17 @@ def _history(where: str, raw: pl.DataFrame, field: str, columns: str | dict[str,
     kind = pl.List(pl.Struct(dict.fromkeys(keys, pl.String)))
     full = [[{key: event.get(key) for key in keys} for event in some] for some in events]
     return pl.Series(field, full, dtype=kind), newest
+
+
+def _rows_for_ids(events: pl.Series, spelled: Sequence[str], rows: Mapping[str, int]) -> pl.Series:
+    """Events whose items to be spelled are catalogue rows instead of ids; an item that is in no catalogue is left out."""
+    if not spelled:
+        return events
+    known = {item: str(row) for item, row in rows.items()}
+    found = [
+        [event | {part: known.get(event.get(part)) for part in spelled} for event in some] for some in events.to_list()
+    ]
+    return pl.Series(events.name, found, dtype=events.dtype)
 
 
 def _of_cell(cell: Any, separator: str) -> list[dict[str, str]]:

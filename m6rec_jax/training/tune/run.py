@@ -28,7 +28,7 @@ from m6rec_jax.training.metrics import MetricsLog
 from m6rec_jax.training.tune.rows import TuneRows, epoch, in_order, width_for, widths_of
 from m6rec_jax.training.tune.saved import FILE, Best, restore, save
 from m6rec_jax.training.tune.settings import TuneSettings, learning_rate, optimizer
-from m6rec_jax.training.tune.step import TuneState, make_scores, make_step
+from m6rec_jax.training.tune.step import TuneState, make_step, scores
 
 LOG_EVERY = 20
 # (labels [n], log-probabilities of the options [n, C]) -> figures by name.
@@ -79,15 +79,13 @@ def tune(
     # -- what is trained ----------------------------------------------------------------------------------------
     blueprint, instances = backbone.blueprint, len(task.train)
     steps, every = settings.steps(instances), settings.validated_every(instances)
-    rule = optimizer(settings, steps)
     fresh = depth.begin(spec, blueprint, backbone.params, settings.seed, _rows(task))
-    state = TuneState(fresh, jax.jit(rule.init)(fresh), jnp.int32(0))
+    state = TuneState(fresh, jax.jit(optimizer(settings.rule).init)(fresh), jnp.int32(0))
     found = restore(folder, state)
     count, of = depth.trained(spec, blueprint), blueprint.parameters()
     note(f"{folder}: {spec.method}, {count:,} numbers trained beside {of:,} ({count / of:.2%}), {instances:,} instances, at most {steps:,} steps")  # fmt: skip
 
     # -- validation ---------------------------------------------------------------------------------------------
-    scores = make_scores(spec, blueprint)
     widths = widths_of(np.concatenate([task.train.lengths, task.valid.lengths]))
 
     def validate(tuned: Tuned) -> dict[str, float]:
@@ -96,14 +94,14 @@ def tune(
         lengths = task.valid.lengths
         for chosen in in_order(lengths, settings.rows):
             batch = task.valid.batch(chosen, settings.rows, width_for(lengths[chosen].max(), widths))
-            one, over, told = scores(tuned, backbone.params, batch, backbone.items)
+            one, over, told = scores(spec, blueprint, tuned, backbone.params, batch, backbone.items)
             loss, weight = loss + float(one), weight + float(over)
             logp[chosen] = np.asarray(told)[: len(chosen)]
         figures = {"loss": loss / max(weight, 1.0)}
         return figures | (measure(task.valid.labels, logp) if spec.options else {})
 
     # -- loop ---------------------------------------------------------------------------------------------------
-    step, rate = make_step(spec, blueprint, rule, settings.seed), learning_rate(settings, steps)
+    step, rate, seed = make_step(), learning_rate(settings, steps), jnp.uint32(settings.seed)
     lengths, number, batches = task.train.lengths, -1, []  # the epoch that is under way
     log, stop = (
         MetricsLog(folder, -1 if found is None else int(found[0].step)),
@@ -123,7 +121,7 @@ def tune(
                     number, batches = at, epoch(lengths, settings.rows, settings.seed, at)
                 chosen = batches[place]
                 batch = task.train.batch(chosen, settings.rows, width_for(lengths[chosen].max(), widths))
-                state, loss, norm = step(state, backbone.params, batch, backbone.items)
+                state, loss, norm = step(spec, blueprint, settings.rule, state, backbone.params, batch, backbone.items, rate(done), seed)  # fmt: skip
                 done += 1
                 bar.advance(1)
                 if done % LOG_EVERY == 0 or done == steps:

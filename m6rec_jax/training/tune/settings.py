@@ -51,6 +51,10 @@ class TuneSettings:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def rule(self) -> Rule:
+        return Rule(self.clip, self.weight_decay)
+
     def steps(self, instances: int) -> int:
         """All steps, at least one."""
         return max(1, round(self.epochs * -(-instances // self.rows)))
@@ -67,11 +71,21 @@ def learning_rate(settings: TuneSettings, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, up), falls], [up]) if up else falls
 
 
-def optimizer(settings: TuneSettings, steps: int) -> optax.GradientTransformation:
-    """AdamW over a `Tuned`, gradients clipped by their global norm."""
-    rate = learning_rate(settings, steps)
-    rule = optax.adamw(rate, 0.9, 0.98, weight_decay=settings.weight_decay, mask=decays)
-    return optax.chain(optax.clip_by_global_norm(settings.clip), rule)
+@dataclass(frozen=True)
+class Rule:
+    """What of the settings is part of the program of a step."""
+
+    clip: float
+    weight_decay: float
+
+
+def optimizer(rule: Rule) -> optax.GradientTransformation:
+    """AdamW over a `Tuned`, gradients clipped by their global norm, before its learning rate: that is the step's argument."""
+    return optax.chain(
+        optax.clip_by_global_norm(rule.clip),
+        optax.scale_by_adam(0.9, 0.98),
+        optax.add_decayed_weights(rule.weight_decay, mask=decays),
+    )
 
 
 def decays(tuned: Tuned) -> Tuned:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from m6rec_jax.model import depth, tuning
 from m6rec_jax.model.items import Catalogues
@@ -16,6 +17,7 @@ from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import Transformer, View, causal
 from m6rec_jax.model.tuning import Tuned, TuneSpec
 from m6rec_jax.objectives.loss import cross_entropy
+from m6rec_jax.training.tune.settings import Rule, optimizer
 
 Batch = dict[str, Array]
 
@@ -56,35 +58,37 @@ def losses(
     return -jnp.sum(hit * batch["counts"]), jnp.sum(batch["counts"]), logp
 
 
-def make_step(
-    spec: TuneSpec, blueprint: Blueprint, rule: optax.GradientTransformation, seed: int
-) -> Callable[[TuneState, Any, Batch, Catalogues], tuple[TuneState, Array, Array]]:
-    """The jitted step: `(state, backbone, batch, items) -> (state, mean loss, gradient norm)`. The backbone is read only;
-    a step whose gradient is not finite changes nothing but the count."""
-
-    def step(state: TuneState, params: Any, batch: Batch, items: Catalogues) -> tuple[TuneState, Array, Array]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def mean(tuned: Tuned) -> Array:
-            total, weight, _ = losses(spec, blueprint, params, tuned, batch, items, key)
-            return total / jnp.maximum(weight, 1.0)
-
-        loss, grads = jax.value_and_grad(mean)(state.tuned)
-        norm = optax.tree.norm(grads)
-        updates, moments = rule.update(grads, state.moments, state.tuned)
-        keep = lambda new, old: jnp.where(jnp.isfinite(norm), new, old)  # noqa: E731
-        tuned = jax.tree.map(keep, optax.apply_updates(state.tuned, updates), state.tuned)
-        return TuneState(tuned, jax.tree.map(keep, moments, state.moments), state.step + 1), loss, norm
-
-    return jax.jit(step, donate_argnums=() if jax.default_backend() == "cpu" else 0)
+@cache
+def make_step() -> Callable[..., tuple[TuneState, Array, Array]]:
+    """The jitted `step`, the same for everybody: tunings that differ in rate, seed and length share its programs."""
+    donated = () if jax.default_backend() == "cpu" else ("state",)
+    return jax.jit(step, static_argnames=("spec", "blueprint", "rule"), donate_argnames=donated)
 
 
-def make_scores(
-    spec: TuneSpec, blueprint: Blueprint
-) -> Callable[[Tuned, Any, Batch, Catalogues], tuple[Array, Array, Array]]:
-    """Jitted `losses` without dropout."""
+def step(
+    spec: TuneSpec, blueprint: Blueprint, rule: Rule, state: TuneState, params: Any, batch: Batch, items: Catalogues,
+    rate: Float[Array, ""], seed: Int[Array, ""],
+) -> tuple[TuneState, Array, Array]:  # fmt: skip
+    """One step with learning rate `rate`: (state, mean loss, gradient norm). The backbone is read only; a step whose
+    gradient is not finite changes nothing but the count."""
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-    def scores(tuned: Tuned, params: Any, batch: Batch, items: Catalogues) -> tuple[Array, Array, Array]:
-        return losses(spec, blueprint, params, tuned, batch, items, None)
+    def mean(tuned: Tuned) -> Array:
+        total, weight, _ = losses(spec, blueprint, params, tuned, batch, items, key)
+        return total / jnp.maximum(weight, 1.0)
 
-    return jax.jit(scores)
+    loss, grads = jax.value_and_grad(mean)(state.tuned)
+    norm = optax.tree.norm(grads)
+    updates, moments = optimizer(rule).update(grads, state.moments, state.tuned)
+    keep = lambda new, old: jnp.where(jnp.isfinite(norm), new, old)  # noqa: E731
+    updates = jax.tree.map(lambda x: -rate * x, updates)
+    tuned = jax.tree.map(keep, optax.apply_updates(state.tuned, updates), state.tuned)
+    return TuneState(tuned, jax.tree.map(keep, moments, state.moments), state.step + 1), loss, norm
+
+
+@partial(jax.jit, static_argnames=("spec", "blueprint"))
+def scores(
+    spec: TuneSpec, blueprint: Blueprint, tuned: Tuned, params: Any, batch: Batch, items: Catalogues
+) -> tuple[Array, Array, Array]:
+    """`losses` without dropout."""
+    return losses(spec, blueprint, params, tuned, batch, items, None)

@@ -1,0 +1,41 @@
+"""What the backbone of each dataset learns before it is asked or tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.tasks.problem import Problem
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the backbone of a dataset learns: shares of the mixture by task, steps, and settings of its own. `after`: the
+    dataset whose backbone it begins with, and whose tokenizer it speaks."""
+
+    mixture: dict[str, float]
+    steps: int
+    after: str = ""
+    settings: tuple[str, ...] = ()
+
+
+SCORED = {"past": 0.25, "like": 0.25, "next-item": 0.2, "text-infill": 0.3}
+# Few rows and many titles: rows without a history teach to read counts before titles are learnt by heart.
+COUNTED = {"counts": 0.5, "past": 0.2, "like": 0.1, "next-item": 0.05, "text-infill": 0.15}
+SHORT = ("--data.length=96", "--data.rows=64")  # the newest events, counts in words, the candidate
+FOUND = {"next": 0.5, "next-item": 0.2, "plausibility": 0.15, "text-causal": 0.15}
+RECIPES = {
+    "movie": Recipe(COUNTED, 50, "book", (*SHORT, "--optim.learning_rate=0.0005")),
+    "book": Recipe(COUNTED, 600, "", SHORT),
+    "ml-100k": Recipe(SCORED, 1200, "", SHORT),
+    "kuairec": Recipe({"kind": 0.3, "text-infill": 0.5, "next-item": 0.2}, 600),
+    "kuairec-caption": Recipe({"caption": 0.6, "text-causal": 0.3, "next-item": 0.1}, 600),
+    "xrec-amazon": Recipe({"why": 0.7, "text-causal": 0.3}, 1000),
+    "xrec-yelp": Recipe({"why": 0.7, "text-causal": 0.3}, 1000),
+    "redial": Recipe({"reply": 0.7, "text-causal": 0.2, "next-item": 0.1}, 800),
+    "beauty": Recipe(FOUND, 1000, "", ("--model.vectors=128", "--model.id_dropout=0.5")),
+}
+
+
+def recipe_of(problem: Problem) -> Recipe:
+    """The recipe of a problem's dataset."""
+    return RECIPES[problem.dataset]

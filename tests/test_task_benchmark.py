@@ -1,0 +1,84 @@
+"""The benchmark of tasks: what its rows may tell, and how its differences are drawn."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.tasks import measures, tallrec
+from benchmarks.tasks.statistics import fold_counts
+from m6rec_jax.data.card import load_card
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory):
+    """Rows of films as TALLRec has them: twelve users of six rows each, who like what is even."""
+    folder, rng = tmp_path_factory.mktemp("tables"), np.random.default_rng(0)
+    (folder / "tallrec").mkdir()
+    for part in ("valid", "test"):
+        rows = []
+        for _ in range(12):
+            events = rng.permutation(40)[:12].tolist()
+            for at in range(6, 12):
+                liked, disliked = ([f'"Film {n}"' for n in events[:at] if n % 2 == odd] for odd in (0, 1))
+                says = f"User Preference: {', '.join(liked)}\nUser Unpreference: {', '.join(disliked)}\n"
+                says += f'Whether the user will like the target movie "Film {events[at]}"?'
+                rows.append({"input": says, "output": "No." if events[at] % 2 else "Yes."})
+        (folder / "tallrec" / f"movie_{part}.json").write_text(json.dumps(rows), encoding="utf-8")
+    return tallrec.read("movie", folder)
+
+
+def test_a_past_tells_nothing_of_its_answer(films):
+    past = films.past
+    told = [{event["item"] for event in events} for events in past["history"].to_list()]
+    assert all(item not in seen for item, seen in zip(past["item_id"].to_list(), told, strict=True))
+    # What was liked and what was not are asked after the very same history: a share of likes cannot tell them apart.
+    shares: dict[tuple[str, str], set[float]] = {}
+    for row in past.iter_rows(named=True):
+        key = row["user_id"], json.dumps(row["history"])
+        shares.setdefault(key, set()).add(row["user_rate"])
+    assert max(map(len, shares.values())) == 1 and len(shares) < len(past)
+    assert set(past["user_id"]) <= set(films.part("train")["user_id"])
+
+
+def test_counts_are_of_other_users(films):
+    train = films.part("train")
+    asked = [(row["user_id"], row["item_id"]) for row in train.iter_rows(named=True)]
+    users = np.array([int(user) for user, _ in asked])
+    items = np.array([int(item) for _, item in asked])
+    likes, ratings = fold_counts(users, items, np.ones(len(users)), users, items)
+    for at in range(len(users)):
+        others = (items == items[at]) & (users % 5 != users[at] % 5)
+        assert ratings[at] == likes[at] == others.sum()
+
+
+def test_a_card_holds_the_rows_with_and_without_their_histories(films):
+    card = load_card(films.card())
+    assert set(card.tasks) == {"like", "past", "counts"}
+    tables = {name: task.path for name, task in card.tasks.items()}
+    assert "history" not in tables["counts"].columns and "history" in tables["past"].columns
+    assert len(tables["counts"]) == len(tables["past"]) + len(films.part("train"))
+    assert not set(films.numbers) & set(tables["like"].columns)  # numbers are for trees: the model reads words
+
+
+def test_learnt_rows_have_the_pasts_behind_them_only_when_asked(films):
+    train = films.part("train")
+    assert films.learnt(False).equals(train)
+    both = films.learnt(True)
+    assert both.head(len(train))["item"].equals(train["item"]) and len(both) == len(train) + len(films.past)
+
+
+def test_a_difference_is_paired_and_of_all_seeds():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, 300)
+    noise = rng.normal(size=300)
+    good, better = (measures.auc(labels, labels * k + noise) for k in (1.0, 1.1))
+    own = measures.difference([better], [good], 300)
+    assert own["ci95"][0] > 0  # the same noise in both: a difference far smaller than either's own interval
+    low, high = measures.interval(good, 300)
+    assert own["difference"] < (high - low) / 2
+    assert measures.difference([good], [good], 300) == {"difference": 0.0, "ci95": [0.0, 0.0]}
+    bad = measures.auc(labels, -noise)
+    assert measures.difference([better, bad], [good], 300)["ci95"][0] < 0  # of two seeds one is worse
