@@ -57,6 +57,7 @@ def test_another_rate_seed_and_length_compile_nothing(frozen, tmp_path):
     spec = TuneSpec.of(CONFIG, "adapter", 2)
     first = tune(frozen, options_task(), spec, settings("adapter"), tmp_path / "first", of_options)
     programs = make_step()._cache_size(), scores._cache_size()
+    assert min(programs) > 0
     other = settings("adapter", learning_rate=0.003, seed=1, epochs=2.0)
     second = tune(frozen, options_task(), spec, other, tmp_path / "second", of_options)
     assert (make_step()._cache_size(), scores._cache_size()) == programs
