@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,8 +19,8 @@ from m6rec_jax.settings import load_config
 from m6rec_jax.training.tune import saved
 from m6rec_jax.training.tune.rows import epoch, width_for, widths_of
 from m6rec_jax.training.tune.run import tune
-from m6rec_jax.training.tune.settings import LEARNING_RATES, TuneSettings, decays
-from m6rec_jax.training.tune.step import make_step, scores
+from m6rec_jax.training.tune.settings import LEARNING_RATES, TuneSettings, decays, optimizer
+from m6rec_jax.training.tune.step import TuneState, make_step, scores
 from m6rec_jax.vocab import Vocab
 from tests.tuning import backbone, options_task, texts_task
 
@@ -57,12 +58,26 @@ def test_another_rate_seed_and_length_compile_nothing(frozen, tmp_path):
     spec = TuneSpec.of(CONFIG, "adapter", 2)
     first = tune(frozen, options_task(), spec, settings("adapter"), tmp_path / "first", of_options)
     programs = make_step()._cache_size(), scores._cache_size()
+    assert min(programs) > 0
     other = settings("adapter", learning_rate=0.003, seed=1, epochs=2.0)
     second = tune(frozen, options_task(), spec, other, tmp_path / "second", of_options)
     assert (make_step()._cache_size(), scores._cache_size()) == programs
     assert first.metrics != second.metrics  # and yet they are other tunings
     again = tune(frozen, options_task(), spec, replace(other, seed=2), tmp_path / "third", of_options)
     assert again.metrics != second.metrics
+
+
+def test_the_seed_draws_the_dropout(frozen):
+    spec, rule, rows = TuneSpec.of(CONFIG, "adapter", 2), settings("adapter").rule, options_task().train
+    fresh = depth.begin(spec, frozen.blueprint, frozen.params, 0)
+    state = TuneState(fresh, optimizer(rule).init(fresh), jnp.int32(0))
+    batch = rows.batch(np.arange(16), 16, width_for(rows.lengths.max(), widths_of(rows.lengths)))
+
+    def norm(seed):
+        asked = state, frozen.params, batch, frozen.items, jnp.float32(0.01), jnp.uint32(seed)
+        return float(make_step()(spec, frozen.blueprint, rule, *asked)[2])
+
+    assert norm(0) == norm(0) != norm(1)
 
 
 def test_a_text_task_is_learnt(frozen, tmp_path):

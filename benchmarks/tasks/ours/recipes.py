@@ -24,7 +24,7 @@ COUNTED = {"counts": 0.5, "past": 0.2, "like": 0.1, "next-item": 0.05, "text-inf
 SHORT = ("--data.length=96", "--data.rows=64")  # the newest events, counts in words, the candidate
 FOUND = {"next": 0.5, "next-item": 0.2, "plausibility": 0.15, "text-causal": 0.15}
 RECIPES = {
-    "movie": Recipe(COUNTED, 50, "book", (*SHORT, "--optim.learning_rate=0.0005")),
+    "movie": Recipe(COUNTED, 80, "book", (*SHORT, "--optim.learning_rate=0.0005")),
     "book": Recipe(COUNTED, 600, "", SHORT),
     "ml-100k": Recipe(SCORED, 1200, "", SHORT),
     "kuairec": Recipe({"kind": 0.3, "text-infill": 0.5, "next-item": 0.2}, 600),
