@@ -62,7 +62,12 @@ def main() -> None:
     blueprint = Blueprint(config.model, joint_vocab(domains), domains[0].dataset.content.shape[1])
     items = jax.device_put(tuple(item_table(domain.dataset.content, domain.dataset.seen) for domain in domains))
     measured = timed(config, blueprint, len(pools), items, batches, options.rounds)
-    head = {"dataset": domains[0].name, "config": options.config, "length": config.data.length, "rows": config.data.rows}
+    head = {
+        "dataset": domains[0].name,
+        "config": options.config,
+        "length": config.data.length,
+        "rows": config.data.rows,
+    }
     rows = [{"case": case, "system": "m6rec", "dtype": config.model.dtype, **head, **measured[case]} for case in CASES]
     for row in rows:
         print("{case:7} {real:5.1%} real, {tokens_per_s:8.0f} tokens/s, {tokens_per_processor_s:8.0f} a processor second".format(**row))  # fmt: skip
