@@ -93,7 +93,9 @@ class Template:
     def spelled(self) -> tuple[str, ...]:
         """Fields that are items to be spelled by codes."""
         every = (*self.source, *self.opening, Line(self.target))
-        return tuple(dict.fromkeys(f.name for line in every if not line.each for f, _ in _mentioned(line.nodes) if f.codes))
+        return tuple(
+            dict.fromkeys(f.name for line in every if not line.each for f, _ in _mentioned(line.nodes) if f.codes)
+        )
 
     def spelled_events(self, history: str) -> tuple[str, ...]:
         """What of the events of a history are items to be spelled by codes."""
