@@ -136,13 +136,13 @@ def close(
 UNROLLED = 8  # layers
 
 
-def unrolled(layers: int) -> bool:
+def unrolled(layers: int, policy: str) -> bool:
     """Whether a program has the layers one behind another, and not a loop over them: on a CPU, of few.
 
     What a loop keeps for the backward pass it copies into arrays of all layers and out again. Elsewhere longer programs gain
-    nothing.
+    nothing; and who keeps least (`remat: full`) wants the loop, whose layers share their memory.
     """
-    return get_default_device().platform == "cpu" and layers <= UNROLLED
+    return get_default_device().platform == "cpu" and layers <= UNROLLED and policy != "full"
 
 
 def remat(layer, policy: str):

@@ -157,7 +157,7 @@ class Transformer(nnx.Module):
 
             begun = x, None if kept is None else x
             walked, length = remat(layer, config.remat), config.layers if shared else None
-            return jax.lax.scan(walked, begun, layers, length, unroll=unrolled(config.layers))
+            return jax.lax.scan(walked, begun, layers, length, unroll=unrolled(config.layers, config.remat))
 
         shared: dict[str, Array] = {}
         weights, stages, states = self.block.stacked(), sharding.shards("layers"), None

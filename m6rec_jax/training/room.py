@@ -61,7 +61,7 @@ def memory_needed(
     for s in blueprint.vocab.slices:
         sampled = 0 < config.optim.negatives < s.size
         columns = config.optim.negatives if sampled else s.padded / tensor
-        scores = max(scores, 12 * min(CHUNK, tokens) * columns)
+        scores = max(scores, (12 if sampled else 4) * min(CHUNK, tokens) * columns)
         tables += 0 if sampled else 8 * columns * model.table_width
     widths = (blueprint.content_width, *blueprint.more_widths)
     return {

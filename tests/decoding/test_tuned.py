@@ -13,7 +13,7 @@ from m6rec_jax.decoding.tuned import TunedServer
 from m6rec_jax.errors import InputError
 from m6rec_jax.model import depth, tuning
 from m6rec_jax.model.tuning import TuneSpec
-from m6rec_jax.training.tune.step import make_scores, states
+from m6rec_jax.training.tune.step import scores, states
 from m6rec_jax.vocab import EOS
 from tests.tuning import VOCAB, backbone, options_rows
 
@@ -76,9 +76,8 @@ def test_a_mixed_batch_is_each_task_alone(frozen, artefacts):
         single.add(artefact)
         spec = TuneSpec.from_dict(artefact.spec)
         batch = options_rows(5, len(names)).batch(np.array(own), len(own), 16)
-        validated = make_scores(spec, frozen.blueprint)(
-            tuning.from_arrays(spec, CONFIG, artefact.arrays), frozen.params, batch, frozen.items
-        )[2]
+        own_numbers = tuning.from_arrays(spec, CONFIG, artefact.arrays)
+        validated = scores(spec, frozen.blueprint, own_numbers, frozen.params, batch, frozen.items)[2]
         for i, alone, wanted in zip(own, single.score([name] * len(own), [prompts[i] for i in own]), validated, strict=True):  # fmt: skip
             assert mixed[i].shape == (spec.options,)
             np.testing.assert_allclose(mixed[i], alone, atol=1e-5)

@@ -79,7 +79,7 @@ def test_a_catalogue_of_a_million_items_is_told_and_where_it_cannot_fit_refused(
     monkeypatch.setattr(room, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(room, "CGROUP", tmp_path)  # no limit of its own
     (tmp_path / "meminfo").write_text("MemAvailable:   25165824 kB\n")
-    with pytest.raises(InputError, match="of 24.0 GiB that are free .*1,000,000 items.*optim.negatives"):
+    with pytest.raises(InputError, match="of 24.0 GiB that are free .*1,000,000 items.*prepare --levels 3"):
         check_room(larger, wide, mesh, [1_000_000])
     fits = Config(config.model, data=config.data, optim=OptimConfig(negatives=2048))
     check_room(blueprint, fits, mesh, [1_000_000])
