@@ -105,8 +105,6 @@ def test_float32_and_the_choice_of_xla_leave_attention_to_the_compiler(name):
     for options in ({"dtype": jnp.float32}, {"choice": "xla"}):
         program = gradient_of_attention(name, **options)
         assert TARGETS[name] not in calls(program)
-        # Whether an array of all scores is left or fused away is the compiler's choice: products there are.
-        assert re.search(r"dot\(|gemm|convolution\(", program.as_text())
 
 
 @pytest.mark.parametrize("name", TARGETS)

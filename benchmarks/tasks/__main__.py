@@ -56,15 +56,12 @@ def main() -> None:
         problems[name] = problem
         jobs += [(name, system, seed) for system in options.systems if system in systems_for(problem) for seed in seeds]
     rows: list[dict[str, Any]] = []
-    start, missing = time.monotonic(), set()
+    start = time.monotonic()
     for done, (name, system, seed) in enumerate(jobs):
-        if system in missing:
-            continue
         try:
             rows.append(measured(problems[name], system, seed, options))
         except InputError as error:
-            note(f"{system} left out: {error}")
-            missing.add(system)
+            note(f"{name}: {system} left out: {error}")
             continue
         write_results("tasks", kept_rows("tasks", rows, KEY) + rows)
         spent = time.monotonic() - start

@@ -33,7 +33,8 @@ def read(folder: Path, source: str | None = None) -> Problem:
 
 
 def frame_of(events: pl.DataFrame, items: dict[str, dict], users: dict[str, dict]) -> pl.DataFrame:
-    """Drawn rows, and those of the split "past"; counts are those of everything earlier, for held-out rows of training rows and the user's own past."""
+    """Drawn rows, and those of the split "past"; counts are those of everything earlier, for held-out rows of training rows
+    and the user's own past."""
     n = events.height
     cuts = [int(n * 0.8), int(n * 0.9)]
     rng, drawn = np.random.default_rng(0), dict[int, str]()

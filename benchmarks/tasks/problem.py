@@ -22,8 +22,8 @@ class Problem:
 
     `frame`: a row an instance: split, user_id, item_id, `label` (scoring, classify) or `answer` (text), the fields of
     the template, and the counts named in `numbers`. `metric`: what is compared. `card`: the data card, made when asked
-    for: the dataset's own tables and this task. `catalogue`: of a retrieval, item_id, title and text of every item. `past`: of scoring, more
-    rows like those of training: what is known of training users is asked of the rest of it.
+    for: the dataset's own tables and this task. `catalogue`: of a retrieval, item_id, title and text of every item.
+    `past`: of scoring, more rows like those of training: some of what a training user did, asked of other things they did.
     """
 
     dataset: str

@@ -67,17 +67,21 @@ def test_another_rate_seed_and_length_compile_nothing(frozen, tmp_path):
     assert again.metrics != second.metrics
 
 
-def test_the_seed_draws_the_dropout(frozen):
+def test_a_step_is_as_long_as_its_rate_and_its_seed_draws_the_dropout(frozen):
     spec, rule, rows = TuneSpec.of(CONFIG, "adapter", 2), settings("adapter").rule, options_task().train
     fresh = depth.begin(spec, frozen.blueprint, frozen.params, 0)
     state = TuneState(fresh, optimizer(rule).init(fresh), jnp.int32(0))
     batch = rows.batch(np.arange(16), 16, width_for(rows.lengths.max(), widths_of(rows.lengths)))
 
-    def norm(seed):
-        asked = state, frozen.params, batch, frozen.items, jnp.float32(0.01), jnp.uint32(seed)
-        return float(make_step()(spec, frozen.blueprint, rule, *asked)[2])
+    def stepped(rate, seed):
+        asked = state, frozen.params, batch, frozen.items, jnp.float32(rate), jnp.uint32(seed)
+        after, _, norm = make_step()(spec, frozen.blueprint, rule, *asked)
+        return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after.tuned, fresh), float(norm)
 
-    assert norm(0) == norm(0) != norm(1)
+    (short, one), (long, again), (_, other) = stepped(0.01, 0), stepped(0.02, 0), stepped(0.01, 1)
+    assert one == again != other
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, atol=1e-6), short, long)
+    assert max(float(abs(x).max()) for x in jax.tree.leaves(short)) > 0.005
 
 
 def test_a_text_task_is_learnt(frozen, tmp_path):

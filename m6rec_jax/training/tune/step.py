@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -58,7 +58,6 @@ def losses(
     return -jnp.sum(hit * batch["counts"]), jnp.sum(batch["counts"]), logp
 
 
-@cache
 def make_step() -> Callable[..., tuple[TuneState, Array, Array]]:
     """The jitted `step`, the same for everybody: tunings that differ in rate, seed and length share its programs."""
     donated = () if jax.default_backend() == "cpu" else ("state",)
