@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from m6rec_jax.artifacts.best import gain, metric_of
 from m6rec_jax.artifacts.content import content, differing, digests
 from m6rec_jax.artifacts.manifest import MANIFEST, SEAL, read_manifest, verify_files
 from m6rec_jax.artifacts.schemas import CHECKPOINT
@@ -22,7 +23,6 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 
 FOLDER = "checkpoints"
-BEST_METRIC = "ndcg@10"
 
 
 def step_folder(run: Path | str, step: int) -> Path:
@@ -47,19 +47,22 @@ def manifest(run: Path | str, step: int) -> dict[str, Any]:
 
 
 def best_step(run: Path | str) -> int:
-    """The good step with the highest validation ndcg@10; the newest one when none was validated. Steps whose manifest
-    is damaged do not count.
+    """The good step that is best by the run's `train.best`, the first of equals; the newest one when none was measured.
+    Steps whose manifest is damaged do not count.
 
     Raises InputError when the run has no checkpoint.
     """
     known = steps(run)
     if not known:
         raise InputError(f"{Path(run) / FOLDER}: no finished checkpoint; train the run, or name another one")
-    scores: dict[int, float] = {}
+    name, read, scores = metric_of(run), list[int](), dict[int, float]()
     for step in known:
         with suppress(InputError):  # whoever loads a step says what is wrong with it
-            scores[step] = manifest(run, step)["metrics"].get(BEST_METRIC, -1.0)
-    return max(scores, key=lambda step: (scores[step], step if scores[step] < 0 else -step)) if scores else known[-1]
+            metrics = manifest(run, step)["metrics"]
+            read.append(step)
+            if name in metrics:
+                scores[step] = gain(name, metrics[name])
+    return max(scores, key=lambda step: (scores[step], -step)) if scores else (read or known)[-1]
 
 
 def check_step(run: Path | str, step: int, part: str | None = None) -> list[str]:

@@ -68,7 +68,7 @@ def run(options: Any, argv: list[str]) -> None:
         from m6rec_jax.sweep.study import CONFIG, Sweep, run_sweep
 
         write_text(out / CONFIG, dump_config(base))
-        study = open_study(out, options.seed, options.pruner, options.jobs)
+        study = open_study(out, options.seed, options.pruner, options.jobs, base.train.best)
         if study.trials:
             note(f"{out}: {len(study.trials)} of {max(options.trials, len(study.trials))} trials were begun before")
         plan = Sweep(out, base, axes, datasets, options.trials, options.jobs, launcher, study)
@@ -81,13 +81,13 @@ def _report(plan: Any, run_sweep: Any) -> None:
     from m6rec_jax.sweep.charts import IMPORTANCE, LINES, draw_importance, draw_lines
     from m6rec_jax.sweep.report import BEST, TABLE, best, rows, write_best, write_table
 
-    out, axes = plan.out, plan.axes
-    run_sweep(plan, lambda: write_table(out / TABLE, rows(plan.study, axes), axes))
-    table = rows(plan.study, axes)
-    print_sweep(table, [axis.key for axis in axes], str(out / TABLE))
-    top = best(table)
-    drawn = [out / LINES] if draw_lines(out / LINES, table, axes) else []
-    drawn += [out / IMPORTANCE] if draw_importance(out / IMPORTANCE, plan.study, table) else []
+    out, axes, metric = plan.out, plan.axes, plan.metric
+    run_sweep(plan, lambda: write_table(out / TABLE, rows(plan.study, axes, metric), axes, metric))
+    table = rows(plan.study, axes, metric)
+    print_sweep(table, [axis.key for axis in axes], str(out / TABLE), metric)
+    top = best(table, metric)
+    drawn = [out / LINES] if draw_lines(out / LINES, table, axes, metric) else []
+    drawn += [out / IMPORTANCE] if draw_importance(out / IMPORTANCE, plan.study, table, metric) else []
     failed = [row for row in table if row.state == "failed"]
     for row in failed:
         note(f"trial {row.trial} failed: {row.error}")

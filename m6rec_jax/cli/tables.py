@@ -84,16 +84,18 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     _print(table, _plain(comparison["method"]), _plain(comparison["protocol"]))
 
 
-def print_sweep(table: Sequence[Any], keys: Sequence[str], path: str) -> None:
-    """The trials of a sweep (`sweep.report.Row`), best first; those without a figure last."""
+def print_sweep(table: Sequence[Any], keys: Sequence[str], path: str, metric: str) -> None:
+    """The trials of a sweep (`sweep.report.Row`), best by `metric` first; those without a figure last."""
     from rich.table import Table
 
+    from m6rec_jax.artifacts.best import gain
+
     shown = Table(title=f"{len(table)} trials", title_justify="left")
-    for name in ("trial", "state", "valid\nndcg@10", "step", "seconds"):
+    for name in ("trial", "state", f"valid\n{metric}", "step", "seconds"):
         shown.add_column(name, justify="left" if name == "state" else "right")
     for key in keys:
         shown.add_column(key.replace(".", ".\n"), justify="right", overflow="fold")
-    order = sorted(table, key=lambda row: (row.state != "complete", row.value is None, -(row.value or 0.0), row.trial))
+    order = sorted(table, key=lambda row: (row.state != "complete", row.value is None, -gain(metric, row.value or 0.0), row.trial))  # fmt: skip
     for row in order[:MOST_TRIALS]:
         figures = ("-" if row.value is None else f"{row.value:.4f}", "-" if row.step is None else f"{row.step:,}")
         settings = (row.values.get(key, "-") for key in keys)

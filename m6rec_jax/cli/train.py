@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from m6rec_jax.cli.outputs import folder_to_write
 from m6rec_jax.cli.processes import join_processes
@@ -96,11 +97,21 @@ def run_training(
 
     def evaluator(blueprint, dataset, length):
         ranking = ValidationEvaluator(blueprint, dataset, length=length, users=VALIDATION_USERS)
-        of_tasks = TaskEvaluator(blueprint, dataset, config.mixture.tasks, length=length)
-        return lambda params: ranking(params) | of_tasks(params)
+        return _Together(ranking, TaskEvaluator(blueprint, dataset, config.mixture.tasks, length=length))
 
     of = {"weights": weights, "init_from": init_from, "distill_from": distill_from}
     pretrain(config, datasets, run, **of, make_evaluator=evaluator)
     if jax.process_count() == 1:  # of many processes none has the run to itself; the first `evaluate` does it then
         for dataset in datasets:
             fit_gate(run, dataset)
+
+
+class _Together:
+    """Several evaluators as one: the figures of each."""
+
+    def __init__(self, *parts: Any):
+        self.parts = parts
+        self.names = [name for part in parts for name in part.names]
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        return {name: value for part in self.parts for name, value in part(params).items()}

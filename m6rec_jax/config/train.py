@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from m6rec_jax.config.checks import above_zero, at_least, check
 
+BEST = "ndcg@10"
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -34,7 +36,9 @@ class TrainConfig:
         accumulate: slices of a batch whose gradients are added before one step; must divide data.rows.
         log_every: steps between lines in metrics.jsonl.
         eval_every: steps between validations; 0 = only at the end. With `epochs`, at most so many, and an eighth of the run.
-        patience: validations without a better ndcg@10 before training stops; 0 = never.
+        best: figure of validation that chooses the best checkpoint, without `valid/`: of the ranking (ndcg@10, recall@10), a
+            loss such as loss/next-item, or one of a task of the dataset's own such as auc/click; of losses the smaller is the better one.
+        patience: validations without a better figure of that name before training stops; 0 = never.
         seed: of parameters, data order and dropout.
         explode: a step whose gradient norm is above so many times the running mean changes nothing; 0 = only where it is
             not finite.
@@ -52,6 +56,7 @@ class TrainConfig:
     accumulate: int = 1
     log_every: int = 20
     eval_every: int = 200
+    best: str = BEST
     patience: int = 0
     seed: int = 0
     explode: float = 100.0
@@ -64,6 +69,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         above_zero("train", self, "steps", "accumulate", "log_every", "max_skips")
         at_least(0, "train", self, "epochs", "eval_every", "patience", "spike", "rewinds", "hang_seconds")
+        check(bool(self.best.strip()), f"train.best={self.best!r}: must name a figure of validation, such as {BEST}")
         check(self.explode == 0 or self.explode > 1, f"train.explode={self.explode}: must be above 1, or 0 for never")
         start, colon, stop = self.profile.partition(":")
         fits = not self.profile or (colon and start.isdigit() and stop.isdigit() and 0 < int(start) < int(stop))

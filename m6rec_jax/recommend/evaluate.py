@@ -192,7 +192,8 @@ def looked(run: Path | str, split: str, step: int, dataset: Dataset) -> int:
 
 
 class ValidationEvaluator:
-    """What training asks at each validation: `evaluator(params) -> {"ndcg@10", "recall@10"}` of the model alone.
+    """What training asks at each validation: `evaluator(params) -> {"ndcg@10", "recall@10"}` of the model alone, nothing
+    where there is no validation user (`names` says which).
 
     Ranks the whole catalogue for the validation users, or for a fixed sample of `users` of them drawn by `seed`.
     `params` is the nested dict of host arrays that checkpoints hold; programs are compiled once.
@@ -204,6 +205,7 @@ class ValidationEvaluator:
         if users is not None and users < len(self.asked):
             self.asked = self.asked.take(np.sort(np.random.default_rng(seed).choice(len(self.asked), users, replace=False)))  # fmt: skip
         self.engine: Engine | None = None
+        self.names = (f"ndcg@{K}", f"recall@{K}") if len(self.asked) else ()
 
     def __call__(self, params: Any) -> dict[str, float]:
         model = self.blueprint.domain(0).bind(self.blueprint.domain_params(params, 0))
@@ -217,7 +219,7 @@ class ValidationEvaluator:
             exclude=None if self.dataset.repeat else asked.known, allowed=listed_of(self.dataset.items),
         )  # fmt: skip
         found = metrics.per_user(lists.rows, asked.targets, (K,))
-        return {name: float(found[name].mean()) for name in (f"ndcg@{K}", f"recall@{K}")} if len(asked) else {}
+        return {name: float(found[name].mean()) for name in self.names}
 
 
 def by_group(vectors: Mapping[str, Mapping[str, np.ndarray]], groups: Sequence[metrics.Group], seed: int) -> dict[str, Any]:  # fmt: skip

@@ -97,7 +97,8 @@ def loss_charts(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def validation_chart(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """NDCG@10 on validation users over training steps; None when it was never measured."""
+    """NDCG@10 on validation users over training steps, whichever figure chose the checkpoint; None when it was never
+    measured."""
     steps, values = _series(history, "valid/ndcg@10")
     if not steps:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from m6rec_jax.recommend import metrics
 
 KS = (1, 10, 100)  # of retrieval
 VALIDATED = 2000  # instances of a task that a validation looks at, the same each time
-SHOWN = {"scoring": "auc", "plausibility": "auc", "classify": "accuracy", "retrieval": "recall@10", "text": "log_likelihood"}  # fmt: skip
 
 
 def measure(scorer: InstanceScorer, instances: Instances, catalogue: Catalogue | None = None, *, repeat: bool = True,
@@ -144,10 +143,20 @@ def asked_tasks(scorer: InstanceScorer, dataset: Dataset, asked: str) -> list[st
     return names
 
 
+def shown(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """The measures of a task that a validation gives, the first of them before the others."""
+    kind = about["objective"]
+    if kind == "retrieval":
+        return ("recall@10",)
+    if kind == "classify" or len(about["options"]) > 2:
+        return "accuracy", "macro_f1", "log_loss"
+    return ("auc",) if kind == "plausibility" else ("auc", "log_loss")
+
+
 class TaskEvaluator:
     """What training asks of tasks at each validation: `evaluator(params) -> {"<measure>/<task>": figure}`.
 
-    The measure is the one that `SHOWN` names. A fixed sample of `VALIDATED` instances is looked at; a retrieval
+    The measures are those of `shown`, and `names` what is given. A fixed sample of `VALIDATED` instances is looked at; a retrieval
     searches all items that its instances name. Tasks without a held-out instance, or whose measure is not defined on
     them, are said once and left out.
     """
@@ -161,7 +170,7 @@ class TaskEvaluator:
                 continue
             instances = read_instances(dataset, name, "valid")
             if about["objective"] != "retrieval" and len(set(instances.labels.tolist()) - {-1}) < 2:
-                note(f"task {name}: its validation instances are of one class or none, so {SHOWN[about['objective']]} is not reported")  # fmt: skip
+                note(f"task {name}: its validation instances are of one class or none, so {', '.join(shown(about))} is not reported")  # fmt: skip
                 continue
             if len(instances) > VALIDATED:
                 instances = instances.take(np.sort(np.random.default_rng(seed).choice(len(instances), VALIDATED, replace=False)))  # fmt: skip
@@ -181,7 +190,9 @@ class TaskEvaluator:
         made = {}
         for name, (instances, catalogue) in self.asked.items():
             found = measure(self.scorer, instances, catalogue, repeat=self.dataset.repeat)["metrics"]
-            shown = SHOWN[instances.objective]
-            if shown in found:
-                made[f"{shown}/{name}"] = float(found[shown])
+            made |= {f"{one}/{name}": float(found[one]) for one in shown(instances.about) if one in found}
         return made
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{one}/{name}" for name, (instances, _) in self.asked.items() for one in shown(instances.about)]

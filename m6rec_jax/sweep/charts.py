@@ -10,8 +10,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from m6rec_jax.artifacts.best import gain
 from m6rec_jax.artifacts.charts import PRINT, STYLE, png, quiet
-from m6rec_jax.artifacts.checkpoints import BEST_METRIC
 from m6rec_jax.sweep.report import Row, best
 from m6rec_jax.sweep.space import Axis, Choice, text
 
@@ -19,20 +19,20 @@ LINES, IMPORTANCE = "parallel.png", "importance.png"
 FEW = 20  # complete trials below which importances say little
 
 
-def draw_lines(path: Path, table: Sequence[Row], axes: Sequence[Axis]) -> bool:
+def draw_lines(path: Path, table: Sequence[Row], axes: Sequence[Axis], metric: str) -> bool:
     """Parallel coordinates: a line a trial through its settings to its figure. False when there is no trial to draw."""
     drawn = [row for row in table if row.value is not None and row.values]
     if not drawn:
         return False
-    top, last = best(table), len(axes)
-    figures = [row.value for row in drawn if row.value is not None]
-    low, high = min(figures), max(figures)
+    top, last = best(table, metric), len(axes)
+    figures = sorted((row.value for row in drawn if row.value is not None), key=lambda value: gain(metric, value))
+    low, high = figures[0], figures[-1]  # the worst below, the best above
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.5 + 1.35 * last, 3.4))
         panel = figure.subplots()
         quiet(panel, PRINT)
         panel.grid(False)
-        for row in sorted(drawn, key=lambda row: row.value or 0.0):
+        for row in sorted(drawn, key=lambda row: gain(metric, row.value or 0.0)):
             share = 0.5 if high == low else (row.value - low) / (high - low)
             heights = [*(_height(axis, row.values[axis.key]) for axis in axes), share]
             pruned = row.state != "complete"
@@ -45,21 +45,21 @@ def draw_lines(path: Path, table: Sequence[Row], axes: Sequence[Axis]) -> bool:
             )  # fmt: skip
         for at, axis in enumerate(axes):
             _scale(panel, at, [(_height(axis, value), text(_short(value))) for value in _ticks(axis)])
-        ends = [(0.0, f"{low:.4f}"), (1.0, f"{high:.4f}")] if high > low else [(0.5, f"{low:.4f}")]
+        ends = [(0.0, f"{low:.4f}"), (1.0, f"{high:.4f}")] if high != low else [(0.5, f"{low:.4f}")]
         _scale(panel, last, ends)
-        panel.set_xticks(range(last + 1), [*(axis.key.replace(".", ".\n") for axis in axes), f"valid\n{BEST_METRIC}"])
+        panel.set_xticks(range(last + 1), [*(axis.key.replace(".", ".\n") for axis in axes), f"valid\n{metric}"])
         panel.tick_params(axis="x", colors=PRINT.ink, pad=8)
         panel.set_yticks([])
         panel.set_xlim(-0.25, last + 0.55)
         panel.set_ylim(-0.06, 1.06)
         panel.spines["bottom"].set_visible(False)
         figure.subplots_adjust(left=0.02, right=0.98, top=0.99, bottom=0.16)
-        state = "Thick: the best trial. Dotted: pruned or unfinished, at the best figure reached. The darker a line, the higher its figure."
+        state = "Thick: the best trial. Dotted: pruned or unfinished, at the best figure reached. The darker a line, the better its figure."
         png(figure, path, "Trials of the sweep", state)
     return True
 
 
-def draw_importance(path: Path, study: Any, table: Sequence[Row]) -> bool:
+def draw_importance(path: Path, study: Any, table: Sequence[Row], metric: str) -> bool:
     """Bars of PED-ANOVA over the complete trials (Watanabe et al. 2023). False when they are too few to tell."""
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
@@ -85,7 +85,7 @@ def draw_importance(path: Path, study: Any, table: Sequence[Row]) -> bool:
         figure.subplots_adjust(left=0.02, right=0.98, top=0.99, bottom=0.02)
         few = f" Below {FEW} trials that is a guess." if complete < FEW else ""
         told = f"Share of what tells the best tenth of {complete} complete trials from the others (PED-ANOVA).{few}"
-        png(figure, path, f"What mattered for valid {BEST_METRIC}", told)
+        png(figure, path, f"What mattered for valid {metric}", told)
     return True
 
 

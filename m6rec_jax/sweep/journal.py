@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from m6rec_jax.artifacts.atomic import write_json
+from m6rec_jax.artifacts.best import smaller_is_better
 from m6rec_jax.config import Config
 from m6rec_jax.errors import InputError
 from m6rec_jax.sweep.space import Axis, Choice, Value, text
@@ -74,8 +75,9 @@ def _differing(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, str, s
         yield name, shown[0], shown[1]
 
 
-def open_study(out: Path, seed: int, pruner: str, jobs: int) -> Any:
-    """The study of the journal in `out`, made if missing; more is better. The caller holds the lock of the folder."""
+def open_study(out: Path, seed: int, pruner: str, jobs: int, metric: str) -> Any:
+    """The study of the journal in `out`, made if missing: of trials whose figure is `metric`. The caller holds the lock of
+    the folder."""
     package = optuna()
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -85,8 +87,9 @@ def open_study(out: Path, seed: int, pruner: str, jobs: int) -> Any:
     backend = JournalFileBackend(str(file))
     try:
         study = package.create_study(
-            storage=JournalStorage(backend), study_name="sweep", direction="maximize", load_if_exists=True
-        )
+            storage=JournalStorage(backend), study_name="sweep", load_if_exists=True,
+            direction="minimize" if smaller_is_better(metric) else "maximize",
+        )  # fmt: skip
     except (ValueError, KeyError) as error:
         raise InputError(f"{file}: damaged ({error}); take it from a copy, or name another --out") from None
     # Taken up again with the same seed, a sampler would draw the same first settings once more.

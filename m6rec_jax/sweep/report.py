@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from m6rec_jax.artifacts.atomic import write_text
-from m6rec_jax.artifacts.checkpoints import BEST_METRIC
+from m6rec_jax.artifacts.best import best_of, gain
 from m6rec_jax.config import Config, dump_config
 from m6rec_jax.sweep.journal import settings_of
 from m6rec_jax.sweep.space import Axis, Value, text, with_values
@@ -22,7 +22,7 @@ WORDS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING"
 
 @dataclass(frozen=True)
 class Row:
-    """A trial: how it ended, its best validation figure (NDCG@10, None before the first), seconds of training, settings."""
+    """A trial: how it ended, its best validation figure (`train.best`, None before the first), seconds of training, settings."""
 
     trial: int
     state: str
@@ -34,18 +34,19 @@ class Row:
     error: str
 
 
-def rows(study: Any, axes: Sequence[Axis]) -> list[Row]:
+def rows(study: Any, axes: Sequence[Axis], metric: str) -> list[Row]:
     """A row a trial, in order of number."""
     made = []
     for one in study.get_trials(deepcopy=False):
+        found = list(one.intermediate_values.values())
         whole = set(one.params) == {axis.key for axis in axes}
         made.append(
             Row(
                 one.number,
                 WORDS.get(one.state.name, one.state.name.lower()),
-                one.value if one.state.name == "COMPLETE" else max(one.intermediate_values.values(), default=None),
+                one.value if one.state.name == "COMPLETE" else found[best_of(metric, found)] if found else None,
                 one.user_attrs.get("step"),
-                len(one.intermediate_values),
+                len(found),
                 one.user_attrs.get("seconds"),
                 settings_of(one.params, axes) if whole else {},
                 one.user_attrs.get("error", ""),
@@ -54,18 +55,18 @@ def rows(study: Any, axes: Sequence[Axis]) -> list[Row]:
     return made
 
 
-def best(table: Sequence[Row]) -> Row | None:
-    """The trial of the highest figure among those that ran to their end."""
+def best(table: Sequence[Row], metric: str) -> Row | None:
+    """The trial of the best figure among those that ran to their end."""
     complete = [row for row in table if row.state == "complete" and row.value is not None]
-    return max(complete, key=lambda row: (row.value, -row.trial), default=None)
+    return max(complete, key=lambda row: (gain(metric, row.value or 0.0), -row.trial), default=None)
 
 
-def write_table(path: Path, table: Sequence[Row], axes: Sequence[Axis]) -> None:
+def write_table(path: Path, table: Sequence[Row], axes: Sequence[Axis], metric: str) -> None:
     """`path`, a line a trial; empty cells where there is nothing to tell."""
     keys = [axis.key for axis in axes]
     buffer = io.StringIO()
     lines = csv.writer(buffer, lineterminator="\n")
-    lines.writerow(["trial", "state", f"valid/{BEST_METRIC}", "step", "validations", "seconds", *keys, "error"])
+    lines.writerow(["trial", "state", f"valid/{metric}", "step", "validations", "seconds", *keys, "error"])
     for row in table:
         settings = [text(row.values[key]) if key in row.values else "" for key in keys]
         cells = [row.trial, row.state, row.value, row.step, row.validations, row.seconds, *settings, row.error]
@@ -79,6 +80,8 @@ def write_best(path: Path, row: Row, base: Config, datasets: Sequence[str]) -> s
     for name in datasets:
         words += ["--dataset", name]
     command = shlex.join([*words, "--run", "runs/best"])
-    head = f"# trial {row.trial} of the sweep: valid/{BEST_METRIC} {row.value:.4f} at step {row.step}\n# {command}\n\n"
+    head = (
+        f"# trial {row.trial} of the sweep: valid/{base.train.best} {row.value:.4f} at step {row.step}\n# {command}\n\n"
+    )
     write_text(path, head + dump_config(with_values(base, row.values)))
     return command

@@ -127,6 +127,8 @@ def _axis(path: Path, parser: Parser, key: str, said: Any) -> Axis:
         mean = f"did you mean {section}.{near[0]}? " if near else ""
         raise InputError(f"{path}: {key}: unknown key; {mean}known in {section}: {', '.join(known)}")
     where = f"{path}: {key}: {_shown(said)}"
+    if key == "train.best":
+        raise InputError(f"{where}: trials are compared by that figure; give one to the whole sweep, --train.best=NAME")
     if isinstance(said, dict) and set(said) == {"values"}:
         return _choice(where, path, parser, key, said["values"])
     if not isinstance(said, dict) or not {"low", "high"} <= set(said) <= set(RANGE):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m6rec_jax.artifacts.checkpoints import BEST_METRIC
+from m6rec_jax.artifacts.best import best_of
 from m6rec_jax.config import Config
 from m6rec_jax.errors import InputError, Requeue
 from m6rec_jax.progress import Stage, note, stage
@@ -43,6 +43,11 @@ class Sweep:
     jobs: int
     launcher: Launcher
     study: Any
+
+    @property
+    def metric(self) -> str:
+        """The figure that trials are compared by: what chooses the best checkpoint of each."""
+        return self.base.train.best
 
     def run(self, number: int) -> Path:
         return self.out.absolute() / "trials" / f"{number:04d}"
@@ -75,9 +80,9 @@ class Under:
         return self.trial.number
 
 
-def validations(run: Path) -> list[tuple[int, float]]:
-    """`(step, ndcg@10)` of each validation of a run so far."""
-    name = f"valid/{BEST_METRIC}"
+def validations(run: Path, metric: str) -> list[tuple[int, float]]:
+    """`(step, figure)` of each validation of a run so far."""
+    name = f"valid/{metric}"
     return [(int(row["step"]), float(row[name])) for row in read_rows(run) if name in row]
 
 
@@ -160,7 +165,7 @@ class _Loop:
     def look(self, one: Under, bar: Stage) -> None:
         """Report new validations of a trial, prune it, or record how it ended."""
         trial, code = one.trial, one.job.code()  # the code first: what was measured before the end is then all there
-        found = validations(self.sweep.run(one.number))
+        found = validations(self.sweep.run(one.number), self.sweep.metric)
         known = self.reported(trial)
         # Validations are counted: trials whose row lengths differ validate at different steps.
         for count, (_, value) in enumerate(found, 1):
@@ -184,16 +189,18 @@ class _Loop:
         self.spent(one)
         shown = ", ".join(f"{key}={text(value)}" for key, value in one.values.items())
         if code == 0 and found:
-            step, value = max(found, key=lambda pair: (pair[1], -pair[0]))
+            step, value = found[best_of(self.sweep.metric, [figure for _, figure in found])]
             trial.set_user_attr("step", step)
             self.study.tell(trial, value)
             self.failures = 0
             best = " (the best so far)" if self.study.best_trial.number == one.number else ""
-            note(f"trial {one.number}: {BEST_METRIC} {value:.4f}{best}; {shown}")
+            note(f"trial {one.number}: {self.sweep.metric} {value:.4f}{best}; {shown}")
         elif one.pruned_at:
             self.study.tell(trial, state=self.state.PRUNED)
             self.failures = 0
-            note(f"trial {one.number}: pruned at {BEST_METRIC} {found[-1][1]:.4f} after step {found[-1][0]:,}; {shown}")
+            note(
+                f"trial {one.number}: pruned at {self.sweep.metric} {found[-1][1]:.4f} after step {found[-1][0]:,}; {shown}"
+            )
         else:
             self.fail(trial, error_line(one.job.said(), code))
         bar.advance(1, **self.figures())
@@ -223,7 +230,8 @@ class _Loop:
             name: sum(one.state == state for one in trials)
             for name, state in (("pruned", self.state.PRUNED), ("failed", self.state.FAIL))
         }
-        return ({f"best {BEST_METRIC}": max(values)} if values else {}) | counted
+        metric = self.sweep.metric
+        return ({f"best {metric}": values[best_of(metric, values)]} if values else {}) | counted
 
     def leave(self) -> None:
         """Have every trial under way save and end; it stays unfinished in the journal, and is taken up next time."""

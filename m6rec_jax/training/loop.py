@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from m6rec_jax.artifacts.checkpoints import BEST_METRIC, step_folder, steps
+from m6rec_jax.artifacts.best import better, check_measured
+from m6rec_jax.artifacts.checkpoints import step_folder, steps
 from m6rec_jax.artifacts.manifest import MANIFEST
 from m6rec_jax.config import Config
 from m6rec_jax.data.records import BadRecords
@@ -73,11 +74,9 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
     config, first, ledger = loop.config, int(state.step), loop.ledger
     speaking = jax.process_index() == 0
     log = MetricsLog(loop.run, first) if speaking else None
-    best, since_best = _best_so_far(loop.run, first)
+    best, since_best = _best_so_far(loop.run, config.train.best, first)
     if config.train.patience and since_best >= config.train.patience and first < config.train.steps:
-        note(
-            f"stopped at step {first} in an earlier run: no better {BEST_METRIC} than {best:.4f} in {since_best} validations"
-        )
+        note(f"stopped at step {first} in an earlier run: {_said(config.train.best, best, since_best)}")
         return state
     stop, stragglers, profiler = (
         Signals("stopping after this step; saving"),
@@ -116,7 +115,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                 if spike is not None:
                     state, position, log = _go_back(loop, state, spike, rows, first, log)
                     ledger.lose(done - int(state.step), done - first)
-                    best, since_best = _best_so_far(loop.run, int(state.step))
+                    best, since_best = _best_so_far(loop.run, config.train.best, int(state.step))
                     done, feed = int(state.step), _feed(loop, position, int(state.step))
                     meter.forget()
                     batch = feed.pull()
@@ -141,8 +140,10 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                     if log:
                         log.write({"step": done, **{f"valid/{name}": value for name, value in figures.items()}})
                     bad = not finite(figures)
-                    if not bad and figures.get(BEST_METRIC, -1.0) > best:
-                        best, since_best = figures[BEST_METRIC], 0
+                    if not bad:
+                        check_measured(config.train.best, figures)
+                    if not bad and better(config.train.best, figures.get(config.train.best), best):
+                        best, since_best = figures[config.train.best], 0
                     else:
                         since_best += 1
                     meter.restart()
@@ -159,7 +160,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                         stop.leave(saved)
                     note(saved)
                 if enough:
-                    note(f"no better {BEST_METRIC} than {best:.4f} in {since_best} validations; stopped at step {done}")
+                    note(f"{_said(config.train.best, best, since_best)}; stopped at step {done}")
                     break
                 ledger.switch("data wait")
                 if not last:
@@ -252,11 +253,23 @@ def _refuse(fault: InputError | None) -> None:
         raise fault
 
 
-def _best_so_far(run: Path, step: int) -> tuple[float, int]:
-    """The best validation figure up to `step`, and how many validations came after it."""
-    name = f"valid/{BEST_METRIC}"
-    scores = [row[name] for row in read_rows(run) if row["step"] <= step and name in row]
-    if not scores:
-        return -1.0, 0
-    best = int(np.argmax(scores))
-    return scores[best], len(scores) - 1 - best
+def _best_so_far(run: Path, name: str, step: int) -> tuple[float | None, int]:
+    """The best figure `name` of the validations up to `step`, and how many of them came after it."""
+    best, since = None, 0
+    for row in read_rows(run):
+        if row["step"] > step or f"valid/{name}" not in row:
+            continue
+        figures = {key: value for key, value in row.items() if key.startswith("valid/")}
+        since += 1
+        if finite(figures) and better(name, figures[f"valid/{name}"], best):
+            best, since = figures[f"valid/{name}"], 0
+    return best, since
+
+
+def _said(name: str, best: float | None, since: int) -> str:
+    """Why patience is over, in words."""
+    return (
+        f"no {name} in {since} validations"
+        if best is None
+        else f"no better {name} than {best:.4f} in {since} validations"
+    )

@@ -24,7 +24,6 @@ from m6rec_jax.artifacts.run import (
     Run,
     TrainedOn,
     code_version,
-    option_spans,
     read_run,
     write_run,
 )
@@ -43,11 +42,12 @@ from m6rec_jax.progress import note
 from m6rec_jax.training.beside import replacing_of
 from m6rec_jax.training.checkpoint import CheckpointWriter, Position, restore
 from m6rec_jax.training.distill import Teacher, teacher_of
+from m6rec_jax.training.evaluators import JointEvaluator, MakeEvaluator, check_best
 from m6rec_jax.training.fit import fitted
 from m6rec_jax.training.goodput import Ledger, starts_of, table, totals
 from m6rec_jax.training.guards import Rewind, past_holes
 from m6rec_jax.training.initial import on_host, start_from
-from m6rec_jax.training.loop import Evaluator, Loop, train_loop
+from m6rec_jax.training.loop import Loop, train_loop
 from m6rec_jax.training.optim import learning_rate, make_optimizer
 from m6rec_jax.training.room import check_room
 from m6rec_jax.training.sharding import check_fit, make_mesh, place_items, row_part, row_shards
@@ -58,8 +58,6 @@ from m6rec_jax.training.validation import ValidationLoss, unigram_losses, valida
 
 CLAIM = 1800.0  # seconds until the first process has copied what belongs to a run of the largest catalogues
 APPEARS = 60.0  # seconds until a network file system shows what another machine has written
-
-MakeEvaluator = Callable[[Blueprint, Dataset, int], Evaluator]
 
 
 def train(
@@ -77,8 +75,9 @@ def train(
     `weights`: one a dataset, its share of the target tokens relative to the others'; all 1 when left out.
     `init_from`: whose parameters a new run begins with (`initial.start_from`). `distill_from`: a run that teaches this one
     (`distill`), all along.
-    `make_evaluator(blueprint, dataset, length)` gives the validation figures of a domain (among them ndcg@10, whose
-    mean over domains picks the best checkpoint) from that domain's parameters on the host; `length`: tokens of a row.
+    `make_evaluator(blueprint, dataset, length)` gives the validation figures of a domain from that domain's parameters on
+    the host; `length`: tokens of a row. `train.best` picks the best checkpoint by one of them (its mean over domains) or by a
+    loss: where the evaluator has `names`, one that is not among them is refused here, else at the first validation.
     Raises InputError before compiling when anything does not fit, Requeue after SIGTERM.
     """
     run, ledger = Path(run), Ledger()
@@ -112,6 +111,9 @@ def train(
     if saved < config.train.steps:
         generator = None if replacing is None else replacing.generator
         check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains], generator)
+    held_out = joint_pools(domains, config.mixture, "valid", config.data)
+    evaluator = JointEvaluator(make_evaluator, blueprint, domains, config.data.length) if make_evaluator else None
+    check_best(config.train.best, names, held_out, evaluator)
     optimizer = make_optimizer(config.optim, config.train.steps)
     lend = None  # asked before the run is made: with another configuration it would not be taken up
     if init_from is not None and not saved:
@@ -138,8 +140,6 @@ def train(
     plan = Plan(pools, shares, config.data, config.train.seed, at)
 
     # -- validation ---------------------------------------------------------------------------------------------
-    held_out = joint_pools(domains, config.mixture, "valid", config.data)
-
     def read() -> tuple[list[dict[str, np.ndarray]], dict[str, float]]:
         found = validation_rows(plan, held_out, joint_records(domains, "valid", bad), config.train.seed)
         return found, unigram_losses(plan, records, found, blueprint.vocab, names)
@@ -147,7 +147,6 @@ def train(
     valid_rows, unigram = agree(read, seconds=CLAIM)  # a disk may be damaged for one process alone
     eval_step = make_eval_step(blueprint, len(pools), _pairs(config, held_out))
     losses = ValidationLoss(eval_step, valid_rows, names, config.data.rows, mesh, items)
-    evaluator = _evaluator(make_evaluator, blueprint, domains, config.data.length) if make_evaluator else None
 
     def validate(params: Any) -> dict[str, float]:
         with jax.set_mesh(mesh):
@@ -215,23 +214,6 @@ def _taught(params: Any, step: Callable[..., Any]) -> Callable[..., Any]:
     return step if params is None else lambda *of: step(*of, params)
 
 
-def _evaluator(make: MakeEvaluator, blueprint: Blueprint, domains: Sequence[Domain], length: int) -> Evaluator:
-    """The figures of one domain; of several each as `figure@domain`, and under `figure` their mean over domains."""
-    spans = option_spans([domain.dataset.tasks for domain in domains])
-    each = [make(blueprint.domain(i, spans[i]), domain.dataset, length) for i, domain in enumerate(domains)]
-
-    def evaluate(params: Any) -> dict[str, float]:
-        found = [one(blueprint.domain_params(params, i, spans[i])) for i, one in enumerate(each)]
-        if len(found) == 1:
-            return found[0]
-        names = dict.fromkeys(name for figures in found for name in figures)
-        means = {name: float(np.mean([figures[name] for figures in found if name in figures])) for name in names}
-        pairs = zip(domains, found, strict=True)
-        return means | {f"{name}@{domain.name}": value for domain, figures in pairs for name, value in figures.items()}
-
-    return evaluate
-
-
 def _claim(
     run: Path, config: Config, domains: Sequence[Domain], blueprint: Blueprint, teacher: Teacher | None
 ) -> IO[str]:
@@ -253,6 +235,8 @@ def _claim(
                     )
         if old.config.train.seed != config.train.seed:
             raise InputError(f"{run}: train.seed was {old.config.train.seed}, now {config.train.seed}; use a new --run")
+        if old.config.train.best != config.train.best:
+            note(f"{run}: train.best was {old.config.train.best} and is {config.train.best} now: earlier validations count by it too, but of checkpoints only those still kept")  # fmt: skip
     elif run.is_dir() and any(run.iterdir()):
         raise InputError(f"{run}: not empty and not a run; name an empty or new folder with --run")
     run.mkdir(parents=True, exist_ok=True)
@@ -350,6 +334,7 @@ def _write_card(run: Path, domains: Sequence[Domain], blueprint: Blueprint) -> N
     step = best_step(run)
     figures = manifest(run, step)["metrics"]
     config = read_run(run).config
+    chosen = config.train.best
     said = "; and on ".join(_said_dataset(domain.dataset) for domain in domains)
     lines = [
         f"# {run.name}",
@@ -357,7 +342,7 @@ def _write_card(run: Path, domains: Sequence[Domain], blueprint: Blueprint) -> N
         f"A generative recommender of {blueprint.parameters():,} parameters ({config.model.layers} layers, width "
         f"{config.model.width}), trained by m6rec_jax {code_version()} on {said}.",
         "",
-        f"Best checkpoint: step {step}. Its figures on the validation split:",
+        f"Best checkpoint by {chosen}: step {step}. Its figures on the validation split:",
         "",
         "| figure | value |",
         "|---|---|",
@@ -366,6 +351,4 @@ def _write_card(run: Path, domains: Sequence[Domain], blueprint: Blueprint) -> N
         "It recommends from behaviour; what users did not do, it does not know. Test figures: `m6rec evaluate`.",
     ]
     write_text(run / "card.md", "\n".join(lines) + "\n")
-    note(
-        f"{run}: best step {step}" + (f", validation ndcg@10 {figures['ndcg@10']:.4f}" if "ndcg@10" in figures else "")
-    )
+    note(f"{run}: best step {step}" + (f", validation {chosen} {figures[chosen]:.4f}" if chosen in figures else ""))

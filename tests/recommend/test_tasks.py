@@ -12,12 +12,14 @@ from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.instances import read_instances
 from m6rec_jax.decoding.instances import InstanceScorer
 from m6rec_jax.errors import InputError
+from m6rec_jax.model.load import Blueprint
 from m6rec_jax.recommend import metrics
 from m6rec_jax.recommend.evaluate import evaluate
-from m6rec_jax.recommend.tasks import asked_tasks, measure, measure_tasks
+from m6rec_jax.recommend.tasks import TaskEvaluator, asked_tasks, measure, measure_tasks
 from m6rec_jax.training.metrics import read_rows
+from m6rec_jax.training.run import train
 from tests.fixtures import tiny_root  # noqa: F401
-from tests.planted import planted, planted_run  # noqa: F401
+from tests.planted import CONFIG, planted, planted_run  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,19 @@ def test_validation_reports_each_task(planted_run):  # noqa: F811
     assert last["valid/unigram/topic"] <= np.log(3) + 1e-6  # over three options, not over all rows of the slice
     assert last["valid/loss/click"] < last["valid/unigram/click"]
     assert "valid/unigram/retrieval" not in last and last["valid/loss/retrieval"] > 0
+
+
+def test_a_validation_gives_what_it_names_beforehand_so_that_train_best_is_refused_before_training(planted_run, dataset):  # fmt: skip # noqa: F811
+    config = CONFIG
+    blueprint = Blueprint(config.model, dataset.vocab, dataset.content.shape[1])
+    named = TaskEvaluator(blueprint, dataset, config.mixture.tasks, length=config.data.length).names
+    last = read_rows(planted_run)[-1]
+    given = {name.removeprefix("valid/") for name in last if name.startswith("valid/")}
+    assert sorted(named) == sorted(name for name in given if name.split("/")[0] not in ("loss", "unigram"))
+    assert {"auc/click", "log_loss/click", "macro_f1/topic", "recall@10/retrieval"} <= set(named)
+    with pytest.raises(InputError, match=r"train.best=macro_f1/topik: .* name one of .*macro_f1/topic"):
+        train(replace(config, train=replace(config.train, best="macro_f1/topik")), [dataset.path], planted_run / "no", make_evaluator=lambda *of: TaskEvaluator(*of[:2], config.mixture.tasks, length=of[2]))  # fmt: skip
+    assert not (planted_run / "no").exists()
 
 
 def test_the_report_of_evaluate_has_a_part_for_tasks(planted_run, tmp_path, capsys):  # noqa: F811

@@ -53,6 +53,7 @@ def test_ranges_and_values_come_out_as_the_settings_take_them(tmp_path):
         ("model.dropout: {low: 0.1, high: 1.2}", "model.dropout=1.2: must be at least 0 and below 1"),
         ("model.heads: {low: 1, high: 4}", "model.heads=3 does not divide model.width=64"),  # within, not at an end
         ("model.width: {values: [64, 96]}\nmodel.heads: {values: [2, 32]}", "model.width=96 over model.heads=32 gives an odd head size"),
+        ("train.best: {values: [ndcg@10, loss/next-item]}", "trials are compared by that figure"),
         ("[1, 2]", "names no setting"),
         ("{a: [", "not readable as YAML"),
     ],

@@ -15,7 +15,8 @@ import pytest
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from m6rec_jax.config import Config
+from m6rec_jax.cli.tables import print_sweep
+from m6rec_jax.config import Config, TrainConfig
 from m6rec_jax.errors import InputError, Requeue
 from m6rec_jax.settings import load_config
 from m6rec_jax.sweep import study as under_test
@@ -56,12 +57,12 @@ def quick(monkeypatch):
     monkeypatch.setattr(under_test, "POLL_SECONDS", 0.03)
 
 
-def sweep(out, kinds, jobs=1, lower=0.0, **environment):
+def sweep(out, kinds, jobs=1, lower=0.0, metric="ndcg@10", **environment):
     out.mkdir(exist_ok=True)
-    study = open_study(out, 0, "none", jobs)
+    study = open_study(out, 0, "none", jobs, metric)
     study.sampler, study.pruner = InTurn(kinds), optuna.pruners.ThresholdPruner(lower=lower)
     launcher = StandIn(jobs, os.environ | environment)
-    return Sweep(out, Config(), AXES, ["data"], len(kinds), jobs, launcher, study)
+    return Sweep(out, Config(train=TrainConfig(best=metric)), AXES, ["data"], len(kinds), jobs, launcher, study)
 
 
 def calls(plan, number):
@@ -77,7 +78,7 @@ def test_every_end_of_a_trial_is_recorded(tmp_path, capsys):
     told = []
     run_sweep(plan, lambda: told.append(states(plan)))
     assert states(plan) == ["COMPLETE", "FAIL", "COMPLETE", "FAIL", "PRUNED", "PRUNED", "FAIL"]
-    table = rows(plan.study, AXES)
+    table = rows(plan.study, AXES, "ndcg@10")
     assert [row.error for row in table] == [
         "", "exit code 2: out of device memory; lower data.rows", "", "killed by signal 9: step 3", "", "",
         "exit code 0, and it said nothing",
@@ -87,13 +88,13 @@ def test_every_end_of_a_trial_is_recorded(tmp_path, capsys):
     )  # the first of the two best, as in the run
     assert (plan.run(4) / "terminated").is_file() and table[4].validations in (1, 2)  # of two: it ran beside another
     assert not (plan.run(0) / "terminated").exists()
-    assert best(table).trial == 0
+    assert best(table, "ndcg@10").trial == 0
     assert len(told) >= 7 and {"4,6", "5"} == {line for n in range(7) for line in calls(plan, n)}
     err = capsys.readouterr().err
     assert "trial 1: failed: exit code 2: out of device memory" in err and "trial 4: pruned at ndcg@10 0.0" in err
     assert "failed 3" in err.splitlines()[-1]
 
-    write_table(tmp_path / "trials.csv", table, AXES)
+    write_table(tmp_path / "trials.csv", table, AXES, "ndcg@10")
     lines = list(csv.DictReader((tmp_path / "trials.csv").open()))
     assert [line["state"] for line in lines] == [
         "complete",
@@ -105,7 +106,7 @@ def test_every_end_of_a_trial_is_recorded(tmp_path, capsys):
         "failed",
     ]
     assert lines[0]["optim.warmup"] == "120" and lines[1]["error"] == table[1].error
-    command = write_best(tmp_path / "best.yaml", best(table), plan.base, plan.datasets)
+    command = write_best(tmp_path / "best.yaml", best(table, "ndcg@10"), plan.base, plan.datasets)
     assert load_config([tmp_path / "best.yaml"]).optim.warmup == 120
     assert command == f"m6rec train --config {tmp_path / 'best.yaml'} --dataset data --run runs/best"
 
@@ -113,6 +114,23 @@ def test_every_end_of_a_trial_is_recorded(tmp_path, capsys):
     run_sweep(again, lambda: None)
     assert states(again)[7] == "COMPLETE" and len(states(again)) == 8
     assert all(len(calls(again, n)) == 1 for n in (0, 1, 2, 3, 4, 6))  # nothing that ended is trained again
+
+
+def test_trials_are_compared_by_the_figure_that_chooses_the_checkpoint_and_the_smaller_loss_wins(tmp_path, capsys):
+    plan = sweep(tmp_path / "out", [110, 120, 115], metric="loss/a")
+    run_sweep(plan, lambda: None)
+    table = rows(plan.study, AXES, "loss/a")
+    top = best(table, "loss/a")
+    assert (top.trial, top.step, top.value) == (1, 40, pytest.approx(1 - 0.2 * 0.9))
+    said = capsys.readouterr().err
+    assert "trial 1: loss/a 0.8200 (the best so far)" in said and "trial 2: loss/a 0.8650;" in said
+    write_table(tmp_path / "trials.csv", table, AXES, "loss/a")
+    assert "valid/loss/a" in (tmp_path / "trials.csv").read_text()
+    write_best(tmp_path / "best.yaml", top, plan.base, plan.datasets)
+    assert "valid/loss/a 0.8200 at step 40" in (tmp_path / "best.yaml").read_text()
+    assert load_config([tmp_path / "best.yaml"]).train.best == "loss/a"
+    print_sweep(table, ["optim.warmup"], "", "loss/a")
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines() if " complete " in line] == ["1", "2", "0"]
 
 
 def test_a_training_that_was_stopped_from_outside_goes_on(tmp_path):
@@ -190,16 +208,16 @@ def test_failure_after_failure_stops_the_sweep(tmp_path):
 
 
 def test_a_journal_that_a_crash_cut_off_is_mended(tmp_path):
-    study = open_study(tmp_path, 0, "median", 1)
+    study = open_study(tmp_path, 0, "median", 1, "ndcg@10")
     study.tell(study.ask(distributions(AXES)), 0.5)
     with open(tmp_path / "journal.log", "ab") as file:
         file.write(b'{"op_code":4,"worker_')
     os.symlink("journal.log", tmp_path / "journal.log.lock")
     start = time.monotonic()
-    again = open_study(tmp_path, 0, "median", 1)
+    again = open_study(tmp_path, 0, "median", 1, "ndcg@10")
     again.tell(again.ask(distributions(AXES)), 0.7)
     assert time.monotonic() - start < 10  # Optuna alone waits half a minute for the lock of the dead
-    assert [one.value for one in open_study(tmp_path, 0, "median", 1).trials] == [0.5, 0.7]
+    assert [one.value for one in open_study(tmp_path, 0, "median", 1, "ndcg@10").trials] == [0.5, 0.7]
     whole = (tmp_path / "journal.log").read_bytes()
     mend(tmp_path / "journal.log")
     assert (tmp_path / "journal.log").read_bytes() == whole
@@ -208,7 +226,7 @@ def test_a_journal_that_a_crash_cut_off_is_mended(tmp_path):
 def test_the_sampler_does_not_begin_anew_when_a_sweep_is_taken_up(tmp_path):
     space, drawn = distributions([Range("optim.learning_rate", 1e-4, 1e-2, log=True)]), []
     for _ in range(3):
-        study = open_study(tmp_path, 0, "median", 1)
+        study = open_study(tmp_path, 0, "median", 1, "ndcg@10")
         trial = study.ask(space)
         drawn.append(trial.params["optim.learning_rate"])
         study.tell(trial, state=TrialState.FAIL)
@@ -216,8 +234,9 @@ def test_the_sampler_does_not_begin_anew_when_a_sweep_is_taken_up(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "prunes"), [("median", True), ("hyperband", None), ("none", False)])
-def test_what_falls_behind_is_pruned(tmp_path, name, prunes):
-    study = open_study(tmp_path, 0, name, 1)
+@pytest.mark.parametrize(("metric", "worse"), [("ndcg@10", 0.1), ("loss/a", 0.9)])
+def test_what_falls_behind_is_pruned(tmp_path, name, prunes, metric, worse):
+    study = open_study(tmp_path, 0, name, 1, metric)
     for _ in range(6):
         trial = study.ask(distributions(AXES))
         for count in range(1, 10):
@@ -228,7 +247,7 @@ def test_what_falls_behind_is_pruned(tmp_path, name, prunes):
     for _ in range(6):
         trial, cut = study.ask(distributions(AXES)), False
         for count in range(1, 10):
-            trial.report(0.1, count)
+            trial.report(worse, count)
             cut = cut or trial.should_prune()
         told.append(cut)
         study.tell(trial, state=TrialState.PRUNED)

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -127,6 +128,17 @@ def test_the_best_step_is_that_of_the_mean_over_domains(tiny_dataset, films, tmp
     assert [(r["valid/ndcg@10"], r["valid/ndcg@10@tiny"], r["valid/ndcg@10@films"]) for r in rows] == [
         (pytest.approx(0.3), 0.5, 0.1), (pytest.approx(0.4), 0.1, 0.7),
     ]  # fmt: skip
+
+
+def test_a_figure_of_no_domain_is_refused_with_those_of_each(tiny_dataset, films, tmp_path):  # noqa: F811
+    def make(blueprint, dataset, length):
+        return SimpleNamespace(names=("ndcg@10",))
+
+    config = replace(SMALL, train=replace(SMALL.train, best="ndcg@10@shoes"))
+    with pytest.raises(
+        InputError, match=r"train.best=ndcg@10@shoes: .*loss/next-item@films.* ndcg@10, ndcg@10@films, ndcg@10@tiny$"
+    ):
+        train(config, [tiny_dataset, films], tmp_path / "run", make_evaluator=make)
 
 
 def test_resume_refuses_other_datasets_by_name_and_other_weights(both, tiny_dataset, films, tmp_path):  # noqa: F811

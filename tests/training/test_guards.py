@@ -59,10 +59,13 @@ def little(
     norm: Callable[[int], float] = lambda step: 1.0,
     validate: Callable[[float], dict[str, float]] = lambda w: {},
     every: int = 1,
+    keep: int = 9,
     **train,
 ) -> TrainState:
     """The loop around a model of one number, which each step that counts moves by 1: `norm(step)` is the gradient."""
-    config = replace(CONFIG, train=TrainConfig(log_every=1, **train), checkpoint=CheckpointConfig(every=every, keep=9))
+    config = replace(
+        CONFIG, train=TrainConfig(log_every=1, **train), checkpoint=CheckpointConfig(every=every, keep=keep)
+    )
     run.mkdir(exist_ok=True)
     mesh = make_mesh(config.mesh)
     zero = jnp.zeros((), jnp.int32)

@@ -263,6 +263,20 @@ def test_a_damaged_manifest_is_one_damaged_step(whole, tmp_path, capsys, tiny_da
     assert "checkpoint 20 is damaged" in capsys.readouterr().err and bytes_of(run, 20) == bytes_of(whole, 20)
 
 
+def test_taken_up_with_another_figure_the_best_is_that_of_the_checkpoints_still_kept(whole, tmp_path, capsys, tiny_dataset):  # fmt: skip # noqa: F811
+    run = copy(whole, tmp_path / "run")
+    config = replace(CONFIG, train=replace(CONFIG.train, best="loss/next-item"))
+    train(config, [tiny_dataset], run, make_evaluator=lambda *_: lambda params: {})  # nothing is left to train
+    losses = {step: manifest(run, step)["metrics"]["loss/next-item"] for step in (10, 20)}
+    step = min(losses, key=lambda step: losses[step])
+    assert best_step(run) == step != best_step(whole) == 10
+    said = capsys.readouterr().err
+    assert "train.best was ndcg@10 and is loss/next-item now" in said
+    assert f"best step {step}, validation loss/next-item {losses[step]:.4f}" in said
+    assert f"Best checkpoint by loss/next-item: step {step}" in (run / "card.md").read_text()
+    assert read_run(run).config.train.best == "loss/next-item" and bytes_of(run, "best") == bytes_of(whole, step)
+
+
 def test_half_written_steps_are_swept(whole, tmp_path, tiny_dataset):  # noqa: F811
     run = copy(whole, tmp_path / "run")
     (step_folder(run, 20) / MANIFEST).unlink()

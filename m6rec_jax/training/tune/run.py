@@ -15,6 +15,7 @@ import xxhash
 import yaml
 
 from m6rec_jax.artifacts.atomic import remove, write_text
+from m6rec_jax.artifacts.best import better
 from m6rec_jax.artifacts.manifest import MANIFEST
 from m6rec_jax.artifacts.run import code_version
 from m6rec_jax.artifacts.tuned import TENSORS, Artefact, backbone_digests, read_tuned, write_tuned
@@ -164,7 +165,7 @@ def _figure(figures: Mapping[str, float]) -> tuple[str, float]:
 def _better(best: Best, step: int, figures: dict[str, float], tuned: Tuned) -> Best:
     """The best validation with one more in it; a later one must be better to take its place."""
     (name, new), old = _figure(figures), _figure(best.figures)[1]
-    if not (new < old if name == "loss" else new > old):
+    if not better(name, new, old):
         return best._replace(since=best.since + 1)
     return Best(step, figures, jax.tree.map(jnp.copy, tuned), 0)
 
