@@ -64,7 +64,6 @@ def run_tuning(options: Any) -> None:
     from m6rec_jax.model.tuning import METHODS, TuneSpec
     from m6rec_jax.recommend.metrics.options import of_options
     from m6rec_jax.recommend.tuned import learnt_rows, open_backbone
-    from m6rec_jax.training.tune.rows import TuneRows
     from m6rec_jax.training.tune.run import TuneTask, tune
     from m6rec_jax.training.tune.settings import LEARNING_RATES, TuneSettings
 
@@ -81,18 +80,12 @@ def run_tuning(options: Any) -> None:
         valid = valid.take(np.sort(np.random.default_rng(options.seed).permutation(len(valid))[:MOST_VALID]))
     backbone = open_backbone(options.run, data, options.step)
     backbone = replace(backbone, blueprint=replace(backbone.blueprint, config=_dropped(backbone.blueprint.config, options.dropout)))  # fmt: skip
-    names = tuple(train.about["options"])
     spec = TuneSpec.of(
-        backbone.blueprint.config, options.method, len(names), prompts=options.prompts, rank=options.rank,
+        backbone.blueprint.config, options.method, len(train.about["options"]), prompts=options.prompts, rank=options.rank,
         layers=options.layers, targets=tuple(filter(None, options.targets.split(","))),
     )  # fmt: skip
-    room = _room(options.run)
-    about = {key: train.about[key] for key in ("template", "language", "objective", "metric")}
-    about |= {"dataset": data.name, "digest": data.digest, "length": room, "dropout": options.dropout}
-    task = TuneTask(
-        options.task, names, TuneRows.of(train, room), TuneRows.of(valid, room), about,
-        learnt_rows(backbone, options.run, data, train.option_task),
-    )  # fmt: skip
+    rows = learnt_rows(backbone, options.run, data, train.option_task)
+    task = TuneTask.of(data, train, valid, _room(options.run), rows, dropout=options.dropout)
     made = tune(backbone, task, spec, settings, out, of_options)
     figures = ", ".join(f"{name} {value:.4f}" for name, value in sorted(made.metrics.items()))
     print(f"{made.path}: {made.name} by {options.method}; validation {figures}")

@@ -10,6 +10,8 @@ import pytest
 
 from m6rec_jax.artifacts.tuned import TENSORS, read_tuned
 from m6rec_jax.config import ModelConfig
+from m6rec_jax.data.dataset import open_dataset
+from m6rec_jax.data.instances import read_instances
 from m6rec_jax.errors import InputError
 from m6rec_jax.model import depth, tuning
 from m6rec_jax.model.load import Blueprint
@@ -17,11 +19,13 @@ from m6rec_jax.model.tuning import METHODS, TuneSpec
 from m6rec_jax.recommend.metrics.options import of_options
 from m6rec_jax.settings import load_config
 from m6rec_jax.training.tune import saved
-from m6rec_jax.training.tune.rows import epoch, width_for, widths_of
-from m6rec_jax.training.tune.run import tune
+from m6rec_jax.training.tune.rows import TuneRows, epoch, width_for, widths_of
+from m6rec_jax.training.tune.run import TuneTask, tune
 from m6rec_jax.training.tune.settings import LEARNING_RATES, TuneSettings, decays, optimizer
 from m6rec_jax.training.tune.step import TuneState, make_step, scores
 from m6rec_jax.vocab import Vocab
+from tests.fixtures import tiny_root  # noqa: F401
+from tests.planted import planted  # noqa: F401
 from tests.tuning import backbone, options_task, texts_task
 
 CONFIG = ModelConfig(layers=2, width=32, heads=2, ffn=48, dropout=0.1, embed_dropout=0.0)
@@ -199,3 +203,21 @@ def test_an_artefact_is_small(frozen, tmp_path):
     tune(frozen, options_task(n=32), spec, settings("option-adapter", epochs=1.0), tmp_path / "out", of_options)
     size = (tmp_path / "out" / TENSORS).stat().st_size
     assert size <= 4 * depth.trained(spec, frozen.blueprint) + 1000
+
+
+def test_a_task_of_a_dataset_is_made_of_its_instances_each_within_the_room(planted):  # noqa: F811
+    data = open_dataset(planted)
+    train, valid = (read_instances(data, "topic", split) for split in ("train", "valid"))
+    rows = np.ones((3, 8), np.float32)
+    task = TuneTask.of(data, train, valid, 10, rows, dropout=0.1)
+    assert (task.name, task.options) == ("topic", tuple(train.about["options"])) and task.rows is rows
+    assert len(task.train) == len(train) > len(task.valid) == len(valid) > 0
+    assert max(task.train.lengths.max(), task.valid.lengths.max()) <= 10 < TuneRows.of(train, 64).lengths.max()
+    np.testing.assert_array_equal(task.train.labels, train.labels)
+    assert task.about == {
+        "template": train.about["template"], "language": train.about["language"], "objective": "classify",
+        "metric": train.about["metric"], "dataset": data.name, "digest": data.digest, "length": 10, "dropout": 0.1,
+    }  # fmt: skip
+    retrieval = [read_instances(data, "retrieval", split) for split in ("train", "valid")]
+    with pytest.raises(InputError, match="task retrieval: a retrieval has no options and no answer"):
+        TuneTask.of(data, *retrieval, 12, None)

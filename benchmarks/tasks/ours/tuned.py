@@ -20,7 +20,6 @@ from m6rec_jax.model.depth import Backbone
 from m6rec_jax.model.tuning import TuneSpec
 from m6rec_jax.recommend.metrics.options import of_options
 from m6rec_jax.recommend.tuned import learnt_rows, open_backbone
-from m6rec_jax.training.tune.rows import TuneRows
 from m6rec_jax.training.tune.run import TuneTask, tune
 from m6rec_jax.training.tune.settings import LEARNING_RATES, TuneSettings
 
@@ -62,13 +61,8 @@ def _opened(run: Path, data: Path) -> Backbone:
 def _task(run: Path, data: Dataset, problem: Problem) -> TuneTask:
     name = problem.template
     train, valid = (read_instances(data, name, split) for split in ("train", "valid"))
-    room = read_run(run).config.data.length
-    about = {key: train.about[key] for key in ("template", "language", "objective", "metric")}
-    about |= {"dataset": data.name, "digest": data.digest, "length": room}
     rows = learnt_rows(_opened(run, data.path), run, data, train.option_task)
-    return TuneTask(
-        name, tuple(train.about["options"]), TuneRows.of(train, room), TuneRows.of(valid, room), about, rows
-    )
+    return TuneTask.of(data, train, valid, read_run(run).config.data.length, rows)
 
 
 def _chances(server: TunedServer, data: Dataset, problem: Problem, split: str, room: int) -> np.ndarray:

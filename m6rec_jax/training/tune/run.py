@@ -19,6 +19,8 @@ from m6rec_jax.artifacts.best import better
 from m6rec_jax.artifacts.manifest import MANIFEST
 from m6rec_jax.artifacts.run import code_version
 from m6rec_jax.artifacts.tuned import TENSORS, Artefact, backbone_digests, read_tuned, write_tuned
+from m6rec_jax.data.dataset import Dataset
+from m6rec_jax.data.instances import Instances
 from m6rec_jax.errors import InputError
 from m6rec_jax.model import depth, tuning
 from m6rec_jax.model.depth import Backbone
@@ -50,6 +52,17 @@ class TuneTask:
     valid: TuneRows
     about: dict[str, Any]
     rows: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, data: Dataset, train: Instances, valid: Instances, room: int, rows: np.ndarray | None, **more: Any) -> TuneTask:  # fmt: skip
+        """A task of a dataset's own, its instances each in at most `room` tokens; `more` is kept of it too.
+
+        Raises InputError for a retrieval.
+        """
+        about = {key: train.about[key] for key in ("template", "language", "objective", "metric")}
+        about |= {"dataset": data.name, "digest": data.digest, "length": room} | more
+        made = TuneRows.of(train, room), TuneRows.of(valid, room)
+        return cls(train.about["name"], tuple(train.about["options"]), *made, about, rows)
 
 
 def tune(
