@@ -54,11 +54,22 @@ quantised_product.defvjp(_forward, _backward)
 
 
 def _multiplied(subscripts: str, x: jax.Array, y: jax.Array, of_x: Any, of_y: Any, place: Any) -> jax.Array:
+    """The product of both sides rounded, placed as `place` says. Of its letters those of `x` come first, as a product of two
+    arrays gives them: qwix's own einsum puts the sides the other way round, which no placing survives."""
     import qwix
 
     ins, out = subscripts.split("->")
-    rounded = [
-        qwix.quantize(side, qtype, channelwise_axes=[i for i, letter in enumerate(letters) if letter in out])
-        for letters, side, qtype in zip(ins.split(","), (x, y), (of_x, of_y), strict=True)
+    letters = ins.split(",")
+    sides = [
+        qwix.quantize(side, qtype, channelwise_axes=[i for i, letter in enumerate(of) if letter in out])
+        for of, side, qtype in zip(letters, (x, y), (of_x, of_y), strict=True)
     ]
-    return qwix.einsum(subscripts, *rounded, **({} if place is None else {"out_sharding": place}))
+    summed = [[of.index(letter) for letter in letters[0] if letter not in out] for of in letters]
+    total = jnp.int32 if jnp.issubdtype(of_x, jnp.integer) else jnp.float32
+    numbers = [side.qvalue for side in sides]
+    made = jax.lax.dot_general(*numbers, (summed, ([], [])), preferred_element_type=total, out_sharding=place)
+    made = made.astype(jnp.float32)
+    for of, side, sums in zip(letters, sides, summed, strict=True):
+        scale = jax.lax.squeeze(side.scale.astype(jnp.float32), sums)
+        made = made * jax.lax.expand_dims(scale, [i for i, letter in enumerate(out) if letter not in of])
+    return made
