@@ -8,11 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from m6rec_jax.config import Config
+from m6rec_jax.config import Config, ModelConfig
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.objectives.loss import CHUNK
 from m6rec_jax.progress import note
+from m6rec_jax.training.distill import ROWS
 from m6rec_jax.training.optim import make_optimizer
 
 GIB = 1 << 30
@@ -24,10 +25,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def memory_needed(
     blueprint: Blueprint, config: Config, mesh: Mapping[str, int], catalogue: Sequence[int], donated: bool = True,
-    generator: Blueprint | None = None,
+    generator: Blueprint | None = None, teacher: Blueprint | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Bytes a device, by what they hold. `mesh`: size of each axis; `catalogue`: items of each domain; `generator`: of
-    replaced-token detection, whose activations are not counted.
+    replaced-token detection; `teacher`: up to the layer that is looked at.
 
     Parameters, what the optimiser keeps, gradients and the running mean are counted; activations are what `model.remat` keeps for
     the backward pass, and one layer at work. Without donation (CPU) a step makes its new state beside the old one.
@@ -37,7 +38,9 @@ def memory_needed(
     of_layers = sum(leaf.size for leaf in jax.tree.leaves(blueprint.shapes()["block"]))
     of_experts = 3 * model.layers * model.experts * model.width * model.expert_width
     elsewhere = of_layers * (1 - 1 / stages) + of_experts * (1 - 1 / mesh["expert"])  # experts and stages are not mixed
-    beside = 0.0 if generator is None else 4.0 * generator.parameters() / (tensor * mesh["fsdp"])
+    beside, taught = (
+        0.0 if m is None else 4.0 * m.parameters() / (tensor * mesh["fsdp"]) for m in (generator, teacher)
+    )
     one = 4.0 * (blueprint.parameters() - elsewhere) / (tensor * mesh["fsdp"])
     kept = jax.eval_shape(make_optimizer(config.optim, config.train.steps).init, blueprint.shapes())
     state = 1 + sum(x.size for x in jax.tree.leaves(kept)) / blueprint.parameters() + (config.optim.average > 0)
@@ -45,33 +48,59 @@ def memory_needed(
     state += (config.prune.sparsity > 0) / 4  # a byte beside each weight
     gradients = 1 + (config.train.accumulate > 1)
     rows = data.rows / (mesh["data"] * mesh["fsdp"] * mesh["expert"] * config.train.accumulate)
-    tokens, size = rows * data.length / sequence, jax.numpy.dtype(model.dtype).itemsize
-    width, inner = model.width, model.dense_width / tensor
-    # Without a limit an expert's device must have room for every choice of all tokens along the axis (model/experts).
-    spread = mesh["expert"] if model.routing == "dropless" else model.capacity_factor
-    choices = tokens * model.experts_per_token * spread * (model.experts > 0)
-    mixed = choices * size * (4 * width + 4 * model.expert_width / tensor)
-    layer = mixed + tokens * size * (10 * width + 4 * inner) + 8 * tokens * model.heads / tensor * data.length
-    dots, carried = tokens * size * (6 * width + 2 * inner), tokens * size * width
-    # A stage runs a microbatch at a time, and keeps those of all ticks, the idle ones too, for the backward pass.
-    parts = (model.microbatches or stages) if stages > 1 else 1
-    held, one_layer = model.layers / stages * (parts + stages - 1) / parts, layer / parts
-    layers = {"none": held * layer, "dots": held * dots + one_layer, "full": held * carried + one_layer}
+    tokens = rows * data.length / sequence
+    activations = _activations(model, mesh, tokens, data.length)
+    if generator is not None:
+        activations += _activations(generator.config, mesh, tokens, data.length)
+    if teacher is not None:  # nothing of it is kept for a backward pass: one layer at work, and relations of some rows
+        activations += _layer(teacher.config, mesh, tokens, data.length) / 2
+        activations += 16 * min(ROWS, rows) * (config.distill.heads or model.heads) * data.length**2
     scores = tables = 0.0
     for s in blueprint.vocab.slices:
         sampled = 0 < config.optim.negatives < s.size
         columns = config.optim.negatives if sampled else s.padded / tensor
         scores = max(scores, (12 if sampled else 4) * min(CHUNK, tokens) * columns)
-        tables += 0 if sampled else 8 * columns * model.table_width
+        of_tables = model.table_width + (0 if generator is None else generator.config.table_width)
+        tables += 0 if sampled else 8 * columns * of_tables
     widths = (blueprint.content_width, *blueprint.more_widths)
     return {
         "parameters and moments": one * state,
         "gradients and the new state": one * (gradients + (0 if donated else state)),
         "the generator": beside * (of_generator + gradients + (0 if donated else of_generator)),
         "item features": sum(4.0 * items * columns for items, columns in zip(catalogue, widths, strict=True)) / tensor,
-        "activations": layers[model.remat] + 6 * carried,
+        "the teacher": taught,
+        "activations": activations,
         "scores over the vocabulary": scores + tables,
     }
+
+
+def _layer(model: ModelConfig, mesh: Mapping[str, int], tokens: float, length: int) -> float:
+    """Bytes of one layer at work on so many tokens of a device, forward and backward."""
+    tensor, width = mesh["tensor"], model.width
+    # Without a limit an expert's device must have room for every choice of all tokens along the axis (model/experts).
+    spread = mesh["expert"] if model.routing == "dropless" else model.capacity_factor
+    choices, size = (
+        tokens * model.experts_per_token * spread * (model.experts > 0),
+        jax.numpy.dtype(model.dtype).itemsize,
+    )
+    mixed = choices * size * (4 * width + 4 * model.expert_width / tensor)
+    return (
+        mixed
+        + tokens * size * (10 * width + 4 * model.dense_width / tensor)
+        + 8 * tokens * model.heads / tensor * length
+    )
+
+
+def _activations(model: ModelConfig, mesh: Mapping[str, int], tokens: float, length: int) -> float:
+    """Bytes of what `model.remat` keeps of so many tokens of a device, of the layer at work, and of the states around them."""
+    stages, size = mesh["stage"], jax.numpy.dtype(model.dtype).itemsize
+    layer, carried = _layer(model, mesh, tokens, length), tokens * size * model.width
+    dots = tokens * size * (6 * model.width + 2 * model.dense_width / mesh["tensor"])
+    # A stage runs a microbatch at a time, and keeps those of all ticks, the idle ones too, for the backward pass.
+    parts = (model.microbatches or stages) if stages > 1 else 1
+    held, one_layer = model.layers / stages * (parts + stages - 1) / parts, layer / parts
+    layers = {"none": held * layer, "dots": held * dots + one_layer, "full": held * carried + one_layer}
+    return layers[model.remat] + 6 * carried
 
 
 def memory_there() -> float | None:
@@ -107,10 +136,10 @@ def _left() -> float | None:
 
 def check_room(
     blueprint: Blueprint, config: Config, mesh: jax.sharding.Mesh, catalogue: Sequence[int],
-    generator: Blueprint | None = None,
+    generator: Blueprint | None = None, teacher: Blueprint | None = None,
 ) -> None:  # fmt: skip
     """Say what training needs, where it is much, and raise InputError, on all processes, when a device has far less."""
-    parts = memory_needed(blueprint, config, mesh.shape, catalogue, jax.default_backend() != "cpu", generator)
+    parts = memory_needed(blueprint, config, mesh.shape, catalogue, jax.default_backend() != "cpu", generator, teacher)
     need, there = sum(parts.values()), memory_there()
     short = there is not None and need > there
     if need / GIB < TOLD and not short:
@@ -128,6 +157,7 @@ WAYS_OUT = {
     "parameters and moments": "make model.width smaller, or give items several code levels (prepare --levels 3)",
     "gradients and the new state": "make model.width smaller, or give items several code levels (prepare --levels 3)",
     "the generator": "make replaced.width smaller",
+    "the teacher": "name a smaller one with --distill-from, or a lower distill.teacher_layer",
     "item features": "prepare with a smaller --content-width",
     "activations": "make data.rows smaller, raise train.accumulate, or set model.remat=full",
     "scores over the vocabulary": "set optim.negatives to 2048 or so",

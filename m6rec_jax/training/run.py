@@ -108,9 +108,6 @@ def train(
     replacing = replacing_of(config, blueprint, pools, mesh)
     # Said once for all: what follows is asked of all processes together, or of none.
     saved = agree(lambda: max(steps(run), default=0), lambda step: {f"the last step saved in {run}": str(step)})
-    if saved < config.train.steps:
-        generator = None if replacing is None else replacing.generator
-        check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains], generator)
     held_out = joint_pools(domains, config.mixture, "valid", config.data)
     evaluator = JointEvaluator(make_evaluator, blueprint, domains, config.data.length) if make_evaluator else None
     check_best(config.train.best, names, held_out, evaluator)
@@ -120,6 +117,9 @@ def train(
         lend = agree(lambda: start_from(Path(init_from), [domain.dataset for domain in domains], blueprint))
     source = None if distill_from is None else Path(distill_from)
     teacher = agree(lambda: teacher_of(run, source, [domain.dataset for domain in domains], blueprint, config, mesh))
+    if saved < config.train.steps:
+        beside = replacing.generator if replacing else None, teacher.lesson.blueprint if teacher else None
+        check_room(blueprint, config, mesh, [domain.dataset.catalogue for domain in domains], *beside)
     lock = agree(
         lambda: _claim(run, config, domains, blueprint, teacher) if jax.process_index() == 0 else None, seconds=CLAIM
     )

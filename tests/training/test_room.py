@@ -1,19 +1,24 @@
 """The memory told before training is what the compiler then asks for, and what cannot fit is refused."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
-from m6rec_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from m6rec_jax.artifacts.run import Taught
+from m6rec_jax.config import Config, DataConfig, DistillConfig, ModelConfig, OptimConfig, TrainConfig
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable
 from m6rec_jax.model.load import Blueprint
+from m6rec_jax.objectives.generator import Replacing, generator_of
 from m6rec_jax.settings import load_config
 from m6rec_jax.training import room
+from m6rec_jax.training.distill import Teacher
 from m6rec_jax.training.optim import make_optimizer
 from m6rec_jax.training.room import check_room, memory_needed
 from m6rec_jax.training.run import train
 from m6rec_jax.training.sharding import axis_sizes, make_mesh
-from m6rec_jax.training.state import TrainState
+from m6rec_jax.training.state import TrainState, init_state
 from m6rec_jax.training.step import make_train_step
 from m6rec_jax.vocab import Vocab
 from tests.fixtures import tiny_dataset, tiny_root  # noqa: F401
@@ -49,6 +54,39 @@ def test_what_is_told_is_what_the_compiler_asks_for(model, negatives):
     blueprint = Blueprint(config.model, Vocab(1024, (100_096,)), CONTENT)
     told = sum(memory_needed(blueprint, config, make_mesh(config.mesh).shape, [100_096], donated=False).values())
     assert told == pytest.approx(compiled_bytes(blueprint, config, 100_096), rel=0.3)
+
+
+def bytes_of(tree):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+WHOLE = Blueprint(ModelConfig(layers=2, width=64), Vocab(1024, (10_112,)), CONTENT)
+LARGER = Blueprint(ModelConfig(layers=3, width=128), WHOLE.vocab, CONTENT)
+
+
+@pytest.mark.parametrize(
+    "optim", [OptimConfig(), OptimConfig(name="sgd"), OptimConfig(average=0.99)], ids=lambda o: f"{o.name}, {o.average}"
+)
+def test_what_is_told_of_the_state_the_generator_and_the_teacher_are_the_bytes_they_have(optim):
+    config = Config(WHOLE.config, optim=optim, data=DataConfig(length=64, rows=4))
+    replacing = Replacing(generator_of(WHOLE, config.replaced), config.replaced, (0,), (), 0.5)
+    optimizer = make_optimizer(optim, 10)
+    state = jax.eval_shape(lambda: init_state(WHOLE, optimizer, 0, optim.average > 0, replacing=replacing))
+    lesson = Teacher(Path(), LARGER, Taught("", 1, ""), DistillConfig(teacher_layer=2)).lesson
+    mesh = make_mesh(config.mesh).shape
+    told = memory_needed(WHOLE, config, mesh, [10_112], True, replacing.generator, lesson.blueprint)
+    held = bytes_of((state.params, state.optimizer, state.average))
+    assert told["parameters and moments"] == pytest.approx(held, rel=1e-4)
+    of_generator = (state.beside.params, state.beside.moments, state.beside.params["generator"])  # and its gradient
+    assert told["the generator"] == pytest.approx(bytes_of(of_generator), rel=1e-2)  # less the head, of width + 1
+    of_teacher = LARGER.shapes()
+    cut = {
+        **of_teacher,
+        "block": jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), of_teacher["block"]),
+    }
+    assert told["the teacher"] == bytes_of(cut) < bytes_of(of_teacher)
+    alone = memory_needed(WHOLE, config, mesh, [10_112], True)
+    assert alone["the teacher"] == alone["the generator"] == 0 < told["activations"] - alone["activations"]
 
 
 def test_every_part_grows_with_what_it_holds():
