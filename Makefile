@@ -20,7 +20,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 .PHONY: help install install-all install-beam demo test test-beam check check-code check-types check-imports check-packages check-locks lock clean \
 	plan-all \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
-	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-training bench-fuzz bench-exact bench-faults bench-tuning bench-edge bench-tasks bench-replaced
+	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-training bench-fuzz bench-exact bench-faults bench-tuning bench-edge bench-tasks bench-replaced bench-remat
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -123,6 +123,9 @@ bench-decoding: install-all  ## constrained beam search against transformers' (t
 
 bench-training: install-all  ## training tokens a second against transformers and torch (some GB), beside the matrix peak
 	$(BIN)/python -m benchmarks.training
+
+bench-remat: install  ## memory and processor time of a train step under each remat policy
+	$(BIN)/python -m benchmarks.remat
 
 bench-memory: install  ## what a new event costs the memory at 10^6 items
 	$(BIN)/python -m benchmarks.memory

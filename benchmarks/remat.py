@@ -1,17 +1,19 @@
 """What each remat policy costs and saves: the train step of `benchmarks.training`'s decoder, compiled and run.
 
-    python -m benchmarks.remat [--steps 5]
+    python -m benchmarks.remat [--dtypes float32] [--steps 3]
 
 Rows (benchmarks/results/remat.json), one for each dtype and value of `model.remat`: `temporary_mib` (what the compiled step needs
-beside its arguments and results), `gflop` and `gbytes` (XLA's cost analysis: what is computed again counts again),
-`processor_seconds` (of the process, both cores) and `seconds` a step, the least of some, policies turn about.
+beside its arguments and results), `gflop` and `gbytes` (XLA's cost analysis: what is computed again counts again, a loop's body
+once), `processor_seconds` (of the process, both cores) and `seconds` a step, the least of some, policies turn about. Rows of
+dtypes that are not asked for stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any, NamedTuple, get_args
 
 from m6rec_jax.allocator import keep_freed_memory
 
@@ -20,35 +22,56 @@ keep_freed_memory()  # as `m6rec train` does, before numpy starts threads
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks.record import write_results  # noqa: E402
+from benchmarks.record import commit, kept_rows, write_results  # noqa: E402
 from benchmarks.training.ours import packed  # noqa: E402
-from benchmarks.training.setting import OPTIM, SEED, blueprint, token_batches  # noqa: E402
+from benchmarks.training.setting import LENGTH, MODEL, OPTIM, PIECES, ROWS, SEED, token_batches  # noqa: E402
+from m6rec_jax.config import ModelConfig  # noqa: E402
 from m6rec_jax.config.model import DType, Remat  # noqa: E402
 from m6rec_jax.model.items import item_table  # noqa: E402
+from m6rec_jax.model.load import Blueprint  # noqa: E402
 from m6rec_jax.training.optim import make_optimizer  # noqa: E402
 from m6rec_jax.training.state import init_state  # noqa: E402
 from m6rec_jax.training.step import make_train_step  # noqa: E402
+from m6rec_jax.vocab import SPECIALS, Vocab  # noqa: E402
+
+
+class Setting(NamedTuple):
+    """What is trained: a decoder over so many text pieces, on a batch of `rows` of `length` tokens."""
+
+    model: ModelConfig = MODEL
+    pieces: int = PIECES
+    rows: int = ROWS
+    length: int = LENGTH
+
+
+SMALLEST = Setting(replace(MODEL, layers=3, width=64, heads=2, ffn=256), 512, 4, 128)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--dtypes", nargs="+", choices=get_args(DType), default=list(get_args(DType)))
+    parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
-    rows = [row for dtype in get_args(DType) for row in of_dtype(dtype, options.steps)]
+    rows = [row | {"commit": commit()} for dtype in options.dtypes for row in of_dtype(dtype, options.steps)]
     for row in rows:
         print("{dtype:9} {remat:5} {temporary_mib:6.0f} MiB {gflop:6.1f} GFLOP {gbytes:6.1f} GB {processor_seconds:6.3f} processor s {seconds:6.3f} s".format(**row))  # fmt: skip
-    print(f"wrote {write_results('remat', rows)}")
+    print(f"wrote {write_results('remat', [*kept_rows('remat', rows, ('dtype', 'remat')), *rows])}")
 
 
-def of_dtype(dtype: DType, steps: int) -> list[dict[str, Any]]:
+def of_dtype(dtype: DType, steps: int, setting: Setting = Setting()) -> list[dict[str, Any]]:  # noqa: B008
     """A row a policy."""
-    batch = jax.device_put(packed(token_batches()[0]))
+    ids = token_batches()[0][: setting.rows, : setting.length + 1]
+    batch = jax.device_put(packed(np.maximum(ids % setting.pieces, len(SPECIALS)).astype(np.int32)))
     items = jax.device_put(item_table(np.zeros((128, 1), np.float32), np.ones(128, bool)))
     optimizer = make_optimizer(OPTIM, 10**6)
-    state = init_state(blueprint(dtype), optimizer, SEED)
+
+    def decoder(remat: Remat) -> Blueprint:
+        return Blueprint(replace(setting.model, dtype=dtype, remat=remat), Vocab(setting.pieces, (128,)), 1)
+
+    state = init_state(decoder("none"), optimizer, SEED)
     made, rows, taken = {}, {}, {}
     for remat in get_args(Remat):
-        made[remat] = make_train_step(blueprint(dtype, remat), optimizer, 1, SEED).lower(state, batch, items).compile()
+        made[remat] = make_train_step(decoder(remat), optimizer, 1, SEED).lower(state, batch, items).compile()
         cost = made[remat].cost_analysis()
         rows[remat] = {
             "dtype": dtype, "remat": remat, "temporary_mib": made[remat].memory_analysis().temp_size_in_bytes / 2**20,
