@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tasks.ours.backbone import backbone
+from benchmarks.tasks.ours.recipes import asked
 from benchmarks.tasks.problem import SPLITS, Problem
 from m6rec_jax.artifacts.run import read_run
 from m6rec_jax.data.dataset import Dataset, open_dataset
@@ -60,7 +61,7 @@ def _opened(run: Path, data: Path) -> Backbone:
 
 
 def _task(run: Path, data: Dataset, problem: Problem) -> TuneTask:
-    name = problem.template
+    name = asked(problem)
     train, valid = (read_instances(data, name, split) for split in ("train", "valid"))
     room = read_run(run).config.data.length
     about = {key: train.about[key] for key in ("template", "language", "objective", "metric")}
@@ -72,6 +73,6 @@ def _task(run: Path, data: Dataset, problem: Problem) -> TuneTask:
 
 
 def _chances(server: TunedServer, data: Dataset, problem: Problem, split: str, room: int) -> np.ndarray:
-    instances = read_instances(data, problem.template, split)
+    instances = read_instances(data, asked(problem), split)
     prompts = [(one.source, one.source_rows) for one in instances.laid_out(room)]
-    return np.exp(np.stack(server.score([problem.template] * len(prompts), prompts)))
+    return np.exp(np.stack(server.score([asked(problem)] * len(prompts), prompts)))
