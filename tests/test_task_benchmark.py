@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 
 from benchmarks.tasks import measures, tallrec
@@ -56,10 +57,16 @@ def test_counts_are_of_other_users(films):
 
 def test_a_card_holds_the_rows_with_and_without_their_histories(films):
     card = load_card(films.card())
-    assert set(card.tasks) == {"like", "past", "counts"}
+    assert set(card.tasks) == {"like", "brief", "past", "counts"}
     tables = {name: task.path for name, task in card.tasks.items()}
     assert "history" not in tables["counts"].columns and "history" in tables["past"].columns
     assert len(tables["counts"]) == len(tables["past"]) + len(films.part("train"))
+    assert not {"history", "item"} & set(tables["counts"].columns)
+    # What is asked briefly is scored on the rows, in the order, of what is asked at length.
+    brief = tables["brief"]
+    for split in ("valid", "test"):
+        own, part = brief.filter(pl.col("split") == split), films.part(split)
+        assert "history" not in own.columns and own["item"].equals(part["item"]) and own["label"].equals(part["label"])
     assert not set(films.numbers) & set(tables["like"].columns)  # numbers are for trees: the model reads words
 
 

@@ -24,16 +24,17 @@ SCORED = {"past": 0.25, "like": 0.25, "next-item": 0.2, "text-infill": 0.3}
 # Few rows and many titles: nothing but counts to learn to read them first, and no history, whose titles are learnt by heart.
 COUNTED = {"counts": 0.5, "brief": 0.25, "text-infill": 0.25}
 SHORT = ("--data.length=96", "--data.rows=64")  # the newest events, counts in words, the candidate
+WIDE = ("--model.width=128", "--model.dropout=0.1", "--model.embed_dropout=0.1", "--optim.learning_rate=0.003")  # to write
 FOUND = {"next": 0.5, "next-item": 0.2, "plausibility": 0.15, "text-causal": 0.15}
 RECIPES = {
     "movie": Recipe(COUNTED, 100, "book", (*SHORT, "--optim.learning_rate=0.0005"), "brief"),
     "book": Recipe(COUNTED, 200, "", SHORT, "brief"),
     "ml-100k": Recipe(SCORED, 1000, "", SHORT),
-    "kuairec": Recipe({"kind": 0.3, "text-infill": 0.5, "next-item": 0.2}, 600),
-    "kuairec-caption": Recipe({"caption": 0.6, "text-causal": 0.3, "next-item": 0.1}, 600),
-    "xrec-amazon": Recipe({"why": 0.7, "text-causal": 0.3}, 1000),
-    "xrec-yelp": Recipe({"why": 0.7, "text-causal": 0.3}, 1000),
-    "redial": Recipe({"reply": 0.7, "text-causal": 0.2, "next-item": 0.1}, 800),
+    "kuairec": Recipe({"kind": 0.3, "text-infill": 0.5, "next-item": 0.2}, 500),
+    "kuairec-caption": Recipe({"caption": 0.6, "text-causal": 0.3, "next-item": 0.1}, 300, "", WIDE),
+    "xrec-amazon": Recipe({"why": 0.8, "text-causal": 0.2}, 400, "", WIDE),
+    "xrec-yelp": Recipe({"why": 0.8, "text-causal": 0.2}, 400, "", WIDE),
+    "redial": Recipe({"reply": 0.7, "text-causal": 0.2, "next-item": 0.1}, 400, "", WIDE),
     "beauty": Recipe(FOUND, 1000, "", ("--model.vectors=128", "--model.id_dropout=0.5")),
 }
 
