@@ -24,12 +24,13 @@ SCORED = {"past": 0.25, "like": 0.25, "next-item": 0.2, "text-infill": 0.3}
 # Few rows and many titles: nothing but counts to learn to read them first, and no history, whose titles are learnt by heart.
 COUNTED = {"counts": 0.5, "brief": 0.25, "text-infill": 0.25}
 SHORT = ("--data.length=96", "--data.rows=64")  # the newest events, counts in words, the candidate
+# What writes is wider, drops less and learns faster.
 WIDE = (
     "--model.width=128",
     "--model.dropout=0.1",
     "--model.embed_dropout=0.1",
     "--optim.learning_rate=0.003",
-)  # to write
+)
 FOUND = {"next": 0.5, "next-item": 0.2, "plausibility": 0.15, "text-causal": 0.15}
 RECIPES = {
     "movie": Recipe(COUNTED, 100, "book", (*SHORT, "--optim.learning_rate=0.0005"), "brief"),
