@@ -11,24 +11,12 @@ import pytest
 from benchmarks.tasks import measures, tallrec
 from benchmarks.tasks.statistics import fold_counts
 from m6rec_jax.data.card import load_card
+from tests.tables import films_folder
 
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory):
-    """Rows of films as TALLRec has them: twelve users of six rows each, who like what is even."""
-    folder, rng = tmp_path_factory.mktemp("tables"), np.random.default_rng(0)
-    (folder / "tallrec").mkdir()
-    for part in ("valid", "test"):
-        rows = []
-        for _ in range(12):
-            events = rng.permutation(40)[:12].tolist()
-            for at in range(6, 12):
-                liked, disliked = ([f'"Film {n}"' for n in events[:at] if n % 2 == odd] for odd in (0, 1))
-                says = f"User Preference: {', '.join(liked)}\nUser Unpreference: {', '.join(disliked)}\n"
-                says += f'Whether the user will like the target movie "Film {events[at]}"?'
-                rows.append({"input": says, "output": "No." if events[at] % 2 else "Yes."})
-        (folder / "tallrec" / f"movie_{part}.json").write_text(json.dumps(rows), encoding="utf-8")
-    return tallrec.read("movie", folder)
+    return tallrec.read("movie", films_folder(tmp_path_factory.mktemp("tables")))
 
 
 def test_a_past_tells_nothing_of_its_answer(films):
