@@ -5,29 +5,18 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 
 from benchmarks.tasks import measures, tallrec
 from benchmarks.tasks.statistics import fold_counts
 from m6rec_jax.data.card import load_card
+from tests.tables import films_folder
 
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory):
-    """Rows of films as TALLRec has them: twelve users of six rows each, who like what is even."""
-    folder, rng = tmp_path_factory.mktemp("tables"), np.random.default_rng(0)
-    (folder / "tallrec").mkdir()
-    for part in ("valid", "test"):
-        rows = []
-        for _ in range(12):
-            events = rng.permutation(40)[:12].tolist()
-            for at in range(6, 12):
-                liked, disliked = ([f'"Film {n}"' for n in events[:at] if n % 2 == odd] for odd in (0, 1))
-                says = f"User Preference: {', '.join(liked)}\nUser Unpreference: {', '.join(disliked)}\n"
-                says += f'Whether the user will like the target movie "Film {events[at]}"?'
-                rows.append({"input": says, "output": "No." if events[at] % 2 else "Yes."})
-        (folder / "tallrec" / f"movie_{part}.json").write_text(json.dumps(rows), encoding="utf-8")
-    return tallrec.read("movie", folder)
+    return tallrec.read("movie", films_folder(tmp_path_factory.mktemp("tables")))
 
 
 def test_a_past_tells_nothing_of_its_answer(films):
@@ -56,10 +45,16 @@ def test_counts_are_of_other_users(films):
 
 def test_a_card_holds_the_rows_with_and_without_their_histories(films):
     card = load_card(films.card())
-    assert set(card.tasks) == {"like", "past", "counts"}
+    assert set(card.tasks) == {"like", "brief", "past", "counts"}
     tables = {name: task.path for name, task in card.tasks.items()}
     assert "history" not in tables["counts"].columns and "history" in tables["past"].columns
     assert len(tables["counts"]) == len(tables["past"]) + len(films.part("train"))
+    assert not {"history", "item"} & set(tables["counts"].columns)
+    # What is asked briefly is scored on the rows, in the order, of what is asked at length.
+    brief = tables["brief"]
+    for split in ("valid", "test"):
+        own, part = brief.filter(pl.col("split") == split), films.part(split)
+        assert "history" not in own.columns and own["item"].equals(part["item"]) and own["label"].equals(part["label"])
     assert not set(films.numbers) & set(tables["like"].columns)  # numbers are for trees: the model reads words
 
 

@@ -72,11 +72,16 @@ class Problem:
         assert self.past is not None
         return self._card_of(self.past.drop("split")) | {"valid": 0.05, "test": 0.05}
 
+    def brief_card(self) -> dict[str, Any]:
+        """The `tasks:` entry of this task and `past` without the events of the histories: counts in words, and what is
+        asked for."""
+        rows = pl.concat([self.learnt(True), self.frame.filter(pl.col("split") != "train")], how="diagonal_relaxed")
+        return self._card_of(rows.drop("history")) | {"split": "split"}
+
     def counts_card(self) -> dict[str, Any]:
-        """The `tasks:` entry of the rows of training and `past` without the events of their histories: what is left to
-        read are the counts, and no user is known by the titles."""
+        """The `tasks:` entry of the rows of training and `past` with nothing but counts: no user is known by the titles."""
         assert self.past is not None
-        return self._card_of(self.learnt(True).drop("split", "history")) | {"valid": 0.05, "test": 0.05}
+        return self._card_of(self.learnt(True).drop("split", "history", "item")) | {"valid": 0.05, "test": 0.05}
 
     def _card_of(self, frame: pl.DataFrame) -> dict[str, Any]:
         plain = frame.drop(*self.numbers)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 FOLDS = 5
+AMOUNTS = ("hardly any", "few", "half", "most", "nearly all")
 KNOWN = ((0, "by nobody"), (3, "by few"), (10, "by some"), (30, "by many"))
 
 
@@ -30,9 +31,10 @@ def smoothed(likes: np.ndarray, ratings: np.ndarray, prior: float, weight: float
     return (likes + weight * prior) / (ratings + weight)
 
 
-def in_percent(share: float) -> str:
-    """A share in steps of five percent: few words, each often enough to be learnt."""
-    return f"{5 * round(20 * share)}%"
+def in_words(share: float) -> str:
+    """A share, roughly and in steps of five percent: few words, each often enough to be learnt, and the rough ones even in
+    few rows."""
+    return f"{AMOUNTS[min(int(share * len(AMOUNTS)), len(AMOUNTS) - 1)]}, {5 * round(20 * share)}%"
 
 
 def known_by(ratings: float) -> str:
@@ -41,12 +43,12 @@ def known_by(ratings: float) -> str:
 
 
 def habit(likes: int, ratings: int) -> str:
-    """What share of what they rated a user liked."""
-    return f"Likes {in_percent(likes / ratings)}" if ratings else ""
+    """What share of what they rated a user likes, as far as so many ratings say."""
+    return f"Likes {in_words((likes + 1) / (ratings + 2))}" if ratings else ""
 
 
 def opinion(rate: Sequence[float], ratings: Sequence[float]) -> list[str]:
     """What others think of each item."""
     return [
-        f"Known {known_by(n)}" + (f", liked {in_percent(r)}" if n else "") for r, n in zip(rate, ratings, strict=True)
+        f"Known {known_by(n)}" + (f", liked by {in_words(r)}" if n else "") for r, n in zip(rate, ratings, strict=True)
     ]

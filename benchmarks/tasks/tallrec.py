@@ -181,5 +181,5 @@ def card(kind: str, known: Sequence[Row], users: list[int], split: list[str], pr
         "kinds": {"liked": 1.0, "disliked": 0.0},
         "corpus": {"path": pl.DataFrame({"text": problem.texts("train")}), "text": "text"},
         "split": "leave-one-out",
-        "tasks": {"like": problem.task_card(), "past": problem.past_card(), "counts": problem.counts_card()},
+        "tasks": {"like": problem.task_card(), "brief": problem.brief_card(), "past": problem.past_card(), "counts": problem.counts_card()},
     }  # fmt: skip

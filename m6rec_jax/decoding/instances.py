@@ -24,7 +24,7 @@ from m6rec_jax.decoding.shapes import Prompt, batches, pad
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.model.transformer import Transformer, View
+from m6rec_jax.model.transformer import Transformer, framed
 from m6rec_jax.objectives.contrast import unit
 from m6rec_jax.objectives.loss import cross_entropy
 from m6rec_jax.objectives.scoring import scoring_order
@@ -164,9 +164,7 @@ def _facts_of(record: Run, domain: int) -> ItemTable:
 
 def _states(model: Transformer, items: ItemTable, tokens, item_rows, lengths, opens) -> jax.Array:
     """States `[B, T, D]` of right-padded prompts, whose first `opens [B]` tokens see each other and later ones all before."""
-    at = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    ends = jnp.minimum(jnp.where(at < opens[:, None], opens[:, None], at + 1), lengths[:, None])
-    return model.hidden(tokens, item_rows, View(at, jnp.zeros_like(at), ends), items)
+    return model.hidden(tokens, item_rows, framed(tokens.shape, opens, lengths), items)
 
 
 def _last(states: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model import depth, tuning
 from m6rec_jax.model.depth import Backbone
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.model.transformer import Transformer, View
+from m6rec_jax.model.transformer import Transformer, asked
 from m6rec_jax.model.tuning import Tuned, TuneSpec
 
 ROOM = 8  # tasks that a program has room for at least; past them it doubles
@@ -153,10 +153,8 @@ class TunedServer:
 
 @partial(jax.jit, static_argnums=0)
 def _score(blueprint, params, items, stack, tokens, item_rows, lengths, select):
-    """Log-probabilities of the options `[B, C]` of right-padded bidirectional rows, each under the task it selects."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    end = jnp.where(positions < lengths[:, None], lengths[:, None], 0)
-    view = View(positions, jnp.zeros_like(positions), end)
+    """Log-probabilities of the options `[B, C]` of right-padded prompts, each under the task it selects."""
+    view = asked(tokens, lengths)
     hidden, _ = blueprint.bind(params).routed(tokens, item_rows, view, items, tuned=stack.chosen(select))
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return jax.nn.log_softmax(tuning.option_logits(last, stack.weight[select], stack.bias[select]))

@@ -19,7 +19,7 @@ from m6rec_jax.model.kernels import attend, attend_prefix
 from m6rec_jax.model.layers import Turns, dropout, rms_norm, rope_turns, scale, weight
 from m6rec_jax.model.pipeline import pipelined
 from m6rec_jax.model.quantised import dense
-from m6rec_jax.vocab import Vocab
+from m6rec_jax.vocab import TARGET, Vocab
 
 # Of prefixes. Heads lie outside of positions, as products over positions read them: each is read by every token to come.
 KeyValues = tuple[Float[Array, "N B K S h"], Float[Array, "N B K S h"]]
@@ -45,6 +45,14 @@ def framed(shape: tuple[int, int], opens: Int[Array, " B"], lengths: Int[Array, 
     at = jnp.broadcast_to(jnp.arange(shape[1]), shape)
     ends = jnp.where(at < opens[:, None], opens[:, None], at + 1)
     return View(at, jnp.zeros_like(at), jnp.where(at < lengths[:, None], ends, 0))
+
+
+def asked(tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> View:
+    """Rows of one right-padded prompt each, `framed` as pretraining arranges it (objectives/scoring): all before the last
+    `<target>` see each other; without one, all do."""
+    at = jnp.arange(tokens.shape[1])
+    request = jnp.max(jnp.where((tokens == TARGET) & (at < lengths[:, None]), at, -1), axis=1)
+    return framed(tokens.shape, jnp.where(request < 0, lengths, request), lengths)
 
 
 class Transformer(nnx.Module):

@@ -1,5 +1,7 @@
 """Tuned tasks of all methods served in one batch over one backbone: each comes out as it does alone."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,15 +9,21 @@ import pytest
 
 from m6rec_jax.artifacts.tuned import Artefact, backbone_digests
 from m6rec_jax.config import ModelConfig
+from m6rec_jax.data.instances.layout import Laid
 from m6rec_jax.decoding import tuned as serving
+from m6rec_jax.decoding.instances import InstanceScorer
 from m6rec_jax.decoding.sampling import writable
 from m6rec_jax.decoding.tuned import TunedServer
 from m6rec_jax.errors import InputError
 from m6rec_jax.model import depth, tuning
+from m6rec_jax.model.depth import Backbone
+from m6rec_jax.model.items import widened
+from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.tuning import TuneSpec
+from m6rec_jax.training.tune.rows import TuneRows
 from m6rec_jax.training.tune.step import scores, states
-from m6rec_jax.vocab import EOS
-from tests.tuning import VOCAB, backbone, options_rows
+from m6rec_jax.vocab import BOS, EOS, OPTIONS
+from tests.tuning import END_SOURCE, END_TARGET, FIRST, SOURCE, TARGET, VOCAB, backbone, options_rows
 
 CONFIG = ModelConfig(layers=3, width=32, heads=2, ffn=48, dropout=0.0, embed_dropout=0.0)
 TASKS = {
@@ -155,3 +163,31 @@ def test_texts_of_several_tasks_are_those_of_each_alone(frozen, tmp_path):
     assert len({tuple(one.tolist()) for one in written}) > 1
     with pytest.raises(InputError, match="task say: has no options"):
         server.score(["say"], prompts[:1])
+
+
+def test_before_the_first_step_a_tuned_task_is_what_pretraining_learnt(tmp_path):
+    """With the rows of the options' table and an adapter that does nothing yet, requests of all lengths included."""
+    vocab = replace(VOCAB, options=(2,))
+    blueprint = Blueprint(CONFIG, vocab, 6)
+    held = Backbone(blueprint, blueprint.init(4), backbone(CONFIG).items, {"run": "runs/tiny", "step": 7})
+    rng = np.random.default_rng(0)
+    words = lambda most: rng.integers(FIRST, FIRST + 8, rng.integers(0, most))  # noqa: E731
+    told = [np.array([BOS, SOURCE, *words(12), END_SOURCE, TARGET, *words(6), END_TARGET], np.int32) for _ in range(20)]
+    laid = [
+        Laid(one, np.full(len(one), -1, np.int32), *[np.zeros(0, np.int32)] * 2, np.zeros((0, 2), int)) for one in told
+    ]
+    scorer = InstanceScorer(blueprint, held.params, held.items, [{"name": "click", "options": ["no", "yes"]}])
+    embeddings = held.params["embeddings"]
+    rows = np.asarray(widened(embeddings, embeddings["tables"][OPTIONS][:2]))
+    spec = TuneSpec.of(CONFIG, "adapter", 2)
+    fresh = tuning.as_arrays(jax.device_get(depth.begin(spec, blueprint, held.params, 0, rows)))
+    server = TunedServer(held)
+    server.add(Artefact(tmp_path, spec.as_dict(), {"name": "click", "options": ["no", "yes"]}, backbone_digests(held.params), {}, fresh))  # fmt: skip
+    found = np.exp(np.stack(server.score(["click"] * 20, [(one.source, one.source_rows) for one in laid])))
+    np.testing.assert_allclose(found, scorer.option_chances("click", laid), atol=1e-5)
+    assert found[:, 1].std() > 1e-3
+    train = TuneRows.with_options(told, [one.source_rows for one in laid], np.zeros(20, np.int32))
+    batch = train.batch(np.arange(20), 20, 32)
+    tuned = tuning.from_arrays(spec, CONFIG, fresh)
+    logp = scores(spec, blueprint, tuned, held.params, batch, held.items)[2]  # and so does training read them
+    np.testing.assert_allclose(np.exp(logp), found, atol=1e-5)

@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.tasks.measures import grounded
 from benchmarks.tasks.nearest import TEMPLATES, K, filled
 from benchmarks.tasks.ours.backbone import backbone
+from benchmarks.tasks.ours.recipes import asked
 from benchmarks.tasks.problem import SPLITS, Problem
 from benchmarks.tasks.problems import read_problem
 from m6rec_jax.data.dataset import Dataset
@@ -30,7 +31,7 @@ def chances(problem: Problem, settings: dict[str, Any], seed: int, options: Name
     """The chance of each option, `[n, C]`."""
     data, run = backbone(problem, options, seed)
     scorer = InstanceScorer.load(run, "latest")
-    return {split: scorer.chances(read_instances(data, problem.template, split)) for split in SPLITS[1:]}
+    return {split: scorer.chances(read_instances(data, asked(problem), split)) for split in SPLITS[1:]}
 
 
 def retrieved(problem: Problem, settings: dict[str, Any], seed: int, options: Namespace) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tasks.ours.backbone import backbone
+from benchmarks.tasks.ours.recipes import asked
 from benchmarks.tasks.problem import SPLITS, Problem
 from m6rec_jax.artifacts.run import read_run
 from m6rec_jax.data.dataset import Dataset, open_dataset
@@ -59,13 +60,13 @@ def _opened(run: Path, data: Path) -> Backbone:
 
 
 def _task(run: Path, data: Dataset, problem: Problem) -> TuneTask:
-    name = problem.template
+    name = asked(problem)
     train, valid = (read_instances(data, name, split) for split in ("train", "valid"))
     rows = learnt_rows(_opened(run, data.path), run, data, train.option_task)
     return TuneTask.of(data, train, valid, read_run(run).config.data.length, rows)
 
 
 def _chances(server: TunedServer, data: Dataset, problem: Problem, split: str, room: int) -> np.ndarray:
-    instances = read_instances(data, problem.template, split)
+    instances = read_instances(data, asked(problem), split)
     prompts = [(one.source, one.source_rows) for one in instances.laid_out(room)]
-    return np.exp(np.stack(server.score([problem.template] * len(prompts), prompts)))
+    return np.exp(np.stack(server.score([asked(problem)] * len(prompts), prompts)))

@@ -20,7 +20,7 @@ class TuneRows:
     """n instances. Lists hold one int32 array an instance, `item_rows` -1 where no item is completed.
 
     `source`: all that is read before the answer. Of a task with options `labels [n]` names the right one, predicted at the
-    last token of a source that is bidirectional, and `target` is empty; of a text task `target` is the answer with its
+    source's last token, and `target` is empty; of a text task `target` is the answer with its
     `</s>`, predicted left to right.
     """
 

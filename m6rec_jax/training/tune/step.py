@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from m6rec_jax.model import depth, tuning
 from m6rec_jax.model.items import Catalogues
 from m6rec_jax.model.load import Blueprint
-from m6rec_jax.model.transformer import Transformer, View, causal
+from m6rec_jax.model.transformer import Transformer, asked, causal
 from m6rec_jax.model.tuning import Tuned, TuneSpec
 from m6rec_jax.objectives.loss import cross_entropy
 from m6rec_jax.training.tune.settings import Rule, optimizer
@@ -33,13 +33,13 @@ class TuneState(NamedTuple):
 def states(
     spec: TuneSpec, blueprint: Blueprint, params: Any, tuned: Tuned, batch: Batch, items: Catalogues, key: Array | None
 ) -> tuple[Transformer, Float[Array, "B T D"]]:
-    """The model and the last hidden states of a batch; rows of a task with options are bidirectional, others causal."""
+    """The model and the last hidden states of a batch; rows of a task with options are read as pretraining reads them
+    (objectives/scoring), others are causal."""
     own, weights = depth.assembled(spec, blueprint, params, tuned)
     model, lengths = own.bind(weights), batch["lengths"]
     view = causal(batch["tokens"].shape, lengths)
     if spec.options:
-        real = view.positions < lengths[:, None]
-        view = View(view.positions, jnp.zeros_like(view.k_end), jnp.where(real, lengths[:, None], 0))
+        view = asked(batch["tokens"], lengths)
     applied = tuning.alone(spec, tuned, lengths.shape[0])
     return model, model.routed(batch["tokens"], batch["item_rows"], view, items, key, applied)[0]
 

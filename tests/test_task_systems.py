@@ -1,0 +1,55 @@
+"""The benchmark's own systems, from the rows of a problem to answers, with runs of two steps."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+
+import numpy as np
+import pytest
+
+from benchmarks.tasks import beauty, tallrec
+from benchmarks.tasks.ours import backbone, direct, recipes, tuned
+from tests.tables import films_folder
+
+TINY = ("--model.layers=1", "--model.width=32", "--data.length=64", "--data.rows=8", "--optim.warmup=0")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    return tallrec.read("movie", films_folder(tmp_path_factory.mktemp("tables")))
+
+
+def test_a_backbone_is_trained_once_and_answers_and_is_tuned_for_every_row(films, tmp_path, monkeypatch):
+    mixture = {"counts": 0.5, "brief": 0.5}
+    monkeypatch.setitem(recipes.RECIPES, "movie", recipes.Recipe(mixture, 2, "", TINY, "brief"))
+    monkeypatch.setattr(tuned, "STEPS", 4)
+    options = Namespace(work=tmp_path, seeds=[0], quick=False)
+    found = direct.answers(films, *direct.settings(films), 0, options)
+    monkeypatch.setattr(backbone, "train", None)  # from here on nothing may be pretrained
+    again = tuned.tuned("option-adapter")(films, {"rate": 1.0}, 0, options)
+    for split in ("valid", "test"):
+        for made in (found, again):
+            assert made[split].shape == (len(films.part(split)), 2)
+            np.testing.assert_allclose(made[split].sum(1), 1, atol=1e-5)
+    assert json.loads((tmp_path / "tuned" / films.name / "option-adapter-1-0" / "manifest.json").read_text())
+    moved = np.abs(direct.answers(films, {}, 0, options)["test"] - found["test"]).max()
+    assert moved == 0 < np.abs(again["test"] - found["test"]).max()
+
+
+def test_what_is_retrieved_is_nearest_and_new_to_its_user(tmp_path, monkeypatch):
+    rng, folder = np.random.default_rng(0), tmp_path / "tables"
+    (folder / "beauty").mkdir(parents=True)
+    told = [{"id": i, "asin": f"a{i}", "title": f"Thing {i} of kind {i % 7}", "attributes": [f"kind {i % 7}"]} for i in range(150)]  # fmt: skip
+    (folder / "beauty" / "items.jsonl").write_text("\n".join(map(json.dumps, told)), encoding="utf-8")
+    lines = [f"{user} {' '.join(map(str, rng.permutation(150)[:6]))}" for user in range(80)]
+    (folder / "beauty" / "sequences.txt").write_text("\n".join(lines), encoding="utf-8")
+    problem = beauty.read(folder)
+    settings = (*TINY, "--model.vectors=16")
+    monkeypatch.setitem(recipes.RECIPES, "beauty", recipes.Recipe({"next": 1.0}, 2, "", settings))
+    found = direct.answers(problem, {}, 0, Namespace(work=tmp_path, seeds=[0], quick=False))["test"]
+    part = problem.part("test")
+    assert found.shape == (len(part), 100)
+    row_of = {one: i for i, one in enumerate(problem.catalogue["item_id"].to_list())}
+    for rows, events in zip(found, part["history"].to_list(), strict=True):
+        assert len(set(rows.tolist())) == 100 and not {row_of[event["item"]] for event in events} & set(rows.tolist())
