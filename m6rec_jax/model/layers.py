@@ -72,19 +72,29 @@ class Turns(NamedTuple):
         return Turns(*(jnp.expand_dims(x, range(-1 - axes, -1)) for x in self))
 
 
+@jax.custom_vjp
 def rope(x: Float[Array, "*n h"], turns: Turns) -> Float[Array, "*n h"]:
-    """Rotate pairs (i, i + h/2) of a head (Su et al. 2021), in float32."""
+    """Rotate pairs (i, i + h/2) of a head (Su et al. 2021), in float32.
+
+    Its gradient is rotated back: what jax would derive adds up halves padded with zeros, in float32. `turns` have none.
+    """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     sin, cos = turns
     halves = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate([half.astype(x.dtype) for half in halves], axis=-1)
 
 
+rope.defvjp(lambda x, turns: (rope(x, turns), turns), lambda turns, g: (rope(g, Turns(-turns.sin, turns.cos)), None))
+
+
 def rope_turns(positions: Int[Array, "*n"], head_dim: int, theta: float) -> Turns:
-    """By how much each pair is turned at each position; the same for all layers."""
+    """By how much each pair is turned at each position; the same for all layers.
+
+    The barrier keeps XLA from taking sines anew wherever they are read: in each layer, for each head, forth and back.
+    """
     inverse = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions[..., None].astype(jnp.float32) * inverse
-    return Turns(jnp.sin(angles), jnp.cos(angles))
+    return Turns(*jax.lax.optimization_barrier((jnp.sin(angles), jnp.cos(angles))))
 
 
 @jax.custom_vjp

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,3 +59,25 @@ def test_rope_turns_pairs():
     wanted = (x[..., :4] + 1j * x[..., 4:]) * jnp.exp(1j * angles)
     got = rope(x, rope_turns(positions, 8, 100.0))
     np.testing.assert_allclose(got, jnp.concatenate([wanted.real, wanted.imag], -1), rtol=1e-5, atol=1e-5)
+
+
+def test_ropes_gradient_is_that_of_the_formula():
+    x, cotangent = (jax.random.normal(jax.random.key(i), (2, 6, 3, 8)) for i in range(2))
+    turns = rope_turns(jnp.arange(12).reshape(2, 6), 8, 100.0).over(1)
+
+    def plain(x):
+        turned = (x[..., :4] + 1j * x[..., 4:]) * (turns.cos + 1j * turns.sin)
+        return jnp.concatenate([turned.real, turned.imag], -1)
+
+    (got,), (wanted,) = (jax.vjp(f, x)[1](cotangent) for f in (lambda x: rope(x, turns), plain))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_sines_are_taken_once_however_often_they_turn():
+    def loss(x, positions):
+        turns = rope_turns(positions, 8, 100.0)
+        return jnp.sum(jnp.sin(rope(rope(x, turns) ** 2, turns)))
+
+    x, positions = jnp.ones((2, 64, 8)), jnp.zeros((2, 64), jnp.int32)
+    program = jax.jit(jax.grad(loss)).lower(x, positions).compile().as_text()
+    assert len(re.findall(r"f32\[2,64,4\]\S* (?:sine|cosine)\(", program)) == 2
