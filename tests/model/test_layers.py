@@ -26,7 +26,10 @@ CASES = {
     "swiglu": (swiglu, plain_swiglu, (SHAPE, SHAPE)),
     "rms_norm": (lambda x, gain: rms_norm(x, gain, EPS), plain_norm, (SHAPE, SHAPE[-1:])),
 }
-MOST = {"swiglu": 0.1, "rms_norm": 3.5}  # float32 arrays of an activation's size that a program in bfloat16 may hold at one time
+MOST = {
+    "swiglu": 0.1,
+    "rms_norm": 3.5,
+}  # float32 arrays of an activation's size that a program in bfloat16 may hold at one time
 
 
 def drawn(shapes):
