@@ -62,9 +62,10 @@ def _attend_forward(q: Array, k: Array, v: Array, start: Array, end: Array) -> t
     scores = _heads(q, k, 3, 3) * q.shape[-1] ** -0.5
     scores = jnp.where(_seen(start[..., None], end[..., None], k.shape[2]), scores, NEVER)
     most = jnp.max(scores, axis=-1)
-    weights = jnp.exp(scores - most[..., None])
-    total = jnp.sum(weights, axis=-1)
-    mixed = (_heads(weights.astype(v.dtype), v, 3, 2) / total[..., None]).astype(q.dtype)
+    # What is summed is what values are multiplied by: rounded, and written once.
+    weights = jax.lax.optimization_barrier(jnp.exp(scores - most[..., None]).astype(v.dtype))
+    total = jnp.sum(weights.astype(jnp.float32), axis=-1)
+    mixed = (_heads(weights, v, 3, 2) / total[..., None]).astype(q.dtype)
     return mixed, (q, k, v, start, end, mixed, most + jnp.log(total))
 
 

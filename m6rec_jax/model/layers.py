@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.backend import get_default_device
 from jaxtyping import Array, Float, Int
 
 from m6rec_jax.model import sharding
@@ -24,6 +25,16 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...],
 def scale(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
     """The gain of an RMSNorm, stored as its distance from one."""
     return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
+
+
+def _apart(like: Array, *x: Array) -> tuple[Array, ...]:
+    """`x` as arrays that are made before what reads them is, where that pays: on a CPU, of what is narrower than float32.
+
+    There a loop makes one array, so XLA keeps in float32 what two of them share, and makes float32 of what stands around a
+    sum. In float32 to make it once is cheaper.
+    """
+    narrow = like.dtype != jnp.float32 and get_default_device().platform == "cpu"
+    return jax.lax.optimization_barrier(x) if narrow else x
 
 
 def rms_norm(x: Float[Array, "*n D"], gain: Float[Array, " D"], eps: float) -> Float[Array, "*n D"]:
@@ -54,7 +65,8 @@ def _rms_norm_backward(eps: float, kept: tuple[Array, ...], g: Array) -> tuple[A
     x, gain, size = kept
     y, wide = x.astype(jnp.float32) * size, g.astype(jnp.float32)
     of_y = wide * (1.0 + gain)
-    dx = size * (of_y - y * jnp.mean(of_y * y, axis=-1, keepdims=True))
+    (along,) = _apart(x, jnp.mean(of_y * y, axis=-1, keepdims=True))
+    dx = size * (of_y - y * along)
     return dx.astype(x.dtype), jnp.sum(wide * y, axis=tuple(range(x.ndim - 1))).astype(gain.dtype)
 
 
@@ -72,19 +84,29 @@ class Turns(NamedTuple):
         return Turns(*(jnp.expand_dims(x, range(-1 - axes, -1)) for x in self))
 
 
+@jax.custom_vjp
 def rope(x: Float[Array, "*n h"], turns: Turns) -> Float[Array, "*n h"]:
-    """Rotate pairs (i, i + h/2) of a head (Su et al. 2021), in float32."""
+    """Rotate pairs (i, i + h/2) of a head (Su et al. 2021), in float32.
+
+    Its gradient is rotated back: what jax would derive adds up halves padded with zeros, in float32. `turns` have none.
+    """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     sin, cos = turns
     halves = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate([half.astype(x.dtype) for half in halves], axis=-1)
 
 
+rope.defvjp(lambda x, turns: (rope(x, turns), turns), lambda turns, g: (rope(g, Turns(-turns.sin, turns.cos)), None))
+
+
 def rope_turns(positions: Int[Array, "*n"], head_dim: int, theta: float) -> Turns:
-    """By how much each pair is turned at each position; the same for all layers."""
+    """By how much each pair is turned at each position; the same for all layers.
+
+    The barrier keeps XLA from taking sines anew wherever they are read: in each layer, for each head, forth and back.
+    """
     inverse = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions[..., None].astype(jnp.float32) * inverse
-    return Turns(jnp.sin(angles), jnp.cos(angles))
+    return Turns(*jax.lax.optimization_barrier((jnp.sin(angles), jnp.cos(angles))))
 
 
 @jax.custom_vjp
@@ -97,11 +119,13 @@ def swiglu(gate: Float[Array, "*n F"], up: Float[Array, "*n F"]) -> Float[Array,
 
 
 def _swiglu_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    gate, up = kept
+    gate, up = _apart(g, *kept)
     x, wide = gate.astype(jnp.float32), g.astype(jnp.float32)
     share = jax.nn.sigmoid(x)
-    d_gate = wide * up.astype(jnp.float32) * share * (1 + x * (1 - share))
-    return d_gate.astype(gate.dtype), (wide * x * share).astype(up.dtype)
+    d_gate = (wide * up.astype(jnp.float32) * share * (1 + x * (1 - share))).astype(gate.dtype)
+    d_gate, gate = _apart(g, d_gate, gate)
+    x = gate.astype(jnp.float32)
+    return d_gate, (wide * x * jax.nn.sigmoid(x)).astype(up.dtype)
 
 
 swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)

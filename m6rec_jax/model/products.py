@@ -48,6 +48,7 @@ def _backward(
     (x, w), (ins, out) = kept, subscripts.split("->")
     of_x, of_w = ins.split(",")
     where = lambda like: None if place is None else jax.typeof(like).sharding  # noqa: E731
+    x = jax.lax.optimization_barrier(x)  # as it was kept: or it is made anew, entry by entry, while it is turned
     dx = jnp.einsum(f"{out},{of_w}->{of_x}", g, w, out_sharding=where(x))
     if x.size <= g.size:
         dw = jnp.einsum(f"{of_x},{out}->{of_w}", x, g, out_sharding=where(w))

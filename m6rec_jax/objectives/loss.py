@@ -74,6 +74,8 @@ def cross_entropy(
         hidden = _vary(hidden, sharding.TENSOR)
         tables = jax.tree.map(lambda x: _vary(x, sharding.TOKENS), tables)
         slices = model.vocab.slices
+        # Turned once, before the chunks: so each chunk's gradient comes out as its product makes it and is added up so.
+        turned = [None if i in samples else jax.lax.optimization_barrier(t.ids.T) for i, t in enumerate(tables)]
         ends = jnp.array([s.end for s in slices])
         slice_of = jnp.where(weights > 0, jnp.searchsorted(ends, targets, side="right"), len(slices))
         size = min(chunk, targets.shape[0])
@@ -98,7 +100,8 @@ def cross_entropy(
                 else:
                     groups = jnp.asarray(option_groups(model.vocab)) if s.name == OPTIONS else None
                     even, real = 0.0 if s.name == OPTIONS else smoothing, None if s.size == s.padded else s.size
-                    value = _slice_nll(real, even, here, h, table.ids, at, legal, groups)
+                    rows = jax.lax.stop_gradient(table.ids)
+                    value = _slice_nll(real, even, here, h, turned[i], rows, at, legal, groups)
                 total = total + jnp.where(slice_id == i, value, 0)
             return None, total
 
@@ -121,6 +124,7 @@ def _slice_nll(
     smoothing: float,
     here: Bool[Array, ""],
     h: Float[Array, "c D"],
+    turned: Float[Array, "D V"],
     table: Float[Array, "V D"],
     target: Int[Array, " c"],
     legal: Bool[Array, " V"] | None,
@@ -129,18 +133,19 @@ def _slice_nll(
     """Negative log-likelihood of row `target` of a table that may be sharded along tensor; zeros where no target of the chunk
     is `here`.
 
-    `real`: how many rows are no spare ones, None: all. `groups`: a target is normalised over the rows of its own group. Of the logits the backward pass keeps their log-sum-exp
-    alone: it multiplies once more, and then needs one pass over the products.
+    The table is given twice, and its gradient is that of `turned`. `real`: how many rows are no spare ones, None: all.
+    `groups`: a target is normalised over the rows of its own group. Of the logits the backward pass keeps their
+    log-sum-exp alone: it multiplies once more, and then needs one pass over the products.
     """
-    return _slice_forward(real, smoothing, here, h, table, target, legal, groups)[0]
+    return _slice_forward(real, smoothing, here, h, turned, table, target, legal, groups)[0]
 
 
 def _slice_forward(
-    real: int | None, smoothing: float, here: Array, h: Array, table: Array, target: Array,
+    real: int | None, smoothing: float, here: Array, h: Array, turned: Array, table: Array, target: Array,
     legal: Array | None, groups: Array | None,
 ) -> tuple[Array, tuple[Any, ...]]:  # fmt: skip
-    def present(h: Array, table: Array) -> tuple[Array, Array]:
-        scores, allowed = _allowed_scores(h, table, target, real, legal, groups)
+    def present(h: Array, turned: Array, table: Array) -> tuple[Array, Array]:
+        scores, allowed = _allowed_scores(h, turned, target, real, legal, groups)
         top = sharding.pmax(jnp.max(scores, axis=-1), sharding.TENSOR)
         mass = sharding.psum(jnp.sum(jnp.exp(scores - top[:, None]), axis=-1), sharding.TENSOR)
         hit = jnp.sum(h.astype(jnp.float32) * _rows_of(table, target).astype(jnp.float32), axis=-1)
@@ -149,26 +154,26 @@ def _slice_forward(
         if smoothing == 0:
             return mass - hit, mass
         total = sharding.psum(jnp.sum(jnp.where(allowed, scores, 0), axis=-1), sharding.TENSOR)
-        return mass - (1 - smoothing) * hit - smoothing * total / _count(allowed, table), mass
+        return mass - (1 - smoothing) * hit - smoothing * total / _count(allowed, len(table)), mass
 
     nothing = sharding.pmax(h[:, 0].astype(jnp.float32) * 0, sharding.TENSOR)
-    value, mass = jax.lax.cond(here, present, lambda h, table: (nothing, nothing), h, table)
-    return value, (here, h, table, target, legal, groups, mass)
+    value, mass = jax.lax.cond(here, present, lambda *_: (nothing, nothing), h, turned, table)
+    return value, (here, h, turned, table, target, legal, groups, mass)
 
 
 def _slice_backward(real: int | None, smoothing: float, kept: tuple[Any, ...], g: Array) -> tuple[Array | None, ...]:
-    here, h, table, target, legal, groups, mass = kept
+    here, h, turned, table, target, legal, groups, mass = kept
 
-    def present(h: Array, table: Array) -> tuple[Array, Array]:
-        scores, allowed = _allowed_scores(h, table, target, real, legal, groups)
+    def present(h: Array, turned: Array, table: Array) -> tuple[Array, Array]:
+        scores, allowed = _allowed_scores(h, turned, target, real, legal, groups)
         share = jnp.exp(scores - mass[:, None])
         if smoothing:
-            share = share - jnp.where(allowed, smoothing / _count(allowed, table)[:, None], 0)
-        share = share - jnp.where(_row_numbers(table) == target[:, None], 1 - smoothing, 0)
+            share = share - jnp.where(allowed, smoothing / _count(allowed, len(table))[:, None], 0)
+        share = share - jnp.where(_row_numbers(len(table)) == target[:, None], 1 - smoothing, 0)
         return _scores_backward(h, table, share * g[:, None])
 
-    of_h, of_table = jax.lax.cond(here, present, lambda h, table: (h * 0, table * 0), h, table)
-    return None, of_h, of_table, None, None, None
+    of_h, of_turned = jax.lax.cond(here, present, lambda h, turned, table: (h * 0, turned * 0), h, turned, table)
+    return None, of_h, of_turned, None, None, None, None
 
 
 _slice_nll.defvjp(_slice_forward, _slice_backward)
@@ -183,16 +188,16 @@ def _if_here(nll: Callable[..., Array], here: Array, h: Array, target: Array, ta
 
 
 def _allowed_scores(
-    h: Array, table: Array, target: Array, real: int | None, legal: Array | None, groups: Array | None
+    h: Array, turned: Array, target: Array, real: int | None, legal: Array | None, groups: Array | None
 ) -> tuple[Float[Array, "c V"], Bool[Array, "#c V"] | bool]:
     """Products of states and rows in float32, `NEVER` where a target is not normalised over the row; and where it is."""
-    scores = jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)
-    rows = _row_numbers(table)
+    scores = jnp.einsum("cd,dv->cv", h, turned, preferred_element_type=jnp.float32)
+    rows = _row_numbers(turned.shape[1])
     inside = True if real is None else (rows < real)[None]
     if groups is not None:
         allowed = groups[rows] == groups[target][:, None]
     elif legal is not None:
-        allowed = inside & (legal[: table.shape[0]] | (rows == target[:, None]))
+        allowed = inside & (legal[: len(rows)] | (rows == target[:, None]))
     elif real is None:
         return scores, True
     else:
@@ -200,15 +205,15 @@ def _allowed_scores(
     return jnp.where(allowed, scores, NEVER), allowed
 
 
-def _count(allowed: Array | bool, table: Array) -> Float[Array, "#c"]:
+def _count(allowed: Array | bool, rows: int) -> Float[Array, "#c"]:
     """Over how many rows a target is normalised."""
-    allowed = jnp.broadcast_to(allowed, (*jnp.shape(allowed)[:-1], table.shape[0])[-2:])
+    allowed = jnp.broadcast_to(allowed, (*jnp.shape(allowed)[:-1], rows)[-2:])
     return jnp.atleast_1d(sharding.psum(jnp.sum(allowed, axis=-1).astype(jnp.float32), sharding.TENSOR))
 
 
-def _row_numbers(table: Array) -> Int[Array, " V"]:
-    """Which rows of the whole table a shard of it along tensor holds."""
-    return sharding.tensor_index() * table.shape[0] + jnp.arange(table.shape[0])
+def _row_numbers(held: int) -> Int[Array, " V"]:
+    """Which rows of the whole table a shard along tensor that has so many holds."""
+    return sharding.tensor_index() * held + jnp.arange(held)
 
 
 def option_groups(vocab: Vocab) -> np.ndarray:
@@ -219,15 +224,14 @@ def option_groups(vocab: Vocab) -> np.ndarray:
 
 
 def _scores_backward(h: Array, table: Array, g: Float[Array, "c V"]) -> tuple[Array, Array]:
-    """Gradients of the products of states and rows. Theirs is rounded to the type of the states before it is multiplied, and where a side of a
-    product has to be turned it is the small one: XLA for a CPU multiplies bfloat16 by float32, and turned matrices, several
-    times slower."""
+    """Gradients of states, and of rows turned, from that of their products. It is rounded to the type of the states before it is multiplied, and
+    where a side of a product has to be turned it is the small one: XLA for a CPU multiplies bfloat16 by float32, and
+    turned matrices, several times slower."""
     g = g.astype(h.dtype)
     # Two letters that are summed over: of one, XLA would multiply by the turned matrix itself instead of a turned copy.
     parts = next(n for n in (4, 2, 1) if len(h) % n == 0)
     two = lambda x: x.reshape(parts, -1, x.shape[1])  # noqa: E731
-    turned = jnp.einsum("abd,abv->dv", two(h), two(g))
-    return jnp.einsum("cv,vd->cd", g, table), jax.lax.optimization_barrier(turned).T
+    return jnp.einsum("cv,vd->cd", g, table), jnp.einsum("abd,abv->dv", two(h), two(g))
 
 
 def _sampled_nll(

@@ -36,3 +36,13 @@ def test_of_a_weights_gradient_the_smaller_side_is_turned():
     text = str(jax.make_jaxpr(jax.grad(lambda w: jnp.sum(jnp.sin(product("btf,fd->btd", x, w)))))(w))
     assert "f32[8,12] = dot_general" in text
     assert "f32[12,8] = dot_general" not in text
+
+
+def test_a_kept_side_is_turned_and_not_made_anew():
+    """What went into a product is not scaled again, entry by entry, while it is turned for the weight's gradient."""
+    x, scale, w = jnp.ones((2, 128, 64)), jnp.ones((2, 128, 1)), jnp.ones((64, 256))
+    loss = lambda w, x, scale: jnp.sum(jnp.sin(product("btd,df->btf", x * scale, w)))  # noqa: E731
+    program = jax.jit(jax.grad(loss)).lower(w, x, scale).compile().as_text()
+    turned = [part for part in program.split("\n\n") if " copy(" in part]
+    assert turned
+    assert not any(" multiply(" in part for part in turned)
