@@ -25,7 +25,7 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import ItemTable, item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import Transformer, framed
-from m6rec_jax.objectives.contrast import unit
+from m6rec_jax.objectives.contrast import counted, pooled, unit
 from m6rec_jax.objectives.loss import cross_entropy
 from m6rec_jax.objectives.scoring import scoring_order
 from m6rec_jax.vocab import OPTIONS
@@ -194,4 +194,6 @@ def _log_likelihood(define, params, items, tokens, item_rows, lengths, starts):
 @partial(jax.jit, static_argnums=(0, 1))
 def _unit_vectors(define, side, params, items, tokens, item_rows, lengths, opens):
     model = nnx.merge(define, params)
-    return unit(_last(_states(model, items, tokens, item_rows, lengths, opens), lengths), model.projections()[side])
+    states = _states(model, items, tokens, item_rows, lengths, opens)
+    chosen = counted(tokens, jnp.arange(tokens.shape[1]) < lengths[:, None])
+    return unit(pooled(states, chosen), model.projections()[side])

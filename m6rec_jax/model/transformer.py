@@ -74,8 +74,11 @@ class Transformer(nnx.Module):
         if config.late:
             shape = (interaction.MOST_PARTS, config.width)
             self.part = nnx.Param(jnp.zeros(shape, jnp.float32), axes=(None, "embed"))
-        if config.vectors:  # of queries and of items, M6-Rec's two projections
-            project = lambda: weight(rngs, (config.width, config.vectors), ("embed", None), config.width**-0.5)  # noqa: E731
+        if (
+            config.vectors
+        ):  # of queries and of items: M6-Rec's two projections, alike at first, so that like lies near like
+            axes, key = ("embed", None), rngs.params()
+            project = lambda: weight(nnx.Rngs(key), (config.width, config.vectors), axes, config.width**-0.5)  # noqa: E731
             self.vectors = nnx.Dict({"query": project(), "item": project()})
 
     def projections(self) -> dict[str, Float[Array, "D V"]]:

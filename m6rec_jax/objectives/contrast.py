@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from m6rec_jax.data.plan import Pool
 from m6rec_jax.model import sharding
@@ -16,6 +16,7 @@ from m6rec_jax.model.attention import NEVER
 from m6rec_jax.model.transformer import Transformer
 from m6rec_jax.objectives.loss import TaskLoss
 from m6rec_jax.objectives.retrieval import OWN
+from m6rec_jax.vocab import SPECIALS, UNK
 
 TEMPERATURE = 0.07  # M6-Rec
 
@@ -43,6 +44,19 @@ def of_pairs(pairs: Pairs, task_ids: Int[Array, "B T"]) -> Array:
     return reduce(jnp.logical_or, [task_ids == pool for pool in pairs.pools])
 
 
+def counted(tokens: Int[Array, "*n T"], inside: Bool[Array, "*n T"]) -> Bool[Array, "*n T"]:
+    """Whose states a segment's vector is made of: of the tokens `inside` it those that say something, text and codes; all of
+    them where there are only control symbols, which are alike everywhere and would drown a short text."""
+    said = inside & ((tokens >= len(SPECIALS)) | (tokens == UNK))
+    return jnp.where(said.any(-1, keepdims=True), said, inside)
+
+
+def pooled(states: Float[Array, "B T D"], chosen: Bool[Array, "B *P T"]) -> Float[Array, "B *P D"]:
+    """Sums of the chosen states, float32: of vectors that `unit` brings to length one, the mean."""
+    wide = {"preferred_element_type": jnp.float32, "precision": "highest"}
+    return jnp.einsum("b...t,btd->b...d", chosen.astype(states.dtype), states, **wide)
+
+
 def unit(states: Float[Array, "*n D"], projection: Float[Array, "D V"]) -> Float[Array, "*n V"]:
     """States as vectors of length one, float32."""
     made = jnp.einsum("...d,dv->...v", states.astype(jnp.float32), projection.astype(jnp.float32))
@@ -52,6 +66,7 @@ def unit(states: Float[Array, "*n D"], projection: Float[Array, "D V"]) -> Float
 def contrastive(
     model: Transformer,
     hidden: Float[Array, "B T D"],
+    tokens: Int[Array, "B T"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     task_ids: Int[Array, "B T"],
@@ -65,7 +80,7 @@ def contrastive(
     """
     P = pairs.most
 
-    def local(hidden, targets, weights, task_ids, segment_ids, of_query, of_item):
+    def local(hidden, tokens, targets, weights, task_ids, segment_ids, of_query, of_item):
         B = len(targets)
         after = jnp.pad(segment_ids[:, 1:], ((0, 0), (0, 1)))
         ends = of_pairs(pairs, task_ids) & (segment_ids > 0) & (segment_ids != after)
@@ -76,11 +91,10 @@ def contrastive(
         there = at(ends & (weights > 0), query)
 
         def vectors(places: Array, projection: Array) -> Array:
-            here = places - sharding.index(sharding.SEQUENCE) * hidden.shape[1]
-            inside = (here >= 0) & (here < hidden.shape[1])
-            states = jnp.take_along_axis(hidden, jnp.where(inside, here, 0)[..., None], axis=1)
-            states = sharding.psum(jnp.where(inside[..., None], states, 0), sharding.SEQUENCE)
-            return unit(states.reshape(B * P, -1), projection)
+            chosen = counted(tokens[:, None], segment_ids[:, None] == at(segment_ids, places)[..., None])
+            T = hidden.shape[1]
+            here = jax.lax.dynamic_slice_in_dim(chosen, sharding.index(sharding.SEQUENCE) * T, T, axis=2)
+            return unit(sharding.psum(pooled(hidden, here), sharding.SEQUENCE).reshape(B * P, -1), projection)
 
         flat = lambda x: x.reshape(B * P, *x.shape[2:])  # noqa: E731
         queries, items = vectors(query, of_query), vectors(item, of_item)
@@ -108,7 +122,7 @@ def contrastive(
         return TaskLoss(*(sharding.psum(x @ of_task, sharding.BATCH) for x in (loss, real.astype(jnp.float32))))
 
     whole, no = ("batch", None), (None,)
-    in_axes = (("batch", "position", None), whole, whole, whole, whole, (None, None), (None, None))
+    in_axes = (("batch", "position", None), whole, whole, whole, whole, whole, (None, None), (None, None))
     of = model.projections()
     run = sharding.per_shard(local, in_axes, TaskLoss(no, no))
-    return run(hidden, targets, weights, task_ids, segment_ids, of["query"], of["item"])
+    return run(hidden, tokens, targets, weights, task_ids, segment_ids, of["query"], of["item"])

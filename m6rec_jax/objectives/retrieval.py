@@ -12,7 +12,7 @@ OWN = 32  # items of a query's user that are kept from being wrong answers; more
 def arrange_retrieval(example: Example, rng: np.random.Generator, mask_rate: float) -> Sequence:
     """The source, bidirectional, and the target, left to right, as two segments that do not see each other.
 
-    Vectors are taken at the last token of each. What the loss must know of them stands in `targets`, at positions that
+    A vector is made of each (`contrast.counted`). What the loss must know of them stands in `targets`, at positions that
     predict nothing: at the item's end its number plus one (0: none); at the query's end, which alone has a weight, how
     often training asks for the item; before it, from there backwards, numbers plus one of items of the query's own.
     """

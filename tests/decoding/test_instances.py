@@ -24,6 +24,7 @@ from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View
 from m6rec_jax.objectives.contrast import pairs_of
 from m6rec_jax.training.step import slice_losses
+from m6rec_jax.vocab import BOS, END_SOURCE, END_TARGET, SOURCE, TARGET
 from tests.fixtures import tiny_root  # noqa: F401
 from tests.planted import CONFIG, planted, planted_run  # noqa: F401
 
@@ -130,6 +131,28 @@ def test_vectors_are_those_of_training(dataset, scorer, trained):
     loss = jax.nn.logsumexp(jnp.where(wrong, scores, -jnp.inf), axis=1) - np.diag(scores)
     assert made.weight[0] == len(ids)
     assert made.loss[0] == pytest.approx(float(loss.sum()), rel=2e-5)
+
+
+def test_a_vector_is_the_mean_over_what_is_said_whatever_else_is_asked(scorer, trained):
+    """Of padded batches, one by one without padding."""
+    blueprint, params = trained
+    rng = np.random.default_rng(0)
+    laid = []
+    for n, m in ((4, 1), (19, 7), (0, 20), (3, 0)):
+        source = np.array([BOS, SOURCE, *rng.integers(400, 600, n), END_SOURCE], np.int32)
+        target = np.array([BOS, TARGET, *rng.integers(400, 600, m), END_TARGET], np.int32)
+        none = [np.full(len(x), -1, np.int32) for x in (source, target)]
+        laid.append(Laid(source, none[0], target, none[1], np.zeros((0, 2), np.int32)))
+    queries, items = scorer.queries(laid), scorer.item_vectors(laid)
+    model = blueprint.bind(params)
+    for i, one in enumerate(laid):
+        for side, tokens, found in (("query", one.source, queries[i]), ("item", one.target, items[i])):
+            at = np.arange(len(tokens))[None]
+            ends = np.full_like(at, len(tokens)) if side == "query" else at + 1
+            states = model.hidden(tokens[None], np.full_like(at, -1), View(at, at * 0, ends), scorer.items)[0]
+            said = np.asarray(states)[tokens >= 400] if len(tokens) > 3 else np.asarray(states)
+            wanted = said.mean(0) @ np.asarray(params["vectors"][side])
+            np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted), atol=1e-5)
 
 
 def test_what_was_not_learnt_is_refused_in_one_line(dataset, scorer):

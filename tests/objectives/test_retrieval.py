@@ -17,12 +17,13 @@ from m6rec_jax.objectives import objectives
 from m6rec_jax.objectives.contrast import TEMPERATURE, Pairs, contrastive, pairs_of
 from m6rec_jax.objectives.retrieval import OWN
 from m6rec_jax.training.step import slice_losses
-from m6rec_jax.vocab import BOS, END_SOURCE, END_TARGET, SOURCE, TARGET, Vocab
+from m6rec_jax.vocab import BOS, CONTROL_SYMBOLS, END_SOURCE, END_TARGET, SOURCE, SPECIALS, TARGET, UNK, Vocab
 
 QUIET = {"dropout": 0.0, "embed_dropout": 0.0, "id_dropout": 0.0}
 BLUEPRINT = Blueprint(ModelConfig(layers=1, width=16, heads=2, vectors=8, **QUIET), Vocab(170, (30,)), 5)
 ITEMS = jax.tree.map(jnp.asarray, item_table(np.random.default_rng(0).normal(size=(30, 5)), np.ones(30, bool)))
 PAIRS = Pairs((1, 2), 4)
+CONTROLS = {BOS, *(SPECIALS[name] for name in CONTROL_SYMBOLS)}
 
 
 def pair(query, said, item=-1, times=1, own=()):
@@ -43,7 +44,8 @@ def world(seed=0, rows=3):
         sequences, mine = [], []
         for _ in range(3):
             own = tuple(rng.integers(0, 6, 4).tolist())
-            example = pair(text(6), text(3), int(rng.integers(0, 6)), int(rng.integers(1, 50)), own)
+            words = rng.integers(140, rng.choice([150, 170]), 6)  # ids below 150 are control symbols
+            example = pair(words, [UNK, *text(3), 256 + 7], int(rng.integers(0, 6)), int(rng.integers(1, 50)), own)
             task = int(rng.integers(1, 3))
             mine.append((example, task))
             sequences.append((arranged(example), task))
@@ -54,14 +56,21 @@ def world(seed=0, rows=3):
     return {name: jnp.stack([row[name] for row in packed]) for name in packed[0]}, pairs
 
 
+def mean(states, tokens):
+    """Of the states of a segment those of tokens that say something, or of all where none does."""
+    said = [state for state, token in zip(states, tokens.tolist(), strict=True) if token not in CONTROLS]
+    return sum(said or list(states)) / len(said or states)
+
+
 def slow(params, hidden, batch, pairs):
     """A loss sum a task, pair by pair."""
     found = []
     for row, mine in enumerate(pairs):
-        segments, tasks = (np.asarray(batch[name])[row] for name in ("segment_ids", "task_ids"))
-        ends = np.flatnonzero((segments > 0) & (segments != np.append(segments[1:], 0)) & (tasks > 0))
-        for (example, task), query, item in zip(mine, ends[::2], ends[1::2], strict=True):
-            vectors = [hidden[row, at] @ params["vectors"][name] for name, at in (("query", query), ("item", item))]
+        tokens, segments, tasks = (np.asarray(batch[name])[row] for name in ("tokens", "segment_ids", "task_ids"))
+        numbers = sorted(set(segments[tasks > 0].tolist()) - {0})
+        states = [mean(hidden[row][segments == i], tokens[segments == i]) for i in numbers]
+        for (example, task), query, item in zip(mine, states[::2], states[1::2], strict=True):
+            vectors = [x @ params["vectors"][name] for name, x in (("query", query), ("item", item))]
             found.append((*(x / jnp.linalg.norm(x) for x in vectors), example, task))
     loss = [0.0, 0.0, 0.0]
     for i, (query, said, mine, task) in enumerate(found):
@@ -77,13 +86,15 @@ def slow(params, hidden, batch, pairs):
 
 
 def fast(params, hidden, batch, pairs=PAIRS):
-    of = [batch[name] for name in ("targets", "loss_weights", "task_ids", "segment_ids")]
+    of = [batch[name] for name in ("tokens", "targets", "loss_weights", "task_ids", "segment_ids")]
     return contrastive(BLUEPRINT.bind(params), hidden, *of, 3, pairs)
 
 
 @pytest.fixture(scope="module")
 def states():
-    return BLUEPRINT.init(0), jnp.asarray(np.random.default_rng(5).normal(size=(3, 64, 16)), jnp.float32)
+    params, rng = BLUEPRINT.init(0), np.random.default_rng(6)  # projections are alike at first, and told apart here
+    params["vectors"]["item"] = jnp.asarray(rng.normal(size=(16, 8)), jnp.float32)
+    return params, jnp.asarray(np.random.default_rng(5).normal(size=(3, 64, 16)), jnp.float32)
 
 
 def test_equals_a_loss_taken_pair_by_pair_with_its_gradient(states):
@@ -102,6 +113,35 @@ def test_equals_a_loss_taken_pair_by_pair_with_its_gradient(states):
     assert wanted[1] > 0 and wanted[2] > 0
     assert made.weight.tolist() == [0, *(sum(task == t for mine in pairs for _, task in mine) for t in (1, 2))]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients, of_wanted)
+
+
+def test_projections_are_alike_at_first_and_two():
+    query, item = (BLUEPRINT.init(3)["vectors"][name] for name in ("query", "item"))
+    np.testing.assert_array_equal(query, item)
+    assert query.unsafe_buffer_pointer() != item.unsafe_buffer_pointer()  # a step may take both for its own
+    assert np.std(query) > 0.1
+
+
+def test_a_vector_is_made_of_what_a_segment_says_wherever_it_lies(states):
+    """Control symbols count where nothing else is said; neighbours, places in the row and padding never do."""
+    params, _ = states
+    rng = np.random.default_rng(1)
+    kept = [pair([150, 151], [160], 0), pair([], [161, 162], 1), pair([153], [], 2)]
+    own = {token: rng.normal(size=16) for token in range(300)}  # a state of each token's own
+
+    def loss(order, length, change=()):
+        row = pack_row([(arranged(kept[i]), 1) for i in order], length)
+        hidden = np.array([({**own, **dict(change)})[token] for token in row["tokens"].tolist()], np.float32)
+        return float(fast(params, jnp.asarray(hidden)[None], {n: jnp.asarray(x[None]) for n, x in row.items()}).loss[1])
+
+    plain = loss((0, 1, 2), 32)
+    assert loss((2, 0, 1), 64, {0: own[9]}) == pytest.approx(plain, rel=1e-5)
+    for token in (151, 162, BOS, END_SOURCE, TARGET):
+        assert loss((0, 1, 2), 32, {token: own[200]}) != pytest.approx(plain, rel=1e-3)
+    kept[1], kept[2] = pair([152], [161, 162], 1), pair([153], [163], 2)
+    plain = loss((0, 1, 2), 32)
+    for token in (BOS, SOURCE, END_SOURCE, TARGET, END_TARGET):
+        assert loss((0, 1, 2), 32, {token: own[200]}) == pytest.approx(plain, rel=1e-6)
 
 
 def alone(states, *changes):
