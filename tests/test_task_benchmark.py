@@ -70,10 +70,21 @@ def test_a_difference_is_paired_and_of_all_seeds():
     labels = rng.integers(0, 2, 300)
     noise = rng.normal(size=300)
     good, better = (measures.auc(labels, labels * k + noise) for k in (1.0, 1.1))
-    own = measures.difference([better], [good], 300)
+    own = measures.difference(([better], [good], 300))
     assert own["ci95"][0] > 0  # the same noise in both: a difference far smaller than either's own interval
     low, high = measures.interval(good, 300)
     assert own["difference"] < (high - low) / 2
-    assert measures.difference([good], [good], 300) == {"difference": 0.0, "ci95": [0.0, 0.0]}
+    assert measures.difference(([good], [good], 300)) == {"difference": 0.0, "ci95": [0.0, 0.0]}
     bad = measures.auc(labels, -noise)
-    assert measures.difference([better, bad], [good], 300)["ci95"][0] < 0  # of two seeds one is worse
+    assert measures.difference(([better, bad], [good], 300))["ci95"][0] < 0  # of two seeds one is worse
+    # Over two data sets: the mean of both, and less chance in it than in one alone.
+    both = measures.difference(([better], [good], 300), ([better], [good], 300))
+    assert both["difference"] == pytest.approx(own["difference"])
+    assert np.ptp(both["ci95"]) < 0.9 * np.ptp(own["ci95"])
+
+
+def test_auc_is_the_share_of_pairs_in_order_and_ties_are_half():
+    labels, scores = np.array([0, 1, 1, 0, 1]), np.array([0.1, 0.5, 0.1, 0.3, 0.3])
+    pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels == 1] for n in scores[labels == 0]]
+    assert measures.auc(labels, scores)(np.arange(5)) == pytest.approx(np.mean(pairs))
+    assert measures.auc(labels, scores)(np.array([1, 2])) == 0.5

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
-from sklearn.metrics import f1_score, roc_auc_score
+from scipy.stats import rankdata
+from sklearn.metrics import f1_score
 
 RESAMPLES = 1000
 WORD = re.compile(r"[一-鿿]|[^\W_一-鿿]+(?:'\w+)?")
@@ -19,8 +20,10 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> Measure:
     """Area under the curve of scores [n], 0.5 where a sample has one class alone."""
 
     def over(at: np.ndarray) -> float:
-        chosen = labels[at]
-        return float(roc_auc_score(chosen, scores[at])) if 0 < chosen.sum() < len(chosen) else 0.5
+        liked = labels[at] > 0
+        n = int(liked.sum())
+        pairs = n * (len(liked) - n)
+        return float((rankdata(scores[at])[liked].sum() - n * (n + 1) / 2) / pairs) if pairs else 0.5
 
     return over
 
@@ -42,17 +45,21 @@ def interval(measure: Measure, n: int, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def difference(ours: Sequence[Measure], theirs: Sequence[Measure], n: int, seed: int = 0) -> dict[str, object]:
-    """The mean difference of two systems over their seeds, and its 95 %: the same resampled instances for both, and for
-    each resampling one seed of either drawn anew, so that seeds count as chance too."""
-    rng, every = np.random.default_rng(seed), np.arange(n)
-    point = float(np.mean([m(every) for m in ours]) - np.mean([m(every) for m in theirs]))
-    values = []
-    for _ in range(RESAMPLES):
-        at = rng.integers(0, n, n)
-        values.append(ours[rng.integers(len(ours))](at) - theirs[rng.integers(len(theirs))](at))
-    low, high = np.percentile(values, (2.5, 97.5))
-    return {"difference": point, "ci95": [float(low), float(high)]}
+Pair = tuple[Sequence[Measure], Sequence[Measure], int]  # ours and theirs, of each seed, over so many instances
+
+
+def difference(*pairs: Pair, seed: int = 0) -> dict[str, object]:
+    """The mean difference of two systems over their seeds (and over data sets, of several pairs), and its 95 %: the same
+    resampled instances for both, and for each resampling one seed of either drawn anew, so that seeds count as chance too."""
+    rng, points, values = np.random.default_rng(seed), [], np.zeros((len(pairs), RESAMPLES))
+    for row, (ours, theirs, n) in zip(values, pairs, strict=True):
+        every = np.arange(n)
+        points.append(np.mean([m(every) for m in ours]) - np.mean([m(every) for m in theirs]))
+        for i in range(RESAMPLES):
+            at = rng.integers(0, n, n)
+            row[i] = ours[rng.integers(len(ours))](at) - theirs[rng.integers(len(theirs))](at)
+    low, high = np.percentile(values.mean(0), (2.5, 97.5))
+    return {"difference": float(np.mean(points)), "ci95": [float(low), float(high)]}
 
 
 def words(text: str) -> list[str]:

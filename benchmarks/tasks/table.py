@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from benchmarks.tasks.answers import answered
 from benchmarks.tasks.figures import measures_of
-from benchmarks.tasks.measures import difference
+from benchmarks.tasks.measures import Measure, Pair, difference
 from benchmarks.tasks.problem import Problem
 
 OURS = "m6rec"
@@ -36,23 +37,34 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def differences(problems: dict[str, Problem], rows: list[dict[str, Any]], options: Namespace) -> list[dict[str, Any]]:
-    """Ours less each baseline, on the measure that is compared: the same resampled instances, seeds drawn anew."""
+    """Ours less each other system, on the measure that is compared; of scoring also the mean over its data sets, where all
+    of them have both systems."""
     groups: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         groups[f"{row['dataset']}-{row['task']}"][row["system"]].append(row["seed"])
-    made = []
-    for problem in problems.values():
-        systems = groups[problem.name]
+    made, scoring = [], [problem for problem in problems.values() if problem.task == "scoring"]
 
-        def over(system: str, problem: Problem = problem, systems: dict[str, list[int]] = systems) -> list[Any]:
-            found = (answered(problem, system, seed, options)["test"] for seed in systems[system])
+    def pair(problem: Problem, ours: str, theirs: str) -> Pair:
+        def over(system: str) -> list[Measure]:
+            found = (answered(problem, system, seed, options)["test"] for seed in groups[problem.name][system])
             return [measures_of(problem, "test", answer)[problem.metric] for answer in found]
 
-        for ours in (name for name in systems if name.startswith(OURS)):
-            for theirs in (name for name in systems if name != ours):
-                told = difference(over(ours), over(theirs), problem.part("test").height)
-                made.append({"task": problem.task, "dataset": problem.dataset, "system": ours, "against": theirs, "metric": problem.metric} | told)  # fmt: skip
+        return over(ours), over(theirs), problem.part("test").height
+
+    for problem in problems.values():
+        for ours, theirs in _pairs(groups[problem.name]):
+            head = {"task": problem.task, "dataset": problem.dataset, "system": ours, "against": theirs}
+            made.append(head | {"metric": problem.metric} | difference(pair(problem, ours, theirs)))
+    if len(scoring) > 1:
+        for ours, theirs in _pairs(set.intersection(*(set(groups[problem.name]) for problem in scoring))):
+            head = {"task": "scoring", "dataset": f"mean of {len(scoring)}", "system": ours, "against": theirs}
+            made.append(head | {"metric": "auc"} | difference(*(pair(problem, ours, theirs) for problem in scoring)))
     return made
+
+
+def _pairs(systems: Iterable[str]) -> list[tuple[str, str]]:
+    names = sorted(systems)
+    return [(ours, theirs) for ours in names if ours.startswith(OURS) for theirs in names if theirs != ours]
 
 
 def show_differences(rows: list[dict[str, Any]]) -> None:
