@@ -66,8 +66,8 @@ def _multiplied(subscripts: str, x: jax.Array, y: jax.Array, of_x: Any, of_y: An
     ]
     summed = [[of.index(letter) for letter in letters[0] if letter not in out] for of in letters]
     total = jnp.int32 if jnp.issubdtype(of_x, jnp.integer) else jnp.float32
-    numbers = [side.qvalue for side in sides]
-    made = jax.lax.dot_general(*numbers, (summed, ([], [])), preferred_element_type=total, out_sharding=place)
+    left, right = (side.qvalue for side in sides)
+    made = jax.lax.dot_general(left, right, (summed, ([], [])), preferred_element_type=total, out_sharding=place)
     made = made.astype(jnp.float32)
     for of, side, sums in zip(letters, sides, summed, strict=True):
         scale = jax.lax.squeeze(side.scale.astype(jnp.float32), sums)
