@@ -74,9 +74,8 @@ class Transformer(nnx.Module):
         if config.late:
             shape = (interaction.MOST_PARTS, config.width)
             self.part = nnx.Param(jnp.zeros(shape, jnp.float32), axes=(None, "embed"))
-        if (
-            config.vectors
-        ):  # of queries and of items: M6-Rec's two projections, alike at first, so that like lies near like
+        if config.vectors:
+            # Of queries and of items: M6-Rec's two projections, alike at first, so that like lies near like.
             axes, key = ("embed", None), rngs.params()
             project = lambda: weight(nnx.Rngs(key), (config.width, config.vectors), axes, config.width**-0.5)  # noqa: E731
             self.vectors = nnx.Dict({"query": project(), "item": project()})

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.backend import get_default_device
 from jaxtyping import Array, Bool, Float, Int
 
 from m6rec_jax.model import sharding
@@ -74,8 +75,11 @@ def cross_entropy(
         hidden = _vary(hidden, sharding.TENSOR)
         tables = jax.tree.map(lambda x: _vary(x, sharding.TOKENS), tables)
         slices = model.vocab.slices
-        # Turned once, before the chunks: so each chunk's gradient comes out as its product makes it and is added up so.
-        turned = [None if i in samples else jax.lax.optimization_barrier(t.ids.T) for i, t in enumerate(tables)]
+        # On a CPU turned once, before the chunks: so each chunk's gradient comes out as its product makes it and is added up
+        # so. Without a gradient, and where a turned side costs nothing, no copy is made.
+        once = key is not None and get_default_device().platform == "cpu"
+        apart = jax.lax.optimization_barrier if once else lambda x: x
+        turned = [None if i in samples else apart(t.ids.T) for i, t in enumerate(tables)]
         ends = jnp.array([s.end for s in slices])
         slice_of = jnp.where(weights > 0, jnp.searchsorted(ends, targets, side="right"), len(slices))
         size = min(chunk, targets.shape[0])

@@ -169,11 +169,11 @@ class TaskEvaluator:
             if name not in tasks or about["objective"] == "text":  # its loss says as much
                 continue
             instances = read_instances(dataset, name, "valid")
+            if len(instances) > VALIDATED:
+                instances = instances.take(np.sort(np.random.default_rng(seed).choice(len(instances), VALIDATED, replace=False)))  # fmt: skip
             if about["objective"] != "retrieval" and len(set(instances.labels.tolist()) - {-1}) < 2:
                 note(f"task {name}: its validation instances are of one class or none, so {', '.join(shown(about))} is not reported")  # fmt: skip
                 continue
-            if len(instances) > VALIDATED:
-                instances = instances.take(np.sort(np.random.default_rng(seed).choice(len(instances), VALIDATED, replace=False)))  # fmt: skip
             if len(instances):
                 catalogue = catalogue_of(dataset, name) if about["objective"] == "retrieval" else None
                 self.asked[name] = instances, catalogue

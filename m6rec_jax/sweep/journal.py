@@ -62,8 +62,20 @@ def remember(out: Path, config: Config, axes: Sequence[Axis], datasets: Sequence
         before = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file}: not readable as JSON ({error}); take it from a copy, or name another --out") from None  # fmt: skip
+    if isinstance(before, dict) and isinstance(
+        before.get("config"), dict
+    ):  # a sweep of before a setting was without it
+        before["config"] = _filled(before["config"])
     for name, was, now in _differing(before, json.loads(json.dumps(body))):
         raise InputError(f"--out {out}: was begun with {name} {was} and is {now} now; give the same again, or name another folder")  # fmt: skip
+
+
+def _filled(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as it was written, with what this code sets by itself where it says nothing."""
+    known = json.loads(json.dumps(Config().as_dict()))
+    return {
+        part: known[part] | values if isinstance(known.get(part), dict) else values for part, values in config.items()
+    }
 
 
 def _differing(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, str, str]]:

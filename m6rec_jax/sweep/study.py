@@ -22,6 +22,7 @@ from m6rec_jax.signals import Signals
 from m6rec_jax.sweep.journal import distributions, settings_of
 from m6rec_jax.sweep.launch import LEAVE_SECONDS, STOPPED, Job, Launcher
 from m6rec_jax.sweep.space import Axis, Value, overrides, text, with_values
+from m6rec_jax.training.guards import finite
 from m6rec_jax.training.metrics import read_rows
 
 POLL_SECONDS = 1.0
@@ -81,9 +82,11 @@ class Under:
 
 
 def validations(run: Path, metric: str) -> list[tuple[int, float]]:
-    """`(step, figure)` of each validation of a run so far."""
+    """`(step, figure)` of each validation of a run so far that training itself counts: all of its figures are numbers."""
     name = f"valid/{metric}"
-    return [(int(row["step"]), float(row[name])) for row in read_rows(run) if name in row]
+    rows = (row for row in read_rows(run) if name in row)
+    figures_of = lambda row: {key: value for key, value in row.items() if key.startswith("valid/")}  # noqa: E731
+    return [(int(row["step"]), float(row[name])) for row in rows if finite(figures_of(row))]
 
 
 def run_sweep(sweep: Sweep, tell: Callable[[], None]) -> None:

@@ -75,6 +75,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
     speaking = jax.process_index() == 0
     log = MetricsLog(loop.run, first) if speaking else None
     best, since_best = _best_so_far(loop.run, config.train.best, first)
+    measured = False  # whether a validation of this process was looked through for `train.best`
     if config.train.patience and since_best >= config.train.patience and first < config.train.steps:
         note(f"stopped at step {first} in an earlier run: {_said(config.train.best, best, since_best)}")
         return state
@@ -140,8 +141,6 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                     if log:
                         log.write({"step": done, **{f"valid/{name}": value for name, value in figures.items()}})
                     bad = not finite(figures)
-                    if not bad:
-                        check_measured(config.train.best, figures)
                     if not bad and better(config.train.best, figures.get(config.train.best), best):
                         best, since_best = figures[config.train.best], 0
                     else:
@@ -153,6 +152,9 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                     keep = False
                     loop.writer.save(state, Position(rows, *loop.cursor(rows)), figures)
                     watch.beat(f"the save of step {done}")
+                if figures and not (bad or measured):  # once what was learnt is saved
+                    measured = True
+                    check_measured(config.train.best, figures)
                 if stopping or (keep and (last or enough)):
                     loop.writer.wait()
                     saved = unsaved(loop.run, done) if keep else f"saved step {done}"

@@ -79,10 +79,8 @@ def _layer(model: ModelConfig, mesh: Mapping[str, int], tokens: float, length: i
     tensor, width = mesh["tensor"], model.width
     # Without a limit an expert's device must have room for every choice of all tokens along the axis (model/experts).
     spread = mesh["expert"] if model.routing == "dropless" else model.capacity_factor
-    choices, size = (
-        tokens * model.experts_per_token * spread * (model.experts > 0),
-        jax.numpy.dtype(model.dtype).itemsize,
-    )
+    choices = tokens * model.experts_per_token * spread * (model.experts > 0)
+    size = jax.numpy.dtype(model.dtype).itemsize
     mixed = choices * size * (4 * width + 4 * model.expert_width / tensor)
     return (
         mixed

@@ -219,7 +219,7 @@ def _claim(
 ) -> IO[str]:
     """Make the run folder, or check that the one there was trained on these datasets with this model; returns its lock.
 
-    Raises InputError naming what differs (only the length of training and how often it is looked at may change), or
+    Raises InputError naming what differs (only the length of training, how often it is looked at and `train.best` may change), or
     the process that trains this run already.
     """
     if (run / RUN_FILE).is_file():

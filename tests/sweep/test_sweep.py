@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -24,7 +25,7 @@ from m6rec_jax.sweep.journal import distributions, locked, mend, open_study, rem
 from m6rec_jax.sweep.launch import LocalLauncher, dealt
 from m6rec_jax.sweep.report import best, rows, write_best, write_table
 from m6rec_jax.sweep.space import Choice, Range
-from m6rec_jax.sweep.study import Sweep, error_line, run_sweep
+from m6rec_jax.sweep.study import Sweep, error_line, run_sweep, validations
 
 TRAINER = Path(__file__).parent / "trainer.py"
 AXES = [Range("optim.warmup", 1, 200, whole=True)]
@@ -282,3 +283,20 @@ def test_the_line_of_a_failure():
     assert error_line("x\nm6rec: no space\nbye\n", 2) == "exit code 2: no space"
     assert error_line("x\nSegmentation fault\n\n", -11) == "killed by signal 11: Segmentation fault"
     assert error_line("", 1) == "exit code 1, and it said nothing"
+
+
+def test_a_validation_that_is_no_number_counts_for_no_trial(tmp_path):
+    rows = [{"valid/loss/a": float("nan")}, {"valid/loss/a": 2.0, "valid/x": float("inf")}, {"valid/loss/a": 3.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": n} | row) + "\n" for n, row in enumerate(rows)))
+    assert validations(tmp_path, "loss/a") == [(2, 3.0)]
+
+
+def test_a_sweep_of_before_a_setting_goes_on_with_what_it_is_by_itself(tmp_path):
+    remember(tmp_path, Config(), [], ["data"])
+    file = tmp_path / "sweep.json"
+    body = json.loads(file.read_text())
+    del body["config"]["train"]["best"]
+    file.write_text(json.dumps(body))
+    remember(tmp_path, Config(), [], ["data"])
+    with pytest.raises(InputError, match="config.train.best ndcg@10 and is loss/next-item now"):
+        remember(tmp_path, replace(Config(), train=replace(Config().train, best="loss/next-item")), [], ["data"])

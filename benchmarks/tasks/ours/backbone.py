@@ -9,8 +9,10 @@ from benchmarks.tasks.ours.recipes import recipe_of
 from benchmarks.tasks.problem import Problem
 from benchmarks.tasks.problems import read_problem
 from m6rec_jax.artifacts.checkpoints import steps
+from m6rec_jax.artifacts.run import read_run
 from m6rec_jax.data.dataset import Dataset, open_dataset
 from m6rec_jax.data.prepare import prepare
+from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
 from m6rec_jax.settings import load_config
 from m6rec_jax.training.run import train
@@ -32,14 +34,12 @@ def backbone(problem: Problem, options: Namespace, seed: int = 0) -> tuple[Datas
         like = {"like": lent.path, "borrow": "tokenizer"} if lent else {"vocab_size": VOCABULARY}
         prepare(problem.card(), data, levels=1, **like)
     dataset = open_dataset(data)
-    if max(steps(run), default=0) < recipe.steps:
+    named = ", ".join(f"{task}: {share}" for task, share in recipe.mixture.items())
+    own = [f"--train.steps={recipe.steps}", f"--train.seed={seed}", f"--mixture.tasks={{{named}}}", *recipe.settings]
+    config = load_config([str(CONFIG)], own)
+    if recipe.steps not in steps(run):
         note(f"{problem.name}: training the backbone of seed {seed}, {recipe.steps:,} steps")
-        named = ", ".join(f"{task}: {share}" for task, share in recipe.mixture.items())
-        own = [
-            f"--train.steps={recipe.steps}",
-            f"--train.seed={seed}",
-            f"--mixture.tasks={{{named}}}",
-            *recipe.settings,
-        ]
-        train(load_config([str(CONFIG)], own), [data], run, init_from=start)
+        train(config, [data], run, init_from=start)
+    elif read_run(run).config != config:
+        raise InputError(f"{run}: trained with other settings than its recipe has now; remove it, or name another --work")  # fmt: skip
     return dataset, run

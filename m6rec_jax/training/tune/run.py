@@ -18,6 +18,7 @@ from m6rec_jax.artifacts.atomic import remove, write_text
 from m6rec_jax.artifacts.best import better
 from m6rec_jax.artifacts.manifest import MANIFEST
 from m6rec_jax.artifacts.run import code_version
+from m6rec_jax.artifacts.schemas import TUNED
 from m6rec_jax.artifacts.tuned import TENSORS, Artefact, backbone_digests, read_tuned, write_tuned
 from m6rec_jax.data.dataset import Dataset
 from m6rec_jax.data.instances import Instances
@@ -206,6 +207,7 @@ def _described(
         "spec": spec.as_dict(),
         "settings": settings.as_dict(),
         "backbone": {**backbone.source, "digest": digest},
+        "schema": dict(zip(("name", "version"), TUNED, strict=True)),  # how prompts are read is part of it
     }
 
 
