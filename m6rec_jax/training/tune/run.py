@@ -207,7 +207,7 @@ def _described(
         "spec": spec.as_dict(),
         "settings": settings.as_dict(),
         "backbone": {**backbone.source, "digest": digest},
-        "schema": dict(zip(("name", "version"), TUNED, strict=True)),  # how prompts are read is part of it
+        "artefact": {"version": TUNED.version},  # how a prompt is read is part of it
     }
 
 
