@@ -6,10 +6,10 @@ from benchmarks.remat import SMALLEST, of_dtype
 from m6rec_jax.config.model import Remat
 
 
-def test_full_needs_less_temporary_memory_than_dots_and_dots_less_than_none():
+def test_full_needs_less_temporary_memory_than_none_and_dots_no_more():
     rows = {row["remat"]: row for row in of_dtype("float32", 1, SMALLEST)}
     assert set(rows) == set(get_args(Remat))
     temporary = {remat: row["temporary_mib"] for remat, row in rows.items()}
-    assert temporary["full"] < 0.8 * temporary["none"] and temporary["dots"] < temporary["none"]
+    assert temporary["full"] < 0.8 * temporary["none"] and temporary["dots"] <= temporary["none"]
     assert rows["dots"]["gflop"] > rows["none"]["gflop"]  # attention is computed again
     assert all(row["processor_seconds"] > 0 and row["seconds"] > 0 for row in rows.values())
