@@ -75,7 +75,7 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
     speaking = jax.process_index() == 0
     log = MetricsLog(loop.run, first) if speaking else None
     best, since_best = _best_so_far(loop.run, config.train.best, first)
-    measured = False  # whether a validation of this process was looked through for `train.best`
+    looked_through = False  # whether a validation of this process was looked through for `train.best`
     if config.train.patience and since_best >= config.train.patience and first < config.train.steps:
         note(f"stopped at step {first} in an earlier run: {_said(config.train.best, best, since_best)}")
         return state
@@ -152,8 +152,8 @@ def train_loop(loop: Loop, state: TrainState, rows: int) -> TrainState:
                     keep = False
                     loop.writer.save(state, Position(rows, *loop.cursor(rows)), figures)
                     watch.beat(f"the save of step {done}")
-                if figures and not (bad or measured):  # once what was learnt is saved
-                    measured = True
+                if figures and not (bad or looked_through):  # once what was learnt is saved
+                    looked_through = True
                     check_measured(config.train.best, figures)
                 if stopping or (keep and (last or enough)):
                     loop.writer.wait()
