@@ -10,6 +10,9 @@ import pytest
 
 from benchmarks.tasks import beauty, tallrec
 from benchmarks.tasks.ours import backbone, direct, recipes, tuned
+from m6rec_jax.data.instances import read_instances
+from m6rec_jax.decoding.instances import InstanceScorer
+from m6rec_jax.errors import InputError
 from tests.tables import films_folder
 
 TINY = ("--model.layers=1", "--model.width=32", "--data.length=64", "--data.rows=8", "--optim.warmup=0")
@@ -32,9 +35,19 @@ def test_a_backbone_is_trained_once_and_answers_and_is_tuned_for_every_row(films
         for made in (found, again):
             assert made[split].shape == (len(films.part(split)), 2)
             np.testing.assert_allclose(made[split].sum(1), 1, atol=1e-5)
-    assert json.loads((tmp_path / "tuned" / films.name / "option-adapter-1-0" / "manifest.json").read_text())
+    # Both are of the task that the recipe asks, and not of another of the card's.
+    data, run = backbone.backbone(films, options)
+    told = InstanceScorer.load(run, "latest").chances(read_instances(data, "brief", "test"))
+    np.testing.assert_array_equal(found["test"], told)
+    kept = json.loads((tmp_path / "tuned" / films.name / "option-adapter-1-0" / "manifest.json").read_text())
+    assert kept["task"]["name"] == "brief"
     moved = np.abs(direct.answers(films, {}, 0, options)["test"] - found["test"]).max()
     assert moved == 0 < np.abs(again["test"] - found["test"]).max()
+    # A run of another recipe is not taken for one of this.
+    other = recipes.Recipe(mixture, 2, "", (*TINY, "--optim.learning_rate=0.001"), "brief")
+    monkeypatch.setitem(recipes.RECIPES, "movie", other)
+    with pytest.raises(InputError, match="trained with other settings"):
+        backbone.backbone(films, options)
 
 
 def test_what_is_retrieved_is_nearest_and_new_to_its_user(tmp_path, monkeypatch):
