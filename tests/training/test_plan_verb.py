@@ -101,7 +101,7 @@ def test_a_better_chip_is_never_slower(name):
 def test_what_has_work_beside_it_costs_only_what_it_lasts_longer():
     part = Sent("all-gather", 10, 1e9, 512, True)
     hidden, exposed = sent_as_compiled([part, part._replace(overlapped=False)], V5P)
-    assert hidden == exposed == pytest.approx(10e9 / 6e11)  # three axes of the torus, both ways
+    assert hidden == exposed == pytest.approx(10e9 / (6e11 * V5P.chip.carried))  # three axes of the torus, both ways
     alone = spent(WORK, V5P)._replace(exposed=0, hidden=0)
     assert alone._replace(hidden=alone.computing / 2).step == alone.computing
     assert alone._replace(exposed=2.0).step == alone.computing + 2 and alone._replace(exposed=2.0).bound == "collectives"  # fmt: skip
@@ -129,8 +129,52 @@ def test_every_published_run_is_printed_and_the_error_is_their_median():
 
 
 def test_no_published_run_decides_what_a_chip_is_said_to_reach():
-    """Shares of the peak are the measured ones of single products, to the digit."""
+    """Shares of the peak and of the links are the measured ones of single products and collectives, to the digit."""
     assert {name: CHIPS[name].reached for name in ("v5e", "v6e", "h100")} == {"v5e": 0.923, "v6e": 0.79, "h100": 0.789}
+    carried = {name: round(CHIPS[name].carried, 3) for name in ("v5e", "v6e", "h100", "a100")}
+    assert carried == {"v5e": round(235.76 / 400, 3), "v6e": round(235.76 / 400, 3), "h100": round(370 / 450, 3), "a100": round(230.8 / 300, 3)}  # fmt: skip
+
+
+def test_the_time_model_is_within_fifteen_percent_of_half_the_published_runs():
+    assert calibrate.error() < 0.15
+
+
+EXPERTS = dataclasses.replace(WORK, experts=8, active=2, recomputed=RECOMPUTED["full"])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"places": 1.25}, {"one_hot": True}, {"rings": True}, {"expert": 8, "fsdp": 64}, {"fused": False}, {"blocks": (1024, 2048)}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_recipe_does_beside_the_model_takes_time_and_is_no_flop_of_the_model(more):
+    lean = dataclasses.replace(EXPERTS, fused=True, **({"fsdp": 64} if "fsdp" in more else {}))
+    there = dataclasses.replace(lean, **more)
+    assert spent(there, V5P).step > spent(lean, V5P).step and there.flops() == lean.flops()
+
+
+def test_products_of_one_hot_masks_are_counted_to_the_flop():
+    """Five products of a row's places with its positions, as `BSM,BSEC -> EBCM` and back are (Lepikhin et al. 2021)."""
+    work = dataclasses.replace(EXPERTS, recomputed=frozenset(), places=1.25)
+    added = spent(dataclasses.replace(work, one_hot=True), V5P).products - spent(work, V5P).products
+    rows, places = work.tokens / work.chips / work.length, 1.25 * 2 * work.length
+    flops = work.layers * 5 * rows * 2 * places * work.length * work.width
+    assert added == pytest.approx(flops / (V5P.chip.peak * V5P.chip.reached))
+
+
+def test_a_device_holds_of_the_experts_those_that_are_dealt_to_it():
+    dealt = dataclasses.replace(EXPERTS, expert=8)
+    dense = dataclasses.replace(EXPERTS, experts=1, active=1)
+    assert dealt.parameters() == EXPERTS.parameters() and dealt.held() == dense.parameters()
+
+
+def test_experts_with_a_fixed_capacity_compute_all_places_and_shared_ones_have_none():
+    model = ModelConfig(layers=2, width=128, heads=4, experts=8, experts_per_token=2, shared_experts=2, routing="capacity", capacity_factor=1.5)  # fmt: skip
+    config = Config(model, data=DataConfig(length=64, rows=16))
+    axes = {"data": 1, "fsdp": 2, "tensor": 1, "expert": 4}
+    of = lambda config: work_of(config, blueprint_of(config, 500, 100, 8), axes)  # noqa: E731
+    free = dataclasses.replace(config, model=dataclasses.replace(model, routing="dropless"))
+    assert (of(config).places, of(free).places, of(free).expert) == ((2 * 1.5 + 2) / 4, 1.0, 4)
 
 
 def test_the_search_proposes_only_what_divides_and_fits_best_first():

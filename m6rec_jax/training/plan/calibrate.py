@@ -16,8 +16,12 @@ FULL = RECOMPUTED["full"]
 PROJECTIONS_KEPT = frozenset({"gate", "up", "attention"})  # q, k, v and the output projection are saved
 QUERIES_KEPT = frozenset({"output", "gate", "up", "attention"})  # q, k, v are saved
 
-MAXTEXT = "maxtext docs/reference/models/tiering.md"
+MAXTEXT = "maxtext docs/reference/models/tiering.md and the recipes it links to"
 FUJI = "axlearn experiments/text/gpt/fuji.py"
+RUN_MIXTRAL = "maxtext tests/end_to_end/tpu/mixtral/Run_Mixtral.md"
+MIXTRAL_FLOPS = (
+    302.311e12 / 3645.203
+)  # a token of Mixtral-8x7B at 4,096, as MaxText counts: TFLOP/s over tokens a second of one log
 
 
 class Published(NamedTuple):
@@ -39,22 +43,33 @@ def _llama3(layers: int, width: int, heads: int, ffn: int, **of: object) -> Work
     return Work(layers, width, heads, 8, 128, ffn, 128256, 8192, **of)  # type: ignore[arg-type]
 
 
+def _mixtral(**of: object) -> Work:
+    return Work(32, 4096, 32, 8, 128, 14336, 32000, 4096, experts=8, active=2, **of)  # type: ignore[arg-type]
+
+
 def rows() -> list[Published]:
     """The runs, in the order of their sources. `tokens` is rows a device x length x chips, as the recipe says."""
     v6, v5e = "tpu:v6e:16x16", "tpu:v5e:16x16"
     pod = {"chips": 256, "fsdp": 256}
     pods = {"chips": 1024, "fsdp": 256, "data": 4, "network": True}
     eight, big = 256 * 8192, 256 * 4096
+    large, later = {"blocks": (1024, 2048)}, {"blocks": (2048, 2048), "fused": True}  # of splash, as recipes set it
+    rings = {"chips": 256, "fsdp": 64, "rings": True}
+    dropped = {"places": 1.25, "one_hot": True, "recomputed": PROJECTIONS_KEPT, "blocks": (2048, 2048)}
+    full16 = {"recomputed": FULL, "gradient_bytes": 2}  # weights, and so their gradients, in bfloat16
     fuji7 = Work(32, 4096, 32, 32, 128, 11008, 32768, 4096, 4 * 2**20, 256, 8, data=32, recomputed=PROJECTIONS_KEPT)
     fuji7_tpu = Work(32, 4096, 32, 32, 128, 11008, 32768, 4096, 4 * 2**20, **pods, recomputed=RECOMPUTED["dots"])  # type: ignore[arg-type]
-    mixtral = Work(32, 4096, 32, 8, 128, 14336, 32000, 4096, 12 * big, **pod, experts=8, active=2, recomputed=FULL)  # type: ignore[arg-type]
+    larger = Work(56, 6144, 48, 8, 128, 16384, 32768, 4096, 8 * big, **rings, expert=4, experts=8, active=2, **dropped)  # type: ignore[arg-type]
     return [
-        Published("Llama2-70B", v6, 900, _llama2_70b(tokens=4 * big, **pod, recomputed=FULL), MAXTEXT, "policy full"),
-        Published("Llama3.1-8B", v6, 7207, _llama3(32, 4096, 32, 14336, tokens=4 * eight, **pod, recomputed=PROJECTIONS_KEPT), MAXTEXT),
-        Published("Llama3.1-70B", v6, 960, _llama3(80, 8192, 64, 28672, tokens=4 * eight, **pod, recomputed=QUERIES_KEPT), MAXTEXT),
-        Published("Llama3.1-405B", v6, 123, _llama3(126, 16384, 128, 53248, tokens=eight, chips=256, fsdp=64, tensor=4, recomputed=PROJECTIONS_KEPT), MAXTEXT, "mesh and policy of its two-pod recipe"),
-        Published("Mixtral-8x7B", v6, 3899, mixtral, MAXTEXT),
+        Published("Llama2-70B", v6, 900, _llama2_70b(tokens=2 * big, **pod, **large, recomputed=QUERIES_KEPT), MAXTEXT),
+        Published("Llama3.1-8B", v6, 7207, _llama3(32, 4096, 32, 14336, tokens=4 * eight, **pod, **later, recomputed=PROJECTIONS_KEPT), MAXTEXT),
+        Published("Llama3.1-70B", v6, 960, _llama3(80, 8192, 64, 28672, tokens=4 * eight, **pod, **later, recomputed=QUERIES_KEPT), MAXTEXT),
+        Published("Llama3.1-405B", v6, 123, _llama3(126, 16384, 128, 53248, tokens=eight, **rings, tensor=4, **large, recomputed=PROJECTIONS_KEPT), MAXTEXT, "its recipe, which is of two pods"),
+        Published("Mixtral-8x7B", v6, 3899, _mixtral(tokens=12 * big, **pod, **dropped), MAXTEXT),
+        Published("Mixtral-8x22B", v6, 1326, larger, MAXTEXT),
         Published("Llama2-70B", "tpu:v5p:8x8x8", 692, _llama2_70b(tokens=512 * 4 * 4096, chips=512, fsdp=512, recomputed=PROJECTIONS_KEPT), MAXTEXT, "rows and policy of its recipe for 64 chips"),
+        Published("Mixtral-8x7B", "tpu:v5p:4x4x8", 2909, _mixtral(tokens=128 * 36 * 4096, chips=128, fsdp=128, **full16), MAXTEXT, "rows of its recipe for 64 chips"),
+        Published("Mixtral-8x7B", "tpu:v5p:4x4x4", 251.94e12 / MIXTRAL_FLOPS, _mixtral(tokens=64 * 36 * 4096, chips=64, fsdp=64, **full16), RUN_MIXTRAL, "rows of its recipe"),
         Published("fuji-7B v2, 4 pods", v5e, 4 * 2**20 / 1024 / 2.21, fuji7_tpu, FUJI),
         Published("fuji-70B v2, 4 pods", v5e, 4096 / 14.3736, _llama2_70b(tokens=1024 * 4096, **pods, recomputed=RECOMPUTED["dots"]), FUJI, "a row a chip"),
         Published("fuji-7B v2, 32 machines", "gpu:h100:32x8", 4 * 2**20 / 256 / 1.78, fuji7, FUJI, "default policy: projections saved"),
@@ -62,7 +77,6 @@ def rows() -> list[Published]:
 
 
 LACKING = {
-    "Mixtral-8x22B on v6e-256, Mixtral-8x7B on v5p": "rows a device not found",
     "MaxText custom 900B, 700B and 10T models": "sizes not published",
     "Levanter 345M to 65B on v3-256": "rows, policy and sizes not stated, memory of v3 shared by two cores",
     "marin mixture of experts on 8 B200": "no figures of B200 here",

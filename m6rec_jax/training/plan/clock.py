@@ -30,7 +30,13 @@ FORWARD, BACKWARD = 9, 9
 
 @dataclass(frozen=True)
 class Work:
-    """A training step. `tokens`: of all rows together; `experts` of a layer, `active` of them for a token."""
+    """A training step. `tokens`: of all rows together; `experts` of a layer, `active` of them for a token.
+
+    `places`: rows that experts compute for each of a token's choices, more than 1 where they have a fixed capacity;
+    `one_hot`: tokens reach them by products with one-hot masks (Lepikhin et al. 2021), not by being moved. `fused`: the
+    attention's backward pass is one kernel. `blocks`: positions in a block of its forward and of its backward kernel, 0:
+    as the chip's. `rings`: each axis of the mesh is a ring of neighbours with links of its own.
+    """
 
     layers: int
     width: int
@@ -48,6 +54,12 @@ class Work:
     slices: int = 1  # gradients of so many are added up; weights are gathered for each
     experts: int = 1
     active: int = 1
+    expert: int = 1  # devices that experts are dealt over; rows are dealt over them too
+    places: float = 1.0
+    one_hot: bool = False
+    fused: bool = False
+    blocks: tuple[int, int] = (0, 0)
+    rings: bool = False
     recomputed: frozenset[str] = frozenset()
     weight_bytes: int = 2  # as gathered
     gradient_bytes: int = 4
@@ -63,8 +75,14 @@ class Work:
 
     def parameters(self) -> float:
         """All of them, embeddings included (tied or not, one table)."""
-        F = 3 * self.width * self.ffn * (self.experts - self.active)
-        layer = sum(a * b for a, b in self.matrices().values()) + F
+        return self._parameters(self.experts)
+
+    def held(self) -> float:
+        """Those of a group of devices that shards them: of its part of `tensor`, and of the experts that are dealt to it."""
+        return self._parameters(self.experts / self.expert) / self.tensor
+
+    def _parameters(self, experts: float) -> float:
+        layer = sum(a * b for a, b in self.matrices().values()) + 3 * self.width * self.ffn * (experts - self.active)
         return (self.sets or self.layers) * layer + self.tables()
 
     def tables(self) -> int:
@@ -118,40 +136,48 @@ def compute(work: Work, chip: Chip) -> Spent:
         split = name in ("output", "down")  # along rows, the others along columns
         a, b = (rows / work.tensor, columns) if split else (rows, columns / work.tensor)
         times = 3 + (name in work.recomputed)
-        products += work.layers * times * _product(tokens, a, b, chip)
+        rows_of = tokens * work.places if name in ("gate", "up", "down") else tokens
+        products += work.layers * times * _product(rows_of, a, b, chip)
     products += 3 * _product(tokens, work.embed or work.width, work.vocab / work.tensor, chip)
     products += 6 * _product(tokens, work.embed, work.width, chip) if work.embed else 0  # on the way in and out
-    blocks = max(1.0, work.length / chip.block)  # those on the diagonal are computed whole
-    scores = tokens * work.length * (blocks + 1) / (2 * blocks) * work.heads / work.tensor * work.layers
-    again = "attention" in work.recomputed
-    # Of each score 2 h operations for q k and 2 h for p v; backward five such products (Dao et al. 2022, appendix B), seven
-    # where one kernel makes the gradient of queries and another those of keys and values.
-    matrix = (
-        scores
-        * 2
-        * work.head
-        * (2 * (1 + again) + chip.backward)
-        / (chip.peak * chip.reached * _filled(work.head, chip))
+    if work.one_hot:  # into the experts' places and back: of every row a product of all places with all positions
+        times = 5 + ("gate" in work.recomputed)  # forward two, backward three: the mask of the way in has no gradient
+        places = work.length * work.active * work.places
+        products += work.layers * times * tokens / work.length * _product(places, work.length, work.width, chip)
+    ahead, back = (
+        tokens * work.heads / work.tensor * work.layers * _scores(work.length, n or chip.block) for n in work.blocks
     )
-    vector = scores * (FORWARD * (1 + again) + BACKWARD) / chip.vector + scores * (2 + again) / chip.special
+    again = "attention" in work.recomputed
+    kernels = 1 if work.fused or not chip.split else 2
+    # Of each score 2 h operations for q k and 2 h for p v; backward five such products (Dao et al. 2022, appendix B), seven
+    # where one kernel makes the gradient of queries and another those of keys and values: both compute the scores again.
+    matrix = 2 * work.head * (ahead * 2 * (1 + again) + back * (3 + 2 * kernels)) / (chip.peak * chip.reached * _filled(work.head, chip))  # fmt: skip
+    vector = (ahead * FORWARD * (1 + again) + back * BACKWARD * kernels) / chip.vector
+    vector += (ahead * (1 + again) + back * kernels) / chip.special
     return Spent(products, max(matrix, vector), _elementwise(work, chip, tokens), 0.0, 0.0)
 
 
 def sent(work: Work, place: Place) -> tuple[float, float]:
     """Seconds of collectives that have work beside them, and of those that have none."""
     ring = lambda n: (n - 1) / n  # noqa: E731
-    held = work.parameters() / work.tensor
+    held = work.held()
     gathered = held * work.weight_bytes * ring(work.fsdp) * _gathers(work) * work.slices
     scattered = held * work.gradient_bytes * ring(work.fsdp) * work.slices
-    speed = ring_bandwidth(place, work.fsdp)
+    speed = ring_bandwidth(place, work.fsdp, rings=work.rings)
     hidden, exposed = gathered / speed, scattered / speed
     if work.data > 1:
-        speed = place.chip.network if work.network else ring_bandwidth(place, work.data, together=False)
+        speed = (
+            place.chip.network * place.chip.routed if work.network else ring_bandwidth(place, work.data, together=False)
+        )
         exposed += held / work.fsdp * work.gradient_bytes * 2 * ring(work.data) / speed
+    tokens = work.tokens / work.chips * work.tensor
     if work.tensor > 1:  # two sums forward and two backward a layer, and those computed again (Shoeybi et al. 2019)
-        tokens = work.tokens / work.chips * work.tensor
         sums = work.layers * (4 + ("output" in work.recomputed)) * tokens * work.width * 2
-        exposed += sums * 2 * ring(work.tensor) / ring_bandwidth(place, work.tensor)
+        exposed += sums * 2 * ring(work.tensor) / ring_bandwidth(place, work.tensor, rings=work.rings)
+    if work.expert > 1:  # places go to their experts and back, and their gradients; half the way round a ring at most
+        moved = work.layers * (4 + ("gate" in work.recomputed)) * _routed(work, tokens) * 2
+        hops = 1 if place.gpu else work.expert / 4
+        exposed += moved * ring(work.expert) * hops / ring_bandwidth(place, work.expert, rings=work.rings)
     return hidden, exposed
 
 
@@ -171,6 +197,17 @@ def _product(tokens: float, rows: float, columns: float, chip: Chip) -> float:
     return max(flops, 2.0 * (tokens * rows + rows * columns + tokens * columns) / chip.bandwidth)
 
 
+def _scores(length: int, block: int) -> float:
+    """Scores of a query with causal attention in blocks of so many positions; those on the diagonal are computed whole."""
+    blocks = max(1.0, length / block)
+    return length * (blocks + 1) / (2 * blocks)
+
+
+def _routed(work: Work, tokens: float) -> float:
+    """Numbers in the experts' places of a layer, as they come in or go out."""
+    return tokens * work.active * work.places * work.width if work.experts > 1 else 0.0
+
+
 def _filled(size: float, chip: Chip) -> float:
     """Share of the matrix unit's side that a dimension fills."""
     return size / (math.ceil(size / chip.unit) * chip.unit)
@@ -179,17 +216,21 @@ def _filled(size: float, chip: Chip) -> float:
 def _elementwise(work: Work, chip: Chip, tokens: float) -> float:
     """Seconds of what is read and written between products, of logits and of the optimiser."""
     D, heads = work.width, (work.heads + 2 * work.kv_heads) * work.head / work.tensor
-    F = work.ffn * work.active / work.tensor
+    F = work.ffn * work.active * work.places / work.tensor
     # Two norms (read, write), two residual sums (read, write beside a product's own), turned queries and keys, SwiGLU.
     forward = 2.0 * (8 * D + 2 * heads + 3 * F)
     times = 3 + (1 if work.recomputed else 0)
+    # A token's places in its experts: written on the way in and read on the way out, as is what they are read from.
+    routed = 2.0 * 4 * _routed(work, tokens) * times * work.layers
+    if work.one_hot:  # two masks are made, and made again
+        routed += 2.0 * 2 * tokens * work.length * work.active * work.places * work.layers * (1 + bool(work.recomputed))
     logits = 4.0 * work.vocab / work.tensor * 4  # written, read for the sum, read and written as their gradient
-    held = work.parameters() / work.tensor
+    held = work.held()
     state = 28.0 * held / work.fsdp  # parameter, moments and gradient read, three written
     # Gathered weights are written before a product reads them; gradients are written, and read to be scattered.
     if work.fsdp > 1:
         state += held * work.slices * (work.weight_bytes * _gathers(work) + 2 * work.gradient_bytes)
-    return (tokens * (work.layers * forward * times + logits) + state) / chip.bandwidth
+    return (tokens * (work.layers * forward * times + logits) + routed + state) / chip.bandwidth
 
 
 def _gathers(work: Work) -> int:

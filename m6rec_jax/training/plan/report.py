@@ -37,15 +37,16 @@ def place(at: Topology) -> Place:
 def work_of(config: Config, blueprint: Blueprint, mesh: Mapping[str, int]) -> Work:
     """A configuration's step in numbers, on a mesh of these sizes. The largest output table stands for all."""
     model, data = config.model, config.data
-    experts = getattr(model, "experts", 0)
-    shared = getattr(model, "shared_experts", 0)
+    experts, shared, chosen = model.experts, model.shared_experts, model.experts_per_token
+    capacity = model.capacity_factor if experts and model.routing == "capacity" else 1.0
     return Work(
         layers=model.layers, sets=model.layer_sets, embed=model.embed, width=model.width, heads=model.heads, kv_heads=model.n_kv, head=model.head_dim,
-        ffn=getattr(model, "expert_width", 0) if experts else model.ffn_width,
+        ffn=model.expert_width if experts else model.ffn_width,
         vocab=max(s.padded for s in blueprint.vocab.slices), length=data.length, tokens=data.rows * data.length,
         chips=math.prod(mesh.values()), fsdp=mesh["fsdp"], tensor=mesh["tensor"], data=mesh["data"],
         slices=config.train.accumulate, experts=experts + shared if experts else 1,
-        active=getattr(model, "experts_per_token", 1) + shared if experts else 1, recomputed=RECOMPUTED[model.remat],
+        active=chosen + shared if experts else 1, expert=mesh.get("expert", 1) if experts else 1,
+        places=(chosen * capacity + shared) / (chosen + shared), recomputed=RECOMPUTED[model.remat],
         weight_bytes=jax.numpy.dtype(model.dtype).itemsize, gradient_bytes=jax.numpy.dtype(model.dtype).itemsize,
     )  # fmt: skip
 
@@ -78,7 +79,7 @@ def scaling(at: Topology, made: Compiled, blueprint: Blueprint) -> str:
     base = work.tokens // work.chips
     lines, first = [], None
     for chips in SCALE:
-        inner = work.fsdp * work.tensor
+        inner = work.fsdp * work.tensor * work.expert
         if chips % inner:
             continue
         grown = dataclasses.replace(work, chips=chips, tokens=base * chips, data=chips // inner)
@@ -88,7 +89,7 @@ def scaling(at: Topology, made: Compiled, blueprint: Blueprint) -> str:
             f"  {chips:>5} chips: {took.step:8.3f} s a step, {first / took.step:6.1%} of the smallest's speed a chip"
         )
     if not lines:
-        return f"weak scaling: a replica takes {work.fsdp * work.tensor} chips, none of {SCALE} is a multiple"
+        return f"weak scaling: a replica takes {work.fsdp * work.tensor * work.expert} chips, none of {SCALE} is a multiple"
     return "\n".join([f"predicted weak scaling, error {calibrate.error():.0%}:", *lines])
 
 
