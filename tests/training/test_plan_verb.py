@@ -153,6 +153,12 @@ def test_what_a_recipe_does_beside_the_model_takes_time_and_is_no_flop_of_the_mo
     assert spent(there, V5P).step > spent(lean, V5P).step and there.flops() == lean.flops()
 
 
+def test_experts_compute_every_place_they_have():
+    few, many = (spent(dataclasses.replace(EXPERTS, places=places), V5P).products for places in (1.0, 1.5))
+    of_experts = 11 * EXPERTS.layers * 2 * EXPERTS.tokens / EXPERTS.chips * EXPERTS.width * EXPERTS.ffn * EXPERTS.active
+    assert many - few == pytest.approx(0.5 * of_experts / (V5P.chip.peak * V5P.chip.reached))  # 3 + 3 + 3, and 2 again
+
+
 def test_products_of_one_hot_masks_are_counted_to_the_flop():
     """Five products of a row's places with its positions, as `BSM,BSEC -> EBCM` and back are (Lepikhin et al. 2021)."""
     work = dataclasses.replace(EXPERTS, recomputed=frozenset(), places=1.25)

@@ -174,10 +174,10 @@ def sent(work: Work, place: Place) -> tuple[float, float]:
     if work.tensor > 1:  # two sums forward and two backward a layer, and those computed again (Shoeybi et al. 2019)
         sums = work.layers * (4 + ("output" in work.recomputed)) * tokens * work.width * 2
         exposed += sums * 2 * ring(work.tensor) / ring_bandwidth(place, work.tensor, rings=work.rings)
-    if work.expert > 1:  # places go to their experts and back, and their gradients; half the way round a ring at most
+    if work.expert > 1:  # places go to their experts and back, and their gradients; round a ring a quarter of it on average
         moved = work.layers * (4 + ("gate" in work.recomputed)) * _routed(work, tokens) * 2
-        hops = 1 if place.gpu else work.expert / 4
-        exposed += moved * ring(work.expert) * hops / ring_bandwidth(place, work.expert, rings=work.rings)
+        hops = ring(work.expert) if place.gpu else work.expert / 4
+        exposed += moved * hops / ring_bandwidth(place, work.expert, rings=work.rings)
     return hidden, exposed
 
 
