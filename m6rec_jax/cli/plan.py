@@ -10,7 +10,7 @@ from typing import Any
 from m6rec_jax.artifacts.atomic import write_text
 from m6rec_jax.errors import InputError
 from m6rec_jax.progress import note
-from m6rec_jax.settings import Parser, add_config_options, config_of
+from m6rec_jax.settings import Parser, add_config_options, config_of, load_config
 from m6rec_jax.topologies import known
 
 
@@ -35,14 +35,15 @@ def plan(argv: list[str]) -> None:
     at = topology(options["topology"])
     config = settled(options["made"], at.devices)
     blueprint = blueprint_of(config, items, options["text_vocab"], options["content_width"])
+    teacher = None if options["teacher"] is None else load_config([options["teacher"]]).model
     tries, found = [config], []
     if options["search"]:
-        found = search.candidates(at, config, blueprint, [items])
+        found = search.candidates(at, config, blueprint, [items], teacher)
         print(search.told(found))
         tries = [one.config for one in found[: options["tries"]]]
     for config in tries:
         blueprint = blueprint_of(config, items, options["text_vocab"], options["content_width"])
-        made = lower(at, config, blueprint, items)
+        made = lower(at, config, blueprint, items, teacher)
         figures, sent = plan_of(at, made, blueprint)
         told = table(at, made, blueprint, figures, sent, [items])
         print(told, flush=True)
@@ -69,6 +70,9 @@ def _options(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--items", type=int, default=100_000, metavar="N", help="items in the catalogue")
     parser.add_argument("--text-vocab", type=int, default=32_000, metavar="N", help="text pieces")
     parser.add_argument("--content-width", type=int, default=128, metavar="N", help="features of an item")
+    parser.add_argument(
+        "--teacher", default=None, metavar="FILE", help="configuration of the run that would teach this one"
+    )
     parser.add_argument("--search", action="store_true", help="propose mesh, remat and rows, and compile the best")
     parser.add_argument("--tries", type=int, default=2, metavar="N", help="with --search: compile at most so many")
     parser.add_argument("--calibration", action="store_true", help="print the time model against published runs")

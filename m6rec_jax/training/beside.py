@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 from m6rec_jax.config import Config
-from m6rec_jax.data.plan import Pool
 from m6rec_jax.data.records import HISTORY
+from m6rec_jax.data.tasks import Task
 from m6rec_jax.errors import InputError
 from m6rec_jax.model import sharding
 from m6rec_jax.model.load import Blueprint
@@ -57,22 +57,20 @@ def stepped(
 
 
 def replacing_of(
-    config: Config, blueprint: Blueprint, pools: Sequence[Pool], mesh: jax.sharding.Mesh
+    config: Config, blueprint: Blueprint, pools: Sequence[Task], mesh: jax.sharding.Mesh
 ) -> Replacing | None:
-    """What a step must know of replaced-token detection; None where the mixture has no task of it.
+    """What a step must know of replaced-token detection; None where the mixture has no task of it. `pools`: the task of each.
 
     Raises InputError for settings that need such a task, or do not fit the items or the mesh.
     """
-    tasks = tuple(i for i, pool in enumerate(pools) if pool.objective.name == "replaced")
+    tasks = tuple(i for i, task in enumerate(pools) if task.objective == "replaced")
     asked, way_out = config.replaced, "set mixture.tasks.behaviour-replaced=0.2, or replaced.{0}=0"
     if not tasks:
         for name in ("reward", "augment"):
             if value := getattr(asked, name):
                 raise InputError(f"replaced.{name}={value}: no task of the mixture is of replaced-token detection, so there is no generator; {way_out.format(name)}")  # fmt: skip
         return None
-    histories = tuple(
-        i for i, pool in enumerate(pools) if pool.objective.name == "causal" and HISTORY in pool.task.records
-    )
+    histories = tuple(i for i, task in enumerate(pools) if task.objective == "causal" and HISTORY in task.records)
     if asked.augment and not histories:
         raise InputError(f"replaced.augment={asked.augment}: no task of the mixture reads histories left to right; set mixture.tasks.next-item=0.8, or replaced.augment=0")  # fmt: skip
     spelled = [s.name for s in blueprint.vocab.slices if s.name.endswith("level2")]

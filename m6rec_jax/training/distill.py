@@ -93,6 +93,12 @@ def relation_loss(
     return sharding.per_shard(local, (vectors, vectors, row, row), (), check=False)(student, teacher, k_start, k_end)
 
 
+def lesson_of(teacher: Blueprint, config: DistillConfig) -> Lesson:
+    """What is learnt from a whole teacher."""
+    layers = config.teacher_layer or teacher.config.layers
+    return Lesson(replace(teacher, config=replace(teacher.config, layers=layers)), config)
+
+
 @dataclass(frozen=True)
 class Teacher:
     """A run that teaches: which, of which step, with which parameters (`taught`, as run.json keeps it)."""
@@ -108,8 +114,7 @@ class Teacher:
 
     @property
     def lesson(self) -> Lesson:
-        config = replace(self.blueprint.config, layers=self.layers)
-        return Lesson(replace(self.blueprint, config=config), self.config)
+        return lesson_of(self.blueprint, self.config)
 
     def load(self, mesh: jax.sharding.Mesh) -> Any:
         """Its parameters on the mesh, less the layers above the one that is looked at; InputError when they are damaged."""
@@ -139,25 +144,30 @@ def open_teacher(
     said, record = f"--distill-from {run}: ", read_run(run)
     theirs = Blueprint(record.config.model, record.vocab, record.content_width, record.more_widths)
     _check_same_ids(said, record, datasets, blueprint)
-    for what, value, layers in (
-        ("teacher_layer", config.distill.teacher_layer, theirs.config.layers),
-        ("student_layer", config.distill.student_layer, blueprint.config.layers),
-    ):
-        if value > layers:
-            raise InputError(f"{said}distill.{what}={value}, and that model has {layers} layers; 0 is the last")
-    heads = config.distill.heads or blueprint.config.heads
-    for whose, model in (("the teacher", theirs.config), ("this model", blueprint.config)):
-        for size in (model.width, model.n_kv * model.head_dim):
-            if size % heads:
-                raise InputError(f"{said}distill.heads={heads} does not divide the {size} numbers of {whose}'s queries or keys of a token; set --distill.heads to a divisor of both models'")  # fmt: skip
-    if mesh.shape["stage"] > 1:
-        raise InputError(f"{said}mesh.stage={mesh.shape['stage']}: layers dealt over stages are not looked into; set mesh.stage=1")  # fmt: skip
-    check_fit(mesh, replace(config, model=_placed(theirs.config, config.model)))
+    check_lesson(said, theirs.config, config, mesh)
     step = pick_step(run, before.step if before else "best")
     taught = Taught(str(run), step, _digest(run, step))
     if before and before.digest != taught.digest:
         raise InputError(f"{said}step {step} holds other parameters than those that this run was taught by ({before.run}); name that run")  # fmt: skip
     return Teacher(run, theirs, taught, config.distill)
+
+
+def check_lesson(said: str, theirs: ModelConfig, config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError, which begins with `said`, where a model cannot teach the configured one on the mesh."""
+    for what, value, layers in (
+        ("teacher_layer", config.distill.teacher_layer, theirs.layers),
+        ("student_layer", config.distill.student_layer, config.model.layers),
+    ):
+        if value > layers:
+            raise InputError(f"{said}distill.{what}={value}, and that model has {layers} layers; 0 is the last")
+    heads = config.distill.heads or config.model.heads
+    for whose, model in (("the teacher", theirs), ("this model", config.model)):
+        for size in (model.width, model.n_kv * model.head_dim):
+            if size % heads:
+                raise InputError(f"{said}distill.heads={heads} does not divide the {size} numbers of {whose}'s queries or keys of a token; set --distill.heads to a divisor of both models'")  # fmt: skip
+    if mesh.shape["stage"] > 1:
+        raise InputError(f"{said}mesh.stage={mesh.shape['stage']}: layers dealt over stages are not looked into; set mesh.stage=1")  # fmt: skip
+    check_fit(mesh, replace(config, model=_placed(theirs, config.model)))
 
 
 def teacher_of(

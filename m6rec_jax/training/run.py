@@ -105,7 +105,7 @@ def train(
     # -- model and optimiser ------------------------------------------------------------------------------------
     width, *more_widths = (domain.dataset.content.shape[1] for domain in domains)
     blueprint = Blueprint(config.model, joint_vocab(domains), width, tuple(more_widths))
-    replacing = replacing_of(config, blueprint, pools, mesh)
+    replacing = replacing_of(config, blueprint, [pool.task for pool in pools], mesh)
     # Said once for all: what follows is asked of all processes together, or of none.
     saved = agree(lambda: max(steps(run), default=0), lambda step: {f"the last step saved in {run}": str(step)})
     held_out = joint_pools(domains, config.mixture, "valid", config.data)

@@ -89,20 +89,20 @@ WORK = Work(4, 1024, 8, 8, 128, 4096, 32000, 2048, tokens=512 * 2048 * 4, chips=
 
 def test_a_step_takes_longer_with_recomputation_and_does_no_more_of_the_model():
     again = dataclasses.replace(WORK, recomputed=RECOMPUTED["full"])
-    assert spent(again, V5P).step > spent(WORK, V5P).step and again.flops() == WORK.flops()
+    assert spent([again], V5P).step > spent([WORK], V5P).step and again.flops() == WORK.flops()
 
 
 @pytest.mark.parametrize("name", ["peak", "bandwidth", "link", "reached"])
 def test_a_better_chip_is_never_slower(name):
     better = V5P._replace(chip=V5P.chip._replace(**{name: 2 * getattr(V5P.chip, name)}))
-    assert spent(WORK, better).step < spent(WORK, V5P).step
+    assert spent([WORK], better).step < spent([WORK], V5P).step
 
 
 def test_what_has_work_beside_it_costs_only_what_it_lasts_longer():
     part = Sent("all-gather", 10, 1e9, 512, True)
     hidden, exposed = sent_as_compiled([part, part._replace(overlapped=False)], V5P)
     assert hidden == exposed == pytest.approx(10e9 / (6e11 * V5P.chip.carried))  # three axes of the torus, both ways
-    alone = spent(WORK, V5P)._replace(exposed=0, hidden=0)
+    alone = spent([WORK], V5P)._replace(exposed=0, hidden=0)
     assert alone._replace(hidden=alone.computing / 2).step == alone.computing
     assert alone._replace(exposed=2.0).step == alone.computing + 2 and alone._replace(exposed=2.0).bound == "collectives"  # fmt: skip
 
@@ -150,11 +150,11 @@ EXPERTS = dataclasses.replace(WORK, experts=8, active=2, recomputed=RECOMPUTED["
 def test_what_a_recipe_does_beside_the_model_takes_time_and_is_no_flop_of_the_model(more):
     lean = dataclasses.replace(EXPERTS, fused=True, **({"fsdp": 64} if "fsdp" in more else {}))
     there = dataclasses.replace(lean, **more)
-    assert spent(there, V5P).step > spent(lean, V5P).step and there.flops() == lean.flops()
+    assert spent([there], V5P).step > spent([lean], V5P).step and there.flops() == lean.flops()
 
 
 def test_experts_compute_every_place_they_have():
-    few, many = (spent(dataclasses.replace(EXPERTS, places=places), V5P).products for places in (1.0, 1.5))
+    few, many = (spent([dataclasses.replace(EXPERTS, places=places)], V5P).products for places in (1.0, 1.5))
     of_experts = 11 * EXPERTS.layers * 2 * EXPERTS.tokens / EXPERTS.chips * EXPERTS.width * EXPERTS.ffn * EXPERTS.active
     assert many - few == pytest.approx(0.5 * of_experts / (V5P.chip.peak * V5P.chip.reached))  # 3 + 3 + 3, and 2 again
 
@@ -162,7 +162,7 @@ def test_experts_compute_every_place_they_have():
 def test_products_of_one_hot_masks_are_counted_to_the_flop():
     """Five products of a row's places with its positions, as `BSM,BSEC -> EBCM` and back are (Lepikhin et al. 2021)."""
     work = dataclasses.replace(EXPERTS, recomputed=frozenset(), places=1.25)
-    added = spent(dataclasses.replace(work, one_hot=True), V5P).products - spent(work, V5P).products
+    added = spent([dataclasses.replace(work, one_hot=True)], V5P).products - spent([work], V5P).products
     rows, places = work.tokens / work.chips / work.length, 1.25 * 2 * work.length
     flops = work.layers * 5 * rows * 2 * places * work.length * work.width
     assert added == pytest.approx(flops / (V5P.chip.peak * V5P.chip.reached))

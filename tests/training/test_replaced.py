@@ -116,5 +116,5 @@ def refused(dataset, mixture, settings, says):
     blueprint = Blueprint(config.model, joint_vocab(domains), domains[0].dataset.content.shape[1])
     pools = joint_pools(domains, config.mixture, "train", config.data)
     with pytest.raises(InputError, match=says) as error:
-        replacing_of(config, blueprint, pools, make_mesh(MeshConfig()))
+        replacing_of(config, blueprint, [pool.task for pool in pools], make_mesh(MeshConfig()))
     assert "\n" not in str(error.value)

@@ -96,7 +96,7 @@ class Compared(NamedTuple):
 
 def speed(work: Work, place: Place) -> tuple[float, float, str]:
     """Tokens a second and chip, MFU and what bounds it."""
-    took = spent(work, place)
+    took = spent([work], place)
     return work.tokens / work.chips / took.step, work.flops() / (took.step * place.chip.peak), took.bound
 
 

@@ -35,7 +35,8 @@ class Work:
     `places`: rows that experts compute for each of a token's choices, more than 1 where they have a fixed capacity;
     `one_hot`: tokens reach them by products with one-hot masks (Lepikhin et al. 2021), not by being moved. `fused`: the
     attention's backward pass is one kernel. `blocks`: positions in a block of its forward and of its backward kernel, 0:
-    as the chip's. `rings`: each axis of the mesh is a ring of neighbours with links of its own.
+    as the chip's. `rings`: each axis of the mesh is a ring of neighbours with links of its own. `learns`: it has a
+    backward pass and an optimiser. `compared`: share of the positions whose states meet the largest table.
     """
 
     layers: int
@@ -60,6 +61,8 @@ class Work:
     fused: bool = False
     blocks: tuple[int, int] = (0, 0)
     rings: bool = False
+    learns: bool = True
+    compared: float = 1.0
     recomputed: frozenset[str] = frozenset()
     weight_bytes: int = 2  # as gathered
     gradient_bytes: int = 4
@@ -90,10 +93,11 @@ class Work:
         return self.embed * (self.vocab + self.width) if self.embed else self.width * self.vocab
 
     def flops(self) -> float:
-        """Model FLOPs a chip: 6 for each entry of a matrix and token, and causal attention, 6 T h H N; none twice."""
-        matrices = self.layers * sum(a * b for a, b in self.matrices().values()) + self.tables()
-        attention = 6.0 * self.layers * self.heads * self.head * self.length
-        return (6.0 * matrices + attention) * self.tokens / self.chips
+        """Model FLOPs a chip: 6 for each entry of a matrix and token, and causal attention, 6 T h H N; none twice. A third of it
+        where nothing is learnt."""
+        matrices = self.layers * sum(a * b for a, b in self.matrices().values()) + self.compared * self.tables()
+        attention = self.layers * self.heads * self.head * self.length
+        return (6.0 if self.learns else 2.0) * (matrices + attention) * self.tokens / self.chips
 
 
 class Spent(NamedTuple):
@@ -121,24 +125,28 @@ class Spent(NamedTuple):
         return max(parts, key=lambda name: parts[name])
 
 
-def spent(work: Work, place: Place) -> Spent:
-    """Seconds of a step of `work`, its collectives by ring formulas from the mesh."""
-    computing = compute(work, place.chip)
-    hidden, exposed = sent(work, place)
-    return computing._replace(hidden=hidden, exposed=exposed)
+def spent(works: Sequence[Work], place: Place) -> Spent:
+    """Seconds of a step of all these one after another, their collectives by ring formulas from the mesh."""
+    hidden, exposed = (sum(part) for part in zip(*(sent(work, place) for work in works), strict=True))
+    return compute(works, place.chip)._replace(hidden=hidden, exposed=exposed)
 
 
-def compute(work: Work, chip: Chip) -> Spent:
+def compute(works: Sequence[Work], chip: Chip) -> Spent:
     """Seconds a chip computes in a step; nothing is sent."""
+    return Spent(*(sum(part) for part in zip(*(_compute(work, chip) for work in works), strict=True)))
+
+
+def _compute(work: Work, chip: Chip) -> Spent:
     tokens = work.tokens / work.chips * work.tensor  # of those that a chip works on, it does 1 / tensor
     products = 0.0
     for name, (rows, columns) in work.matrices().items():
         split = name in ("output", "down")  # along rows, the others along columns
         a, b = (rows / work.tensor, columns) if split else (rows, columns / work.tensor)
-        times = 3 + (name in work.recomputed)
+        times = 3 + (name in work.recomputed) if work.learns else 1
         rows_of = tokens * work.places if name in ("gate", "up", "down") else tokens
         products += work.layers * times * _product(rows_of, a, b, chip)
-    products += 3 * _product(tokens, work.embed or work.width, work.vocab / work.tensor, chip)
+    if work.compared:
+        products += 3 * _product(tokens * work.compared, work.embed or work.width, work.vocab / work.tensor, chip)
     products += 6 * _product(tokens, work.embed, work.width, chip) if work.embed else 0  # on the way in and out
     if work.one_hot:  # into the experts' places and back: of every row a product of all places with all positions
         times = 5 + ("gate" in work.recomputed)  # forward two, backward three: the mask of the way in has no gradient
@@ -147,7 +155,7 @@ def compute(work: Work, chip: Chip) -> Spent:
     ahead, back = (
         tokens * work.heads / work.tensor * work.layers * _scores(work.length, n or chip.block) for n in work.blocks
     )
-    again = "attention" in work.recomputed
+    again, back = "attention" in work.recomputed, back * work.learns
     kernels = 1 if work.fused or not chip.split else 2
     # Of each score 2 h operations for q k and 2 h for p v; backward five such products (Dao et al. 2022, appendix B), seven
     # where one kernel makes the gradient of queries and another those of keys and values: both compute the scores again.
@@ -162,20 +170,22 @@ def sent(work: Work, place: Place) -> tuple[float, float]:
     ring = lambda n: (n - 1) / n  # noqa: E731
     held = work.held()
     gathered = held * work.weight_bytes * ring(work.fsdp) * _gathers(work) * work.slices
-    scattered = held * work.gradient_bytes * ring(work.fsdp) * work.slices
+    scattered = held * work.gradient_bytes * ring(work.fsdp) * work.slices * work.learns
     speed = ring_bandwidth(place, work.fsdp, rings=work.rings)
     hidden, exposed = gathered / speed, scattered / speed
-    if work.data > 1:
+    if work.data > 1 and work.learns:
         speed = (
             place.chip.network * place.chip.routed if work.network else ring_bandwidth(place, work.data, together=False)
         )
         exposed += held / work.fsdp * work.gradient_bytes * 2 * ring(work.data) / speed
     tokens = work.tokens / work.chips * work.tensor
     if work.tensor > 1:  # two sums forward and two backward a layer, and those computed again (Shoeybi et al. 2019)
-        sums = work.layers * (4 + ("output" in work.recomputed)) * tokens * work.width * 2
+        sums = work.layers * (4 + ("output" in work.recomputed) if work.learns else 2) * tokens * work.width * 2
         exposed += sums * 2 * ring(work.tensor) / ring_bandwidth(place, work.tensor, rings=work.rings)
-    if work.expert > 1:  # places go to their experts and back, and their gradients; round a ring a quarter of it on average
-        moved = work.layers * (4 + ("gate" in work.recomputed)) * _routed(work, tokens) * 2
+    if (
+        work.expert > 1
+    ):  # places go to their experts and back, and their gradients; round a ring a quarter of it on average
+        moved = work.layers * (4 + ("gate" in work.recomputed) if work.learns else 2) * _routed(work, tokens) * 2
         hops = ring(work.expert) if place.gpu else work.expert / 4
         exposed += moved * hops / ring_bandwidth(place, work.expert, rings=work.rings)
     return hidden, exposed
@@ -219,20 +229,22 @@ def _elementwise(work: Work, chip: Chip, tokens: float) -> float:
     F = work.ffn * work.active * work.places / work.tensor
     # Two norms (read, write), two residual sums (read, write beside a product's own), turned queries and keys, SwiGLU.
     forward = 2.0 * (8 * D + 2 * heads + 3 * F)
-    times = 3 + (1 if work.recomputed else 0)
+    times = 3 + (1 if work.recomputed else 0) if work.learns else 1
     # A token's places in its experts: written on the way in and read on the way out, as is what they are read from.
     routed = 2.0 * 4 * _routed(work, tokens) * times * work.layers
     if work.one_hot:  # two masks are made, and made again
         routed += 2.0 * 2 * tokens * work.length * work.active * work.places * work.layers * (1 + bool(work.recomputed))
-    logits = 4.0 * work.vocab / work.tensor * 4  # written, read for the sum, read and written as their gradient
+    logits = (
+        4.0 * work.vocab / work.tensor * 4 * work.compared
+    )  # written, read for the sum, read and written as their gradient
     held = work.held()
-    state = 28.0 * held / work.fsdp  # parameter, moments and gradient read, three written
+    state = 28.0 * held / work.fsdp * work.learns  # parameter, moments and gradient read, three written
     # Gathered weights are written before a product reads them; gradients are written, and read to be scattered.
     if work.fsdp > 1:
-        state += held * work.slices * (work.weight_bytes * _gathers(work) + 2 * work.gradient_bytes)
+        state += held * work.slices * (work.weight_bytes * _gathers(work) + 2 * work.gradient_bytes * work.learns)
     return (tokens * (work.layers * forward * times + logits) + routed + state) / chip.bandwidth
 
 
 def _gathers(work: Work) -> int:
     """How often a step gathers each weight: forward, backward, and to compute the forward again."""
-    return 2 + bool(work.recomputed - {"attention"})
+    return 2 + bool(work.recomputed - {"attention"}) if work.learns else 1

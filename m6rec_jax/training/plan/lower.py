@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from m6rec_jax.config import Config
+from m6rec_jax.config import Config, ModelConfig
 from m6rec_jax.data.packing import ROW_ARRAYS
 from m6rec_jax.model.items import ITEM_AXES, ItemTable
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.sharding import spec
 from m6rec_jax.topologies import Topology, compiled
 from m6rec_jax.training.optim import make_optimizer
+from m6rec_jax.training.plan.others import Others, others_of, shapes_of
 from m6rec_jax.training.prune import fresh
 from m6rec_jax.training.sharding import BATCH_AXES, check_fit, mesh_of, row_shards
 from m6rec_jax.training.state import TrainState
@@ -32,6 +33,7 @@ class Compiled(NamedTuple):
 
     config: Config
     mesh: jax.sharding.Mesh
+    others: Others
     text: str
     hbm: float
     limit: float | None
@@ -52,13 +54,16 @@ def settled(config: Config, devices: list[jax.Device]) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, length=length, rows=rows))
 
 
-def lower(at: Topology, config: Config, blueprint: Blueprint, items: int) -> Compiled:
-    """Compile the training step of a configuration for a topology; no array is made.
+def lower(
+    at: Topology, config: Config, blueprint: Blueprint, items: int, teacher: ModelConfig | None = None
+) -> Compiled:
+    """Compile the training step of a configuration for a topology, with all that runs beside its model; no array is made.
 
     Raises InputError when the mesh does not divide the devices, or rows, heads or widths the mesh.
     """
     mesh = mesh_of(config.mesh, at.devices)
     check_fit(mesh, config)
+    others = others_of(config, blueprint, mesh, teacher)
     optimizer = make_optimizer(config.optim, config.train.steps)
     with jax.set_mesh(mesh):
         placed = lambda shape, dtype, p: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, p))  # noqa: E731
@@ -66,7 +71,10 @@ def lower(at: Topology, config: Config, blueprint: Blueprint, items: int) -> Com
         zero = jax.ShapeDtypeStruct((), jnp.int32)
         average = params if config.optim.average > 0 else None
         masks = jax.eval_shape(partial(fresh, config.prune), params)
-        state = TrainState(params, jax.eval_shape(optimizer.init, params), zero, zero, average, masks=masks)
+        beside, taught = shapes_of(others, config.model.width, optimizer, placed)
+        state = TrainState(
+            params, jax.eval_shape(optimizer.init, params), zero, zero, average, masks=masks, beside=beside
+        )
         slices = config.train.accumulate
         sizes = (slices, config.data.rows // slices, config.data.length)
         batch = {name: placed(sizes, dtype, spec(*BATCH_AXES)) for name, dtype in ROW_ARRAYS.items()}
@@ -75,17 +83,17 @@ def lower(at: Topology, config: Config, blueprint: Blueprint, items: int) -> Com
         table = ItemTable(*(placed(s, d, spec(*axes)) for s, d, axes in zip(shapes, (jnp.float32, jnp.bool_), ITEM_AXES, strict=True)))  # fmt: skip
         step: Any = make_train_step(
             blueprint, optimizer, len(config.mixture.tasks), config.train.seed, config.optim.label_smoothing,
-            config.optim.negatives, config.optim.average, config.train.explode, prune=config.prune,
+            config.optim.negatives, config.optim.average, config.train.explode, prune=config.prune, lesson=others.lesson, replacing=others.replacing,
         )  # fmt: skip
         donating = jax.jit(step.__wrapped__, donate_argnums=0)  # as on a device; the host that compiles donates nothing
         start = time.perf_counter()
         try:
-            program = compiled(at, donating, state, batch, table)
+            program = compiled(at, donating, state, batch, table, *(() if taught is None else (taught,)))
         except Exception as error:
             asked = _refused(str(error))
             if asked is None:
                 raise
-            return Compiled(config, mesh, "", *asked, True, time.perf_counter() - start)
+            return Compiled(config, mesh, others, "", *asked, True, time.perf_counter() - start)
     seconds = time.perf_counter() - start
     m: Any = program.memory_analysis()
     # The sum counts temporaries that never live together; the peak, where a compiler tells it, holds arguments and results.
@@ -93,7 +101,7 @@ def lower(at: Topology, config: Config, blueprint: Blueprint, items: int) -> Com
         getattr(m, "peak_memory_in_bytes", 0)
         or m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     )
-    return Compiled(config, mesh, program.as_text() or "", float(taken), at.memory, False, seconds)
+    return Compiled(config, mesh, others, program.as_text() or "", float(taken), at.memory, False, seconds)
 
 
 _OUT = re.compile(r"(?:[Uu]sed |\()([\d.]+)([KMGT]?)\)? (?:of |exceeds available HBM \()([\d.]+)([KMGT]?)(?: hbm|\))")

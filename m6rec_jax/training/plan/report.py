@@ -19,6 +19,7 @@ from m6rec_jax.training.plan.clock import RECOMPUTED, Spent, Work, compute, sent
 from m6rec_jax.training.plan.hardware import TPU7X_DEVICES, Place, place_of
 from m6rec_jax.training.plan.hlo import Sent, by_kind, collectives
 from m6rec_jax.training.plan.lower import Compiled
+from m6rec_jax.training.plan.others import replaced_share, unsaid
 from m6rec_jax.training.room import WAYS_OUT, memory_needed
 
 GIB = 2.0**30
@@ -51,22 +52,42 @@ def work_of(config: Config, blueprint: Blueprint, mesh: Mapping[str, int]) -> Wo
     )  # fmt: skip
 
 
+def works_of(
+    config: Config, blueprint: Blueprint, mesh: Mapping[str, int], generator: Blueprint | None = None,
+    teacher: Blueprint | None = None,
+) -> list[Work]:  # fmt: skip
+    """The model's work and that of what runs beside it. The generator learns, and where it writes it also asks its table once
+    more to draw; a teacher is only asked, and for no table."""
+    model = work_of(config, blueprint, mesh)
+    beside = lambda of: work_of(dataclasses.replace(config, model=of.config), of, mesh)  # noqa: E731
+    works = [model]
+    if generator is not None:
+        works.append(dataclasses.replace(beside(generator), compared=replaced_share(config) * 4 / 3))
+    if teacher is not None:
+        works.append(dataclasses.replace(beside(teacher), compared=0.0, learns=False, recomputed=frozenset()))
+    return works
+
+
+def flops_of(works: Sequence[Work]) -> float:
+    return sum(work.flops() for work in works)
+
+
 def plan_of(at: Topology, made: Compiled, blueprint: Blueprint) -> tuple[dict[str, Any], list[Sent]]:
     """The flat object of plan.json and the collectives behind it."""
     there = place(at)
     limit = made.limit if made.limit is not None else float(there.chip.memory)
     sent = collectives(made.text, len(at.devices))
-    work = work_of(made.config, blueprint, made.mesh.shape)
+    works = works_of(made.config, blueprint, made.mesh.shape, made.others.generator, made.others.teacher)
     hidden, exposed = sent_as_compiled(sent, there)
-    took = spent(work, there) if made.refused else compute(work, there.chip)._replace(hidden=hidden, exposed=exposed)
+    took = spent(works, there) if made.refused else compute(works, there.chip)._replace(hidden=hidden, exposed=exposed)
     return {
         "fits": not made.refused and made.hbm <= limit,
         "hbm_bytes": made.hbm,
         "hbm_limit_bytes": limit,
-        "flops": work.flops(),
+        "flops": flops_of(works),
         "collectives": sum(one.count for one in sent),
         "step_seconds": took.step,
-        "mfu": work.flops() / (took.step * there.chip.peak),
+        "mfu": flops_of(works) / (took.step * there.chip.peak),
         "mfu_error": calibrate.error(),
         "bound": took.bound,
         "compile_seconds": made.seconds,
@@ -75,14 +96,16 @@ def plan_of(at: Topology, made: Compiled, blueprint: Blueprint) -> tuple[dict[st
 
 def scaling(at: Topology, made: Compiled, blueprint: Blueprint) -> str:
     """Predicted weak scaling: the same rows a chip, more chips as data replicas, by ring formulas."""
-    there, work = place(at), work_of(made.config, blueprint, made.mesh.shape)
+    there = place(at)
+    works = works_of(made.config, blueprint, made.mesh.shape, made.others.generator, made.others.teacher)
+    work = works[0]
     base = work.tokens // work.chips
     lines, first = [], None
     for chips in SCALE:
         inner = work.fsdp * work.tensor * work.expert
         if chips % inner:
             continue
-        grown = dataclasses.replace(work, chips=chips, tokens=base * chips, data=chips // inner)
+        grown = [dataclasses.replace(one, chips=chips, tokens=base * chips, data=chips // inner) for one in works]
         took: Spent = spent(grown, there._replace(layout=_layout(there, chips)))
         first = first or took.step
         lines.append(
@@ -108,7 +131,9 @@ def _layout(there: Place, chips: int) -> tuple[int, ...]:
 
 def table(at: Topology, made: Compiled, blueprint: Blueprint, plan: dict[str, Any], sent: Sequence[Sent], catalogue: Sequence[int]) -> str:  # fmt: skip
     """What is printed: memory by what holds it, collectives by kind, the verdict."""
-    parts = memory_needed(blueprint, made.config, made.mesh.shape, catalogue)
+    parts = memory_needed(
+        blueprint, made.config, made.mesh.shape, catalogue, generator=made.others.generator, teacher=made.others.teacher
+    )
     axes = " x ".join(f"{name}={size}" for name, size in made.mesh.shape.items() if size > 1) or "one device"
     data = made.config.data
     limit = plan["hbm_limit_bytes"]
@@ -120,6 +145,8 @@ def table(at: Topology, made: Compiled, blueprint: Blueprint, plan: dict[str, An
         *(f"{'  ' + name + ', estimated':<32}{value / GIB:>10.2f}" for name, value in parts.items() if "moments" not in name),
         f"{'FLOPs a device and step':<32}{plan['flops']:>10.3g}",
     ]  # fmt: skip
+    if missing := unsaid(made.config, made.others):
+        lines.append(missing)
     for (kind, overlapped), (count, size) in by_kind(list(sent)).items():
         what = kind + (", overlapped" if overlapped else "")
         lines.append(f"{what:<32}{size / GIB:>10.3f} GiB sent a device and step, {count:,} times")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple, get_args
 
 import jax
 
-from m6rec_jax.config import Config
+from m6rec_jax.config import Config, ModelConfig
 from m6rec_jax.config.model import Remat
 from m6rec_jax.errors import InputError
 from m6rec_jax.model.load import Blueprint
@@ -17,7 +18,8 @@ from m6rec_jax.model.sharding import AXES
 from m6rec_jax.topologies import Topology
 from m6rec_jax.training.plan.clock import spent
 from m6rec_jax.training.plan.hardware import CHIPS
-from m6rec_jax.training.plan.report import place, work_of
+from m6rec_jax.training.plan.others import others_of
+from m6rec_jax.training.plan.report import flops_of, place, works_of
 from m6rec_jax.training.room import memory_needed
 from m6rec_jax.training.sharding import check_fit
 
@@ -51,14 +53,27 @@ class _Counted(Blueprint):
         return self.count
 
 
-def candidates(at: Topology, config: Config, blueprint: Blueprint, catalogue: Sequence[int]) -> list[Candidate]:
+def _counted(blueprint: Blueprint) -> _Counted:
+    sized = (blueprint.config, blueprint.vocab, blueprint.content_width, blueprint.more_widths)
+    return _Counted(
+        *sized, count=_count(dataclasses.replace(blueprint, config=dataclasses.replace(blueprint.config, remat="none")))
+    )
+
+
+@cache  # whatever the policy
+def _count(blueprint: Blueprint) -> int:
+    return blueprint.parameters()
+
+
+def candidates(
+    at: Topology, config: Config, blueprint: Blueprint, catalogue: Sequence[int], teacher: ModelConfig | None = None
+) -> list[Candidate]:
     """Every way that divides and, by estimate, fits, best first. Raises InputError when none fits.
 
     Replicas, fsdp and tensor are varied; other axes of the mesh stay as they are. Batches are of one slice.
     """
     devices, there = len(at.devices), place(at)
-    sized = (blueprint.config, blueprint.vocab, blueprint.content_width, blueprint.more_widths)
-    blueprint = _Counted(*sized, count=blueprint.parameters())
+    plain, blueprint = blueprint, _counted(blueprint)
     found, tried = [], 0
     others = math.prod(getattr(config.mesh, axis) for axis in AXES if axis not in LIMITS["mesh"])
     for tensor in _powers(devices // others):
@@ -77,17 +92,20 @@ def candidates(at: Topology, config: Config, blueprint: Blueprint, catalogue: Se
                         data=dataclasses.replace(config.data, rows=rows * data * fsdp),
                         train=dataclasses.replace(config.train, accumulate=1),
                     )
+                    at_hand = jax.sharding.AbstractMesh(tuple(sizes.values()), AXES)
                     try:
-                        check_fit(jax.sharding.AbstractMesh(tuple(sizes.values()), AXES), made)  # type: ignore[arg-type]
+                        check_fit(at_hand, made)  # type: ignore[arg-type]
+                        beside = others_of(made, plain, at_hand, teacher)
                     except InputError:
                         continue
                     tried += 1
-                    memory = sum(memory_needed(blueprint, made, sizes, catalogue).values())
+                    generator, of_teacher = (of and _counted(of) for of in (beside.generator, beside.teacher))
+                    memory = sum(memory_needed(blueprint, made, sizes, catalogue, True, generator, of_teacher).values())
                     if memory > ROOM * there.chip.memory:
                         continue
-                    work = work_of(made, blueprint, sizes)
-                    took = spent(work, there)
-                    mfu = work.flops() / (took.step * there.chip.peak)
+                    works = works_of(made, blueprint, sizes, generator, of_teacher)
+                    took = spent(works, there)
+                    mfu = flops_of(works) / (took.step * there.chip.peak)
                     found.append(Candidate(made, mfu, took.step, memory, took.bound))
     if not found:
         raise InputError(
