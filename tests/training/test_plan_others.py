@@ -26,7 +26,7 @@ TEACHER = ModelConfig(layers=6, width=256, heads=4)
 CONFIG = Config(
     MODEL,
     data=DataConfig(length=64, rows=16, replace_rate=0.2),
-    mixture=MixtureConfig({"left-out": 0.0, "next-item": 0.6, "behaviour-replaced": 0.2}),
+    mixture=MixtureConfig({"text-replaced": 0.0, "next-item": 0.6, "behaviour-replaced": 0.2}),
     distill=DistillConfig(teacher_layer=4),
     replaced=ReplacedConfig(layers=1, width=64),
 )
@@ -40,6 +40,7 @@ def others():
 
 def test_a_step_takes_shapes_of_what_training_makes(others):
     placed = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
+    assert others.replacing.tasks == (1,) and others.replacing.histories == (0,)  # pools of tasks without a share there are none
     optimizer = make_optimizer(CONFIG.optim, 10)
     beside, teacher = shapes_of(others, MODEL.width, optimizer, placed)
     made = jax.eval_shape(lambda: begun(others.replacing, MODEL.width, optimizer, 0))
