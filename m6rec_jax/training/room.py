@@ -10,6 +10,7 @@ import numpy as np
 
 from m6rec_jax.config import Config, ModelConfig
 from m6rec_jax.errors import InputError
+from m6rec_jax.model.block import UNROLLED
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.objectives.loss import CHUNK
 from m6rec_jax.progress import note
@@ -31,7 +32,9 @@ def memory_needed(
     replaced-token detection; `teacher`: up to the layer that is looked at.
 
     Parameters, what the optimiser keeps, gradients and the running mean are counted; activations are what `model.remat` keeps for
-    the backward pass, and one layer at work. Without donation (CPU) a step makes its new state beside the old one.
+    the backward pass, and one layer at work. Without donation (CPU) a step makes its new state beside the old one: in its
+    room have been, as far as they fit, the gradients and the tables that targets are compared with, each of which is
+    there as it is, turned, and as a gradient (objectives/loss).
     """
     model, data = config.model, config.data
     tensor, sequence, stages = mesh["tensor"], mesh["sequence"], mesh["stage"]
@@ -46,27 +49,34 @@ def memory_needed(
     state = 1 + sum(x.size for x in jax.tree.leaves(kept)) / blueprint.parameters() + (config.optim.average > 0)
     of_generator = state - (config.optim.average > 0)
     state += (config.prune.sparsity > 0) / 4  # a byte beside each weight
-    gradients = 1 + (config.train.accumulate > 1)
+    slices = 1 + (config.train.accumulate > 1)  # one gradient, and the sum of those before it
     rows = data.rows / (mesh["data"] * mesh["fsdp"] * mesh["expert"] * config.train.accumulate)
     tokens = rows * data.length / sequence
-    activations = _activations(model, mesh, tokens, data.length)
+    activations = _activations(model, mesh, tokens, data.length, donated)
     if generator is not None:
-        activations += _activations(generator.config, mesh, tokens, data.length)
+        activations += _activations(generator.config, mesh, tokens, data.length, donated)
     if teacher is not None:  # nothing of it is kept for a backward pass: one layer at work, and relations of some rows
         activations += _layer(teacher.config, mesh, tokens, data.length) / 2
         activations += 16 * min(ROWS, rows) * (config.distill.heads or model.heads) * data.length**2
+    # On a CPU all three of a table are in the model's type, to which the gradient of scores is rounded in a copy of its own.
+    # XLA for another device turns nothing and rounds where it multiplies.
+    size = jax.numpy.dtype(model.dtype).itemsize
+    an_entry, a_score = (8, 4) if donated else (3 * size, 4 if size == 4 else 4 + size)
     scores = tables = 0.0
     for s in blueprint.vocab.slices:
         sampled = 0 < config.optim.negatives < s.size
         columns = config.optim.negatives if sampled else s.padded / tensor
-        scores = max(scores, (12 if sampled else 4) * min(CHUNK, tokens) * columns)
+        scores = max(scores, (12 if sampled else a_score) * min(CHUNK, tokens) * columns)
         of_tables = model.table_width + (0 if generator is None else generator.config.table_width)
-        tables += 0 if sampled else 8 * columns * of_tables
+        tables += 0 if sampled else an_entry * columns * of_tables
+    gradients = one * slices
+    made = gradients if donated else max(gradients, one * state)
+    tables = tables if donated else max(0.0, gradients + tables - made)
     widths = (blueprint.content_width, *blueprint.more_widths)
     return {
         "parameters and moments": one * state,
-        "gradients and the new state": one * (gradients + (0 if donated else state)),
-        "the generator": beside * (of_generator + gradients + (0 if donated else of_generator)),
+        "gradients and the new state": made,
+        "the generator": beside * (of_generator + slices + (0 if donated else of_generator)),
         "item features": sum(4.0 * items * columns for items, columns in zip(catalogue, widths, strict=True)) / tensor,
         "the teacher": taught,
         "activations": activations,
@@ -89,7 +99,7 @@ def _layer(model: ModelConfig, mesh: Mapping[str, int], tokens: float, length: i
     )
 
 
-def _activations(model: ModelConfig, mesh: Mapping[str, int], tokens: float, length: int) -> float:
+def _activations(model: ModelConfig, mesh: Mapping[str, int], tokens: float, length: int, donated: bool) -> float:
     """Bytes of what `model.remat` keeps of so many tokens of a device, of the layer at work, and of the states around them."""
     stages, size = mesh["stage"], jax.numpy.dtype(model.dtype).itemsize
     layer, carried = _layer(model, mesh, tokens, length), tokens * size * model.width
@@ -98,7 +108,9 @@ def _activations(model: ModelConfig, mesh: Mapping[str, int], tokens: float, len
     parts = (model.microbatches or stages) if stages > 1 else 1
     held, one_layer = model.layers / stages * (parts + stages - 1) / parts, layer / parts
     layers = {"none": held * layer, "dots": held * dots + one_layer, "full": held * carried + one_layer}
-    return layers[model.remat] + 6 * carried
+    # On a CPU few layers are no loop, and what `dots` would compute again XLA finds computed already (docs/profiles.md).
+    alike = not donated and stages == 1 and model.layers <= UNROLLED and model.remat == "dots"
+    return layers["none" if alike else model.remat] + 6 * carried
 
 
 def memory_there() -> float | None:

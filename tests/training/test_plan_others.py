@@ -40,7 +40,9 @@ def others():
 
 def test_a_step_takes_shapes_of_what_training_makes(others):
     placed = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
-    assert others.replacing.tasks == (1,) and others.replacing.histories == (0,)  # pools of tasks without a share there are none
+    assert others.replacing.tasks == (1,) and others.replacing.histories == (
+        0,
+    )  # pools of tasks without a share there are none
     optimizer = make_optimizer(CONFIG.optim, 10)
     beside, teacher = shapes_of(others, MODEL.width, optimizer, placed)
     made = jax.eval_shape(lambda: begun(others.replacing, MODEL.width, optimizer, 0))

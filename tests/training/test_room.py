@@ -45,6 +45,7 @@ def compiled_bytes(blueprint, config, items):
     [
         (ModelConfig(layers=1, width=64), 256),
         (ModelConfig(layers=3, width=128), 0),
+        (ModelConfig(layers=1, width=128, dtype="bfloat16"), 0),
         (ModelConfig(layers=8, width=128, remat="dots"), 256),
         (ModelConfig(layers=8, width=128, remat="full"), 256),
     ],
@@ -53,7 +54,15 @@ def test_what_is_told_is_what_the_compiler_asks_for(model, negatives):
     config = Config(model, optim=OptimConfig(negatives=negatives), data=DataConfig(length=256, rows=16))
     blueprint = Blueprint(config.model, Vocab(1024, (100_096,)), CONTENT)
     told = sum(memory_needed(blueprint, config, make_mesh(config.mesh).shape, [100_096], donated=False).values())
-    assert told == pytest.approx(compiled_bytes(blueprint, config, 100_096), rel=0.3)
+    assert told == pytest.approx(compiled_bytes(blueprint, config, 100_096), rel=0.15)
+
+
+def test_a_table_is_there_as_it_is_turned_and_as_a_gradient():
+    """With little beside it: a step of descent, whose new state has no room for all three, and few positions."""
+    config = Config(ModelConfig(layers=1, width=256), optim=OptimConfig(name="sgd"), data=DataConfig(length=64, rows=2))
+    blueprint = Blueprint(config.model, Vocab(32_000, (50_048,)), CONTENT)
+    told = sum(memory_needed(blueprint, config, make_mesh(config.mesh).shape, [50_048], donated=False).values())
+    assert told == pytest.approx(compiled_bytes(blueprint, config, 50_048), rel=0.08)
 
 
 def bytes_of(tree):
