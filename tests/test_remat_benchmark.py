@@ -11,5 +11,5 @@ def test_full_needs_less_temporary_memory_than_none_and_dots_no_more():
     assert set(rows) == set(get_args(Remat))
     temporary = {remat: row["temporary_mib"] for remat, row in rows.items()}
     assert temporary["full"] < 0.8 * temporary["none"] and temporary["dots"] <= temporary["none"]
-    assert rows["dots"]["gflop"] > rows["none"]["gflop"]  # attention is computed again
+    assert set(rows["full"]) == {"dtype", "remat", "temporary_mib", "steps", "processor_seconds", "seconds"}
     assert all(row["processor_seconds"] > 0 and row["seconds"] > 0 for row in rows.values())

@@ -108,7 +108,7 @@ def _activations(model: ModelConfig, mesh: Mapping[str, int], tokens: float, len
     parts = (model.microbatches or stages) if stages > 1 else 1
     held, one_layer = model.layers / stages * (parts + stages - 1) / parts, layer / parts
     layers = {"none": held * layer, "dots": held * dots + one_layer, "full": held * carried + one_layer}
-    # On a CPU few layers are no loop, and what `dots` would compute again XLA finds computed already (docs/profiles.md).
+    # On a CPU few layers are no loop, and `dots` keeps as much as `none` there (docs/training-speed.md).
     alike = not donated and stages == 1 and model.layers <= UNROLLED and model.remat == "dots"
     return layers["none" if alike else model.remat] + 6 * carried
 
