@@ -19,9 +19,8 @@ QUERIES_KEPT = frozenset({"output", "gate", "up", "attention"})  # q, k, v are s
 MAXTEXT = "maxtext docs/reference/models/tiering.md and the recipes it links to"
 FUJI = "axlearn experiments/text/gpt/fuji.py"
 RUN_MIXTRAL = "maxtext tests/end_to_end/tpu/mixtral/Run_Mixtral.md"
-MIXTRAL_FLOPS = (
-    302.311e12 / 3645.203
-)  # a token of Mixtral-8x7B at 4,096, as MaxText counts: TFLOP/s over tokens a second of one log
+# A token of Mixtral-8x7B at 4,096 as MaxText counts: FLOP/s over tokens a second of one log.
+MIXTRAL_FLOPS = 302.311e12 / 3645.203
 
 
 class Published(NamedTuple):

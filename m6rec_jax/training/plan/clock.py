@@ -147,7 +147,8 @@ def _compute(work: Work, chip: Chip) -> Spent:
         products += work.layers * times * _product(rows_of, a, b, chip)
     if work.compared:
         products += 3 * _product(tokens * work.compared, work.embed or work.width, work.vocab / work.tensor, chip)
-    products += 6 * _product(tokens, work.embed, work.width, chip) if work.embed else 0  # on the way in and out
+    if work.embed:  # on the way in and out, of who only answers in
+        products += (6 if work.learns else 1) * _product(tokens, work.embed, work.width, chip)
     if work.one_hot:  # into the experts' places and back: of every row a product of all places with all positions
         times = 5 + ("gate" in work.recomputed)  # forward two, backward three: the mask of the way in has no gradient
         places = work.length * work.active * work.places
@@ -182,9 +183,8 @@ def sent(work: Work, place: Place) -> tuple[float, float]:
     if work.tensor > 1:  # two sums forward and two backward a layer, and those computed again (Shoeybi et al. 2019)
         sums = work.layers * (4 + ("output" in work.recomputed) if work.learns else 2) * tokens * work.width * 2
         exposed += sums * 2 * ring(work.tensor) / ring_bandwidth(place, work.tensor, rings=work.rings)
-    if (
-        work.expert > 1
-    ):  # places go to their experts and back, and their gradients; round a ring a quarter of it on average
+    if work.expert > 1:
+        # Places go to their experts and back, and their gradients; round a ring it is a quarter of the way on average.
         moved = work.layers * (4 + ("gate" in work.recomputed) if work.learns else 2) * _routed(work, tokens) * 2
         hops = ring(work.expert) if place.gpu else work.expert / 4
         exposed += moved * hops / ring_bandwidth(place, work.expert, rings=work.rings)
