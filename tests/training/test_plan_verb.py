@@ -5,6 +5,7 @@ import json
 import platform
 import statistics
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -126,6 +127,10 @@ def test_every_published_run_is_printed_and_the_error_is_their_median():
     assert len(compared) >= 6 and len({one.run.topology for one in compared}) >= 3
     assert all(f"{one.error:+.1%}" in told for one in compared)
     assert calibrate.error() == statistics.median(abs(one.predicted / one.run.speed - 1) for one in compared)
+
+
+def test_the_page_tells_the_calibration_as_it_is():
+    assert calibrate.told() in (Path(__file__).parents[2] / "docs/plan.md").read_text(encoding="utf-8")
 
 
 def test_no_published_run_decides_what_a_chip_is_said_to_reach():
