@@ -38,6 +38,9 @@ def causal(shape: tuple[int, int], lengths: Int[Array, " B"]) -> View:
     positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
     return View(positions, jnp.zeros_like(positions), jnp.minimum(positions + 1, lengths[:, None]))
 
+DEPTH = 0.2  # share of last states in retrieval vectors at first, beside what went in
+MOST_COUNTED = 4.0  # log of how much more or less than another a token may count in them
+
 
 def framed(shape: tuple[int, int], opens: Int[Array, " B"], lengths: Int[Array, " B"]) -> View:
     """Rows `[B, T]` of one right-padded instance each: the first `opens` tokens see each other, those behind them, the
@@ -78,13 +81,16 @@ class Transformer(nnx.Module):
             # Of queries and of items: M6-Rec's two projections, alike at first, so that like lies near like.
             axes, key = ("embed", None), rngs.params()
             project = lambda: weight(nnx.Rngs(key), (config.width, config.vectors), axes, config.width**-0.5)  # noqa: E731
-            self.vectors = nnx.Dict({"query": project(), "item": project()})
+            plain = lambda value: nnx.Param(value.astype(jnp.float32), axes=(None,))  # noqa: E731
+            self.vectors = nnx.Dict(
+                {"query": project(), "item": project(), "depth": plain(jnp.full(1, DEPTH)), "salience": plain(jnp.zeros(config.width))}
+            )  # fmt: skip
 
     def projections(self) -> dict[str, Float[Array, "D V"]]:
         """The projections of `query` and `item` states to retrieval vectors, ready for use; ValueError without any."""
         if not self.config.vectors:
             raise ValueError("model.vectors=0: this model has no retrieval vectors")
-        return {name: sharding.gather_weight(matrix[...], "embed", None) for name, matrix in self.vectors.items()}
+        return {side: sharding.gather_weight(self.vectors[side][...], "embed", None) for side in ("query", "item")}
 
     def hidden(
         self,
@@ -270,6 +276,28 @@ class Transformer(nnx.Module):
 
         x, suffix = jax.lax.scan(layer, x, (weights, applied.layers_of(tuned), *prefix, *suffix))
         return rms_norm(x, self.final_norm[...], config.norm_eps), suffix
+
+    def meant(
+        self,
+        hidden: Float[Array, "B T D"],
+        tokens: Int[Array, "B T"],
+        item_rows: Int[Array, "B T"],
+        items: Catalogues,
+        key: jax.Array | None = None,
+    ) -> Float[Array, "B T D"]:
+        """What retrieval vectors are sums of: of each token what went in, brought to size one, and `depth` times the last state
+        `hidden` of it, both times how much the token counts: exp of a product of what went in with `salience`.
+
+        Fresh layers add up to more than what went in, and vectors of last states alone hardly hold what a text is about.
+        `key`: that of `hidden`.
+        """
+        key_id = None if key is None else jax.random.split(key, 3)[0]
+        x = self._cast(self.embeddings.read(tokens, item_rows, items, key_id))
+        x = rms_norm(x, jnp.zeros(x.shape[-1], jnp.float32), self.config.norm_eps)
+        depth, salience = (self.vectors[name][...] for name in ("depth", "salience"))
+        counts = jnp.einsum("btd,d->bt", x, salience * x.shape[-1] ** 0.5, preferred_element_type=jnp.float32)
+        counts = jnp.exp(MOST_COUNTED * jnp.tanh(counts / MOST_COUNTED))[..., None]
+        return (x + depth.astype(x.dtype) * hidden) * counts.astype(x.dtype)
 
     def begin(
         self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], items: Catalogues
