@@ -8,12 +8,15 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
-from benchmarks.tasks import beauty, tallrec
+from benchmarks.tasks import beauty, kuairec, redial, tallrec
 from benchmarks.tasks.ours import backbone, direct, lists, recipes, tuned
+from m6rec_jax.data.dataset import open_dataset
 from m6rec_jax.data.instances import read_instances
+from m6rec_jax.data.prepare import prepare
+from m6rec_jax.data.tasks import tasks
 from m6rec_jax.decoding.instances import InstanceScorer
 from m6rec_jax.errors import InputError
-from tests.tables import films_folder
+from tests.tables import captions_folder, films_folder, talks_folder
 
 TINY = ("--model.layers=1", "--model.width=32", "--data.length=64", "--data.rows=8", "--optim.warmup=0")
 
@@ -70,3 +73,20 @@ def test_lists_of_every_way_hold_what_is_new_to_their_user(tmp_path, monkeypatch
             assert len(set(rows.tolist())) == 100
             assert not {row_of[event["item"]] for event in events} & set(rows.tolist())
     assert len({one.tobytes() for one in found}) == 3  # three ways, and each its own lists
+
+
+@pytest.mark.parametrize("name", ["redial", "kuairec-classify", "kuairec-caption"])
+def test_a_recipe_mixes_what_its_own_card_is_prepared_to(name, tmp_path):
+    """Classes and captions of one data set are two problems with a recipe each."""
+    made = {
+        "redial": lambda: redial.read(talks_folder(tmp_path)),
+        "kuairec-classify": lambda: kuairec.read(captions_folder(tmp_path), "classify"),
+        "kuairec-caption": lambda: kuairec.read(captions_folder(tmp_path), "caption"),
+    }
+    problem = made[name]()
+    data = prepare(problem.card(), tmp_path / "data", levels=1, vocab_size=480)
+    mixture = recipes.recipe_of(problem).mixture
+    assert recipes.asked(problem) in mixture
+    for split in ("train", "test"):
+        assert len(read_instances(open_dataset(data.path), recipes.asked(problem), split))
+    assert set(mixture) <= {*tasks(), recipes.asked(problem)}

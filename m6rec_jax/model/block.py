@@ -124,7 +124,9 @@ def close(
         to_ffn = sharding.out(*lead, "ffn")
         of_y = lambda name: applied.add(product(f"{batch}d,df->{batch}f", y, w[name], to_ffn, quantise), y, w, name)  # noqa: E731
         inner = swiglu(of_y("gate"), of_y("up"))
-        forward = applied.add(product(f"{batch}f,fd->{batch}d", inner, w["down"], to_stream, quantise), inner, w, "down")
+        forward = applied.add(
+            product(f"{batch}f,fd->{batch}d", inner, w["down"], to_stream, quantise), inner, w, "down"
+        )
     if "router" in w:
         dropless = keys is None or config.routing == "dropless"
         of_experts, routing = feed_forward(y, real, w, config, lead, dropless)

@@ -38,6 +38,7 @@ def causal(shape: tuple[int, int], lengths: Int[Array, " B"]) -> View:
     positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
     return View(positions, jnp.zeros_like(positions), jnp.minimum(positions + 1, lengths[:, None]))
 
+
 DEPTH = 0.2  # share of last states in retrieval vectors at first, beside what went in
 MOST_COUNTED = 4.0  # log of how much more or less than another a token may count in them
 

@@ -66,7 +66,9 @@ def test_it_begins_as_the_backbone(world, method):
     spec = TuneSpec.of(CONFIG, method, 2, layers="add=2", targets=tuning.TARGETS if method == "lora" else ())
     plain = BLUEPRINT.bind(params).hidden(tokens, np.full_like(tokens, -1), view(lengths), items)
     tuned = depth.begin(spec, BLUEPRINT, params, 1)
-    np.testing.assert_allclose(hidden(world, spec, tuned)[real(lengths)], plain[real(lengths)], atol=1e-5)  # behind prompts positions move
+    np.testing.assert_allclose(
+        hidden(world, spec, tuned)[real(lengths)], plain[real(lengths)], atol=1e-5
+    )  # behind prompts positions move
     moved = hidden(world, spec, shaken(tuned, 2))
     assert np.abs(moved - plain)[real(lengths)].max() > 0.01
 
