@@ -75,7 +75,7 @@ def test_it_begins_as_the_backbone(world, method):
 
 def test_prompts_are_heard_beside_the_row_by_as_much_as_the_gates_are_open(world):
     """Of one layer: what the token's attention to the prompts alone brings, times the gate, head by head."""
-    params, items, tokens, lengths = world
+    params = world[0]
     spec = TuneSpec.of(CONFIG, "prompt", 2, prompts=2)
     tuned = depth.begin(spec, BLUEPRINT, params, 0)
     rng = np.random.default_rng(1)
@@ -92,7 +92,7 @@ def test_prompts_are_heard_beside_the_row_by_as_much_as_the_gates_are_open(world
 
 
 def test_every_token_hears_every_prompt_of_its_own(world):
-    params, items, tokens, lengths = world
+    params, _, _, lengths = world
     spec = TuneSpec.of(CONFIG, "prompt", 2, prompts=2)
     tuned = shaken(depth.begin(spec, BLUEPRINT, params, 0), 1)
     of = lambda rows: hidden(world, spec, tuned._replace(prompts={"rows": rows}), causal=True).sum(-1)  # noqa: E731
