@@ -73,6 +73,8 @@ def test_lists_of_every_way_hold_what_is_new_to_their_user(tmp_path, monkeypatch
             assert len(set(rows.tolist())) == 100
             assert not {row_of[event["item"]] for event in events} & set(rows.tolist())
     assert len({one.tobytes() for one in found}) == 3  # three ways, and each its own lists
+    unseen = {row_of[item] for item in part["item_id"].to_list()}  # what is popular would never hold these
+    assert all(unseen & set(one.ravel().tolist()) for one in found)
 
 
 @pytest.mark.parametrize("name", ["redial", "kuairec-classify", "kuairec-caption"])
