@@ -23,3 +23,30 @@ def films_folder(folder: Path) -> Path:
                 rows.append({"input": says, "output": "No." if events[at] % 2 else "Yes."})
         (folder / "tallrec" / f"movie_{part}.json").write_text(json.dumps(rows), encoding="utf-8")
     return folder
+
+
+def talks_folder(folder: Path) -> Path:
+    """Conversations as ReDial has them: a seeker names a film, and the recommender another, twice."""
+    (folder / "redial").mkdir()
+    for part, number in (("valid", 20), ("test", 4)):
+        talks = []
+        for n in range(number):
+            films = {str(i): f"Film {i} (20{i:02})" for i in (n % 7, 10 + n % 5, 20 + n % 3)}
+            said = [(i % 2, f"what of @{film}, number {i}") for i, film in enumerate([*films, *films])]
+            messages = [{"senderWorkerId": who, "text": text} for who, text in said]
+            asked = {film: {"liked": 1} for film in films}
+            talks.append({"movieMentions": films, "messages": messages, "respondentWorkerId": 1, "initiatorQuestions": asked})  # fmt: skip
+        path = folder / "redial" / f"{part}.jsonl"
+        path.write_text("\n".join(map(json.dumps, talks)), encoding="utf-8")
+    return folder
+
+
+def captions_folder(folder: Path) -> Path:
+    """Captions of videos as KuaiRec has them: of two categories, of forty videos each."""
+    (folder / "kuairec").mkdir()
+    lines = ["video_id,manual_cover_text,caption,topic_tag,first_level_category_name,second_level_category_name"]
+    for n in range(80):
+        kind = ("美食", "旅行")[n % 2]
+        lines.append(f"{n},UNKNOWN,今天给大家看的是{kind}第{n}集,[{kind}],{kind},{kind}日常")
+    (folder / "kuairec" / "captions.csv").write_text("\n".join(lines), encoding="utf-8")
+    return folder

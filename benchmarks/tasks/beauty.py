@@ -71,5 +71,5 @@ def card(problem: Problem, training: dict[str, list[str]]) -> dict[str, Any]:
         "events": {"path": table, "user": "user", "item": "item", "time": "order", "time_unit": "order"},
         "items": {"path": problem.catalogue, "id": "item_id", "title": "title", "categories": "categories", "list_separator": ", "},
         "split": "leave-one-out",
-        "tasks": {"next": task, "plausibility": {}},
+        "tasks": {"next": task, "plausibility": {}, "describe": {}},
     }  # fmt: skip

@@ -14,8 +14,6 @@ import polars as pl
 
 from benchmarks.tasks.problem import Problem
 
-MOST = 1000
-
 
 def read(folder: Path) -> Problem | None:
     """The problem: two rows a pair, the true one (label 1) and one with a uniform negative; None without the files."""
@@ -23,7 +21,7 @@ def read(folder: Path) -> Problem | None:
     if not all(file.is_file() for file in files):
         return None
     items = json.loads(files[0].read_text(encoding="utf-8"))
-    raw = pl.read_csv(files[1]).head(MOST * 2).gather_every(2)
+    raw = pl.read_csv(files[1])
     rng, ids, rows = np.random.default_rng(0), list(items), []
     for user, history, item in raw.select("user_id", "history_item_id", "item_id").iter_rows():
         seen = [str(one) for one in ast.literal_eval(history)]

@@ -87,10 +87,13 @@ class Problem:
         plain = frame.drop(*self.numbers)
         target = "label" if "label" in plain.columns else "answer"
         options = {"options": list(self.options)} if self.options else {}
-        return {
-            "path": plain,
-            "template": str(TEMPLATES / f"{self.template}.yaml"),
-            "target": target,
-            "group": "user_id",
-            "item": "item_id",
-        } | options
+        return (
+            {
+                "path": plain,
+                "template": str(TEMPLATES / f"{self.template}.yaml"),
+                "target": target,
+                "group": "user_id",
+            }
+            | ({"item": "item_id"} if "item_id" in plain.columns else {})
+            | options
+        )

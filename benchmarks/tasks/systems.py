@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.tasks import classic, nearest
-from benchmarks.tasks.ours import direct, tuned
+from benchmarks.tasks.ours import direct, lists, tuned
 from benchmarks.tasks.problem import Problem
 from m6rec_jax.model.tuning import METHODS
 
@@ -62,6 +62,8 @@ SYSTEMS: dict[str, System] = {
     ),
     **{f"m6rec-{method}": System(tuned.tuned(method), ("scoring", "classify"), tuned.settings) for method in METHODS},
     "m6rec": System(direct.answers, tuple(direct.ANSWERS), direct.settings),
+    "m6rec-decode": System(lists.decoded, ("retrieval",), _same({})),
+    "m6rec-describe": System(lists.described, ("retrieval",), _same({})),
 }  # fmt: skip
 
 

@@ -194,6 +194,6 @@ def _log_likelihood(define, params, items, tokens, item_rows, lengths, starts):
 @partial(jax.jit, static_argnums=(0, 1))
 def _unit_vectors(define, side, params, items, tokens, item_rows, lengths, opens):
     model = nnx.merge(define, params)
-    states = _states(model, items, tokens, item_rows, lengths, opens)
+    states = model.meant(_states(model, items, tokens, item_rows, lengths, opens), tokens, item_rows, items)
     chosen = counted(tokens, jnp.arange(tokens.shape[1]) < lengths[:, None])
     return unit(pooled(states, chosen), model.projections()[side])

@@ -18,6 +18,7 @@ from m6rec_jax.decoding.shapes import Prompt, batches, bucket, pad
 from m6rec_jax.decoding.slots import Slots, advance
 from m6rec_jax.errors import InputError
 from m6rec_jax.model import depth, tuning
+from m6rec_jax.model.applied import Applied
 from m6rec_jax.model.depth import Backbone
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import Transformer, asked
@@ -163,7 +164,7 @@ def _score(blueprint, params, items, stack, tokens, item_rows, lengths, select):
 class _Beside:
     """A model as decoding asks it, with each row's tuned numbers beside it."""
 
-    def __init__(self, model: Transformer, tuned: tuning.Applied) -> None:
+    def __init__(self, model: Transformer, tuned: Applied) -> None:
         self.vocab, self.logits = model.vocab, model.logits
         self.prefill = partial(model.prefill, tuned=tuned)
         self.extend = partial(model.extend, tuned=tuned)

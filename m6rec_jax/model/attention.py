@@ -92,6 +92,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def attend_prefix(
     q: Float[Array, "B M T K G h"],
     prefix: tuple[Float[Array, "B K P h"], Float[Array, "B K P h"]],
+    prefix_starts: Int[Array, " B"],
     prefix_lengths: Int[Array, " B"],
     suffix: tuple[Float[Array, "B S M K h"], Float[Array, "B S M K h"]],
     ancestors: Int[Array, "B M S"],
@@ -108,7 +109,8 @@ def attend_prefix(
     queries, near, values = own(q * h**-0.5, suffix, ancestors, slot)
     folded = queries.reshape(B, K, M * T * G, h)
     far = jnp.einsum("bkqh,bkph->bkqp", folded, prefix_k, preferred_element_type=jnp.float32)
-    far = jnp.where((jnp.arange(prefix_k.shape[2]) < prefix_lengths[:, None])[:, None, None], far, NEVER)
+    seen = _seen(prefix_starts[:, None], prefix_lengths[:, None], prefix_k.shape[2])
+    far = jnp.where(seen[:, None, None], far, NEVER)
     near = [scores.reshape(B, K, M * T * G, -1) for scores in near]
     most = reduce(jnp.maximum, [scores.max(-1, keepdims=True) for scores in (far, *near)])
     far, *near = (jnp.exp(scores - most) for scores in (far, *near))

@@ -10,7 +10,7 @@ from jax.extend.backend import get_default_device
 from jaxtyping import Array
 
 from m6rec_jax.config import ModelConfig
-from m6rec_jax.model import sharding, tuning
+from m6rec_jax.model import applied, sharding
 from m6rec_jax.model.experts import Routing, feed_forward
 from m6rec_jax.model.layers import Part, Turns, dropout, rms_norm, rope, scale, swiglu, weight
 from m6rec_jax.model.products import KEPT, product
@@ -94,7 +94,7 @@ def vectors(
     q = product(f"{batch}d,dkgh->{batch}kgh", y, w["query"], sharding.out(*lead, "kv", None, None), quantise)
     k = product(f"{batch}d,dkh->{batch}kh", y, w["key"], sharding.out(*lead, "kv", None), quantise)
     v = product(f"{batch}d,dkh->{batch}kh", y, w["value"], sharding.out(*lead, "kv", None), quantise)
-    return tuning.add(q, y, w, "query"), tuning.add(k, y, w, "key"), tuning.add(v, y, w, "value")
+    return applied.add(q, y, w, "query"), applied.add(k, y, w, "key"), applied.add(v, y, w, "value")
 
 
 def close(
@@ -116,20 +116,22 @@ def close(
     key_a, key_f = (None, None) if keys is None else keys
     to_stream = sharding.out(*lead, None)
     attention = product(f"{batch}kgh,kghd->{batch}d", mixed, w["output"], to_stream, quantise)
-    attention = tuning.add(attention, mixed, w, "output")
+    attention = applied.add(attention, mixed, w, "output")
     x = x + dropout(attention, config.dropout, key_a, *lead, None, part=part)
     y = rms_norm(x, w["ffn_norm"], config.norm_eps)
     forward, routing = 0, None
     if "gate" in w:
         to_ffn = sharding.out(*lead, "ffn")
-        of_y = lambda name: tuning.add(product(f"{batch}d,df->{batch}f", y, w[name], to_ffn, quantise), y, w, name)  # noqa: E731
+        of_y = lambda name: applied.add(product(f"{batch}d,df->{batch}f", y, w[name], to_ffn, quantise), y, w, name)  # noqa: E731
         inner = swiglu(of_y("gate"), of_y("up"))
-        forward = tuning.add(product(f"{batch}f,fd->{batch}d", inner, w["down"], to_stream, quantise), inner, w, "down")
+        forward = applied.add(
+            product(f"{batch}f,fd->{batch}d", inner, w["down"], to_stream, quantise), inner, w, "down"
+        )
     if "router" in w:
         dropless = keys is None or config.routing == "dropless"
         of_experts, routing = feed_forward(y, real, w, config, lead, dropless)
         forward = forward + of_experts
-    forward = tuning.adapted(forward, y, w)
+    forward = applied.adapted(forward, y, w)
     return x + dropout(forward, config.dropout, key_f, *lead, None, part=part), routing
 
 

@@ -53,6 +53,7 @@ def attend(
 def attend_prefix(
     q: Float[Array, "B M T K G h"],
     prefix: tuple[Float[Array, "B K P h"], Float[Array, "B K P h"]],
+    prefix_starts: Int[Array, " B"],
     prefix_lengths: Int[Array, " B"],
     suffix: tuple[Float[Array, "B S M K h"], Float[Array, "B S M K h"]],
     ancestors: Int[Array, "B M S"],
@@ -66,21 +67,22 @@ def attend_prefix(
     M, T, G = q.shape[1], q.shape[2], q.shape[4]
     flash = chosen(choice, M * T * G, prefix[0].shape[2], q.dtype)
     if flash is None:
-        return attention.attend_prefix(q, prefix, prefix_lengths, suffix, ancestors, slot)
+        return attention.attend_prefix(q, prefix, prefix_starts, prefix_lengths, suffix, ancestors, slot)
 
     # A slot that is known when the program is traced stays so: what lies behind it is not read.
     known, traced = ((slot,), ()) if isinstance(slot, int) else ((), (slot,))
 
-    def run(q, prefix, lengths, suffix, ancestors, *traced):
+    def run(q, prefix, starts, lengths, suffix, ancestors, *traced):
         (slot,) = known or traced
-        far, far_lse = over_prefix(flash, q, prefix, lengths)
+        far, far_lse = over_prefix(flash, q, prefix, starts, lengths)
         near, near_lse = over_suffix(q, suffix, ancestors, slot)
         return merge(far, far_lse, near, near_lse).astype(q.dtype)
 
     wide, kept = ("batch", None, None, "kv", None, None), ("batch", "kv", None, None)
     lanes, names = ("batch", None, None, "kv", None), ("batch", None, None)
-    in_axes = (wide, (kept, kept), ("batch",), (lanes, lanes), names, *(() for _ in traced))
-    return sharding.per_shard(run, in_axes, wide, check=False)(q, prefix, prefix_lengths, suffix, ancestors, *traced)
+    in_axes = (wide, (kept, kept), ("batch",), ("batch",), (lanes, lanes), names, *(() for _ in traced))
+    asked = q, prefix, prefix_starts, prefix_lengths, suffix, ancestors, *traced
+    return sharding.per_shard(run, in_axes, wide, check=False)(*asked)
 
 
 def chosen(choice: Attention, queries: int, keys: int, dtype: jnp.dtype) -> Flash | None:
@@ -221,18 +223,21 @@ def in_range(query: Array, key: Array) -> Array:
     return (key >= query >> 16) & (key < query & 0xFFFF)
 
 
-def over_prefix(flash: Flash, q: Array, prefix: tuple[Array, Array], lengths: Array) -> tuple[Array, Array]:
-    """Attention of all beams to the prefix they share: beams and the queries of a group are one axis of queries.
+def over_prefix(
+    flash: Flash, q: Array, prefix: tuple[Array, Array], starts: Array, lengths: Array
+) -> tuple[Array, Array]:
+    """Attention of all beams to the prefix they share, from `starts` on: beams and the queries of a group are one axis of
+    queries.
 
     Output `[B, M, T, K, G, h]` and its log-sum-exp `[B, M, T, K, G]`, which is `NEVER` for a prefix of no token.
     """
     B, M, T, K, G, h = q.shape
     folded = jnp.moveaxis(q, 3, 4).reshape(B, M * T * G, K, 1, h)
-    end = jnp.broadcast_to(lengths[:, None], folded.shape[:2])
+    start, end = (jnp.broadcast_to(x[:, None], folded.shape[:2]) for x in (starts, lengths))
     keys, values = (jnp.swapaxes(x, 1, 2) for x in prefix)
-    out, sums = flash(folded, keys, values, jnp.zeros_like(end), end, lse=True)
+    out, sums = flash(folded, keys, values, start, end, lse=True)
     unfold = lambda x, *more: jnp.moveaxis(x.reshape(B, M, T, G, K, *more), 4, 3)  # noqa: E731
-    return unfold(out, h), jnp.where(lengths[:, None, None, None, None] > 0, unfold(sums), attention.NEVER)
+    return unfold(out, h), jnp.where((lengths > starts)[:, None, None, None, None], unfold(sums), attention.NEVER)
 
 
 def over_suffix(

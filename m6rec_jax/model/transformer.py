@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from m6rec_jax.config import ModelConfig
-from m6rec_jax.model import interaction, sharding, tuning
+from m6rec_jax.model import applied, interaction, sharding
 from m6rec_jax.model.attention import NEVER
 from m6rec_jax.model.block import Block, close, first, project, remat, unrolled, vectors
 from m6rec_jax.model.experts import Routing
@@ -37,6 +37,10 @@ def causal(shape: tuple[int, int], lengths: Int[Array, " B"]) -> View:
     """Rows `[B, T]` of one right-padded sequence each, in which no token sees a later one."""
     positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
     return View(positions, jnp.zeros_like(positions), jnp.minimum(positions + 1, lengths[:, None]))
+
+
+DEPTH = 0.2  # share of last states in retrieval vectors at first, beside what went in
+MOST_COUNTED = 4.0  # log of how much more or less than another a token may count in them
 
 
 def framed(shape: tuple[int, int], opens: Int[Array, " B"], lengths: Int[Array, " B"]) -> View:
@@ -78,13 +82,16 @@ class Transformer(nnx.Module):
             # Of queries and of items: M6-Rec's two projections, alike at first, so that like lies near like.
             axes, key = ("embed", None), rngs.params()
             project = lambda: weight(nnx.Rngs(key), (config.width, config.vectors), axes, config.width**-0.5)  # noqa: E731
-            self.vectors = nnx.Dict({"query": project(), "item": project()})
+            plain = lambda value: nnx.Param(value.astype(jnp.float32), axes=(None,))  # noqa: E731
+            self.vectors = nnx.Dict(
+                {"query": project(), "item": project(), "depth": plain(jnp.full(1, DEPTH)), "salience": plain(jnp.zeros(config.width))}
+            )  # fmt: skip
 
     def projections(self) -> dict[str, Float[Array, "D V"]]:
         """The projections of `query` and `item` states to retrieval vectors, ready for use; ValueError without any."""
         if not self.config.vectors:
             raise ValueError("model.vectors=0: this model has no retrieval vectors")
-        return {name: sharding.gather_weight(matrix[...], "embed", None) for name, matrix in self.vectors.items()}
+        return {side: sharding.gather_weight(self.vectors[side][...], "embed", None) for side in ("query", "item")}
 
     def hidden(
         self,
@@ -104,12 +111,12 @@ class Transformer(nnx.Module):
         view: View,
         items: Catalogues,
         key: jax.Array | None = None,
-        tuned: tuning.Applied | None = None,
+        tuned: applied.Applied | None = None,
         every: bool = False,
     ) -> tuple[Float[Array, "*N B T D"], Routing | None]:
         """`hidden`, and of a model with experts how their tokens were routed, summed over layers.
 
-        `tuned`: what a task adds to the backbone, for rows of one segment each (model/tuning); not over `mesh.stage`, and
+        `tuned`: what a task adds to the backbone, for rows of one segment each (model/applied); not over `mesh.stage`, and
         without prompts where parts meet late. `every`: the states behind each layer `[N, B, T, D]`, all through the final
         norm, as an exit reads them.
         """
@@ -133,7 +140,7 @@ class Transformer(nnx.Module):
 
     def _rows(
         self, tokens: Array, item_rows: Array, view: View, items: Catalogues, key: jax.Array | None,
-        tuned: tuning.Applied | None, every: bool, kept: int | None = None,
+        tuned: applied.Applied | None, every: bool, kept: int | None = None,
     ) -> tuple[Array, Routing | None, Any]:  # fmt: skip
         """Hidden states of `routed`, how tokens were routed, and what went into layer `kept`."""
         config = self.config
@@ -156,13 +163,14 @@ class Transformer(nnx.Module):
         def run(x, layers, rows, part=None):
             def layer(carry, inputs):
                 (x, found), (w, keys, own, depth, number) = carry, inputs
-                w = self._ready(shared or w) | tuning.of_rows(own, tuned)
+                w = self._ready(shared or w) | applied.of_rows(own, tuned)
                 x, (turns, k_start, k_end) = (x, rows[0]) if depth is None else interaction.meet(x, depth, *rows)
                 found = None if kept is None else jnp.where(number == kept, x, found)
                 q, k, v = project(x, w, turns, config, quantise=quantise)
                 mixed = attend(q, k, v, k_start, k_end, config.attention)
+                mixed = applied.heard(mixed, q, k, v, view.positions, w, tuned)
                 y, routing = close(x, mixed, w, config, keys, real=k_end > k_start, part=part, quantise=quantise)
-                x = tuning.kept(x, y, w)
+                x = applied.kept(x, y, w)
                 return (x, found), (routing, x if every else None)
 
             begun = x, None if kept is None else x
@@ -176,7 +184,7 @@ class Transformer(nnx.Module):
             if config.shared_layers:  # of the program's constants, not of the scan's inputs
                 shared, weights = first(weights), {}
             numbers = None if kept is None else jnp.arange(config.layers)
-            of_layers = (weights, layer_keys, tuning.layers_of(tuned), depths, numbers)
+            of_layers = (weights, layer_keys, applied.layers_of(tuned), depths, numbers)
             (x, found), (routing, states) = run(x, of_layers, rows)
         else:  # without experts, exits and shared layers: training/sharding.check_fit
             keys = None if layer_keys is None else sharding.place(layer_keys, "layers", None)
@@ -190,7 +198,7 @@ class Transformer(nnx.Module):
 
     def prefill(
         self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], lengths: Int[Array, " B"], items: Catalogues,
-        tuned: tuning.Applied | None = None, both_ways: bool = False,
+        tuned: applied.Applied | None = None, both_ways: bool = False,
     ) -> tuple[Float[Array, "B D"], KeyValues]:  # fmt: skip
         """Hidden state of the last token, and keys/values of all, of right-padded prefixes, causal unless `both_ways` (with
         `tuned`, whose P prompts come first: P + T of them, of which a row has its own prompts more than `lengths`).
@@ -209,7 +217,7 @@ class Transformer(nnx.Module):
         real = view.positions < lengths[:, None]
 
         def of(number: int | Array) -> dict[str, Array]:
-            return self._layer(weights, number) | tuning.of_rows(_at(tuning.layers_of(tuned), number), tuned)
+            return self._layer(weights, number) | applied.of_rows(_at(applied.layers_of(tuned), number), tuned)
 
         def keep(kept: KeyValues, number: int | Array, k: Array, v: Array) -> KeyValues:
             put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(new, 1, 2), number, 0)  # noqa: E731
@@ -220,12 +228,13 @@ class Transformer(nnx.Module):
             w = of(number)
             q, k, v = project(x, w, turns, config)
             mixed = attend(q, k, v, view.k_start, view.k_end, config.attention)
-            return tuning.kept(x, close(x, mixed, w, config, None, real=real)[0], w), keep(kept, number, k, v)
+            mixed = applied.heard(mixed, q, k, v, view.positions, w, tuned, front=True)
+            return applied.kept(x, close(x, mixed, w, config, None, real=real)[0], w), keep(kept, number, k, v)
 
         B, T, _ = x.shape
         empty = jnp.zeros((config.layers, B, config.n_kv, T, config.head_dim), x.dtype)
         x, kept = jax.lax.fori_loop(0, config.layers - 1, layer, (x, (empty, empty)))
-        x, k, v = self._newest(x, of(config.layers - 1), turns, lengths)
+        x, k, v = self._newest(x, of(config.layers - 1), turns, lengths, tuned)
         return rms_norm(x, self.final_norm[...], config.norm_eps), keep(kept, config.layers - 1, k, v)
 
     def extend(
@@ -239,7 +248,7 @@ class Transformer(nnx.Module):
         suffix: tuple[Float[Array, "N B S M K h"], Float[Array, "N B S M K h"]],
         ancestors: Int[Array, "B M S"],
         slot: int | Int[Array, ""],
-        tuned: tuning.Applied | None = None,
+        tuned: applied.Applied | None = None,
     ) -> tuple[Float[Array, "B M T D"], tuple[Array, Array]]:
         """Hidden states of T more tokens a beam; their keys/values are written into slots `slot .. slot + T`.
 
@@ -248,24 +257,48 @@ class Transformer(nnx.Module):
         config = self.config
         x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
         turns = rope_turns(positions, config.head_dim, config.rope_theta)
+        opens = applied.opens(tuned, prefix_lengths)
         weights = self.block.stacked()
         shared, weights = (first(weights), {}) if config.shared_layers else ({}, weights)
 
         def layer(x, inputs):
             w, own, prefix_k, prefix_v, suffix_k, suffix_v = inputs
-            w = self._ready(shared or w) | tuning.of_rows(own, tuned)
+            w = self._ready(shared or w) | applied.of_rows(own, tuned)
             q, k, v = project(x, w, turns, config, "bmt")
             suffix_k, suffix_v = (
                 jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), slot, axis=1)
                 for old, new in ((suffix_k, k), (suffix_v, v))
             )
             mixed = attend_prefix(
-                q, (prefix_k, prefix_v), prefix_lengths, (suffix_k, suffix_v), ancestors, slot, config.attention
+                q, (prefix_k, prefix_v), opens, prefix_lengths, (suffix_k, suffix_v), ancestors, slot, config.attention
             )
-            return tuning.kept(x, close(x, mixed, w, config, None, "bmt")[0], w), (suffix_k, suffix_v)
+            mixed = applied.heard_by_beams(mixed, q, prefix_k, prefix_v, positions, w, tuned)
+            return applied.kept(x, close(x, mixed, w, config, None, "bmt")[0], w), (suffix_k, suffix_v)
 
-        x, suffix = jax.lax.scan(layer, x, (weights, tuning.layers_of(tuned), *prefix, *suffix))
+        x, suffix = jax.lax.scan(layer, x, (weights, applied.layers_of(tuned), *prefix, *suffix))
         return rms_norm(x, self.final_norm[...], config.norm_eps), suffix
+
+    def meant(
+        self,
+        hidden: Float[Array, "B T D"],
+        tokens: Int[Array, "B T"],
+        item_rows: Int[Array, "B T"],
+        items: Catalogues,
+        key: jax.Array | None = None,
+    ) -> Float[Array, "B T D"]:
+        """What retrieval vectors are sums of: of each token what went in, brought to size one, and `depth` times the last state
+        `hidden` of it, both times how much the token counts: exp of a product of what went in with `salience`.
+
+        Fresh layers add up to more than what went in, and vectors of last states alone hardly hold what a text is about.
+        `key`: that of `hidden`.
+        """
+        key_id = None if key is None else jax.random.split(key, 3)[0]
+        x = self._cast(self.embeddings.read(tokens, item_rows, items, key_id))
+        x = rms_norm(x, jnp.zeros(x.shape[-1], jnp.float32), self.config.norm_eps)
+        depth, salience = (self.vectors[name][...] for name in ("depth", "salience"))
+        counts = jnp.einsum("btd,d->bt", x, salience * x.shape[-1] ** 0.5, preferred_element_type=jnp.float32)
+        counts = jnp.exp(MOST_COUNTED * jnp.tanh(counts / MOST_COUNTED))[..., None]
+        return (x + depth.astype(x.dtype) * hidden) * counts.astype(x.dtype)
 
     def begin(
         self, tokens: Int[Array, "B T"], item_rows: Int[Array, "B T"], items: Catalogues
@@ -298,16 +331,19 @@ class Transformer(nnx.Module):
         return rms_norm(self._newest(x, w, turns, lengths)[0], self.final_norm[...], config.norm_eps)
 
     def _newest(
-        self, x: Float[Array, "B T D"], w: dict[str, Array], turns: Turns, lengths: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B D"], Array, Array]:
+        self, x: Float[Array, "B T D"], w: dict[str, Array], turns: Turns, lengths: Int[Array, " B"],
+        tuned: applied.Applied | None = None,
+    ) -> tuple[Float[Array, "B D"], Array, Array]:  # fmt: skip
         """What a layer makes of each row's last token, which sees the whole row; the layer's keys and values of all."""
         config = self.config
         _, k, v = project(x, w, turns, config)
         end, k_end = (lengths - 1)[:, None, None], lengths[:, None]
         x = jnp.take_along_axis(x, end, axis=1)
         q, *_ = project(x, w, Turns(*(jnp.take_along_axis(part, end, axis=1) for part in turns)), config)
-        y, _ = close(x, attend(q, k, v, jnp.zeros_like(k_end), k_end, config.attention), w, config, None)
-        return tuning.kept(x, y, w)[:, 0], k, v
+        mixed = attend(q, k, v, applied.opens(tuned, lengths)[:, None], k_end, config.attention)
+        mixed = applied.heard(mixed, q, k, v, k_end - 1, w, tuned, front=True)
+        y, _ = close(x, mixed, w, config, None)
+        return applied.kept(x, y, w)[:, 0], k, v
 
     def _layer(self, weights: dict[str, Array], number: int | Array) -> dict[str, Array]:
         """One layer's weights of the stacked ones, ready for use."""

@@ -3,6 +3,9 @@
 Six methods with one interface (M6-Rec, arXiv 2205.08084, section 4): soft prompts with a linear head; option tuning, whose
 last prompts are the rows of the classifier too; low-rank adapters beside every feed-forward layer; both; low-rank updates
 of the matrices (LoRA, Hu et al. 2022); and everything. Each but `full` holds a few numbers beside the backbone's own.
+
+Prompts are heard through gates (Zhang et al. 2023, LLaMA-Adapter): tokens attend to each other as ever, and what they hear of
+the prompts is added, times a number a layer and head that begins at zero. So every method begins as the backbone.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.errors import InputError
+from m6rec_jax.model.applied import Applied
 from m6rec_jax.model.attention import NEVER
 
 METHODS = ("prompt", "option", "adapter", "option-adapter", "lora", "full")
@@ -150,7 +154,7 @@ def shapes(spec: TuneSpec, config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of `Tuned.layers`."""
     N, D, K, h, r = spec.layers, config.width, config.n_kv, config.head_dim, spec.rank
     G, F = config.heads // K, config.dense_width
-    made: dict[str, tuple[int, ...]] = {}
+    made: dict[str, tuple[int, ...]] = {"prompt_gate": (N, K, G)} if spec.prompts else {}
     if spec.method in ADAPTED:
         made |= {"adapter_in": (N, D, r), "adapter_in_bias": (N, r), "adapter_out": (N, r, D), "adapter_out_bias": (N, D), "adapter_scale": (N,)}  # fmt: skip
     out = {"query": (K, G, h), "key": (K, h), "value": (K, h), "output": (D,), "gate": (F,), "up": (F,), "down": (D,)}
@@ -168,8 +172,8 @@ def init(
 ) -> Tuned:
     """Fresh numbers of every method but for `added` and `backbone`, which `depth.begin` adds.
 
-    Adapters and LoRA begin as nothing: what they multiply by last is zero. Prompts begin as rows of the backbone's `text`
-    table (Lester et al. 2021). `rows`: of the classifier to begin with, where the backbone has learnt the task's options.
+    Adapters, LoRA and prompts begin as nothing: what they multiply by last is zero. Prompts begin as rows of the backbone's
+    `text` table (Lester et al. 2021), behind closed gates. `rows`: of the classifier to begin with, where the backbone has learnt the task's options.
     """
     key_prompts, *keys = jax.random.split(key, 1 + len(made := shapes(spec, config)))
     prompts: dict[str, Array] = {}
@@ -210,65 +214,6 @@ def option_logits(
     return made + bias
 
 
-class Applied(NamedTuple):
-    """Tuned numbers as `Transformer.routed` takes them, of one task for all rows or of a task a row.
-
-    `prompts [B, P, D]`, of which a row uses its last `used [B]`; `layers`: arrays `[N, ...]`, or `[N, K, ...]` of K tasks
-    among which `select [B]` picks within each layer: nothing of the backbone is copied.
-    """
-
-    prompts: Float[Array, "B P D"] | None
-    used: Int[Array, " B"]
-    layers: dict[str, Array]
-    select: Int[Array, " B"] | None = None
-
-    def before(self, x: Array, view: Any) -> tuple[Array, Any]:
-        """Soft prompts put in front of the tokens of unpacked rows, and the view of both.
-
-        Every token sees all prompts, prompts see each other; positions of tokens move up by the prompts there are.
-        Prompts that a row does not use lie in front of all others, unseen.
-        """
-        if self.prompts is None:
-            return x, view
-        P = self.prompts.shape[1]
-        slot, first = jnp.arange(P), (P - self.used)[:, None]
-        there = slot >= first
-        empty = view.k_start >= view.k_end
-        positions = jnp.concatenate([jnp.maximum(slot - first, 0), view.positions + self.used[:, None]], axis=1)
-        k_start = jnp.concatenate([jnp.where(there, first, 0), jnp.where(empty, view.k_start + P, first)], axis=1)
-        k_end = jnp.concatenate([jnp.where(there, P, 0), view.k_end + P], axis=1)
-        return jnp.concatenate([self.prompts.astype(x.dtype), x], axis=1), type(view)(positions, k_start, k_end)
-
-    def in_front(self, x: Array, view: Any, lengths: Array) -> tuple[Array, Any, Array]:
-        """`before` for prefixes that later tokens attend to, which are right-padded: prompts that a row does not use go to
-        its end. Rows, their view and lengths with the prompts."""
-        if self.prompts is None:
-            return x, view, lengths
-        x, view = self.before(x, view)
-        first = self.prompts.shape[1] - self.used
-        at = jnp.arange(x.shape[1])
-        x = jnp.take_along_axis(x, jnp.minimum(at + first[:, None], x.shape[1] - 1)[..., None], axis=1)
-        lengths = lengths + self.used
-        end = jnp.where(at < self.used[:, None], self.used[:, None], jnp.minimum(at + 1, lengths[:, None]))
-        return x, type(view)(jnp.broadcast_to(at, end.shape), jnp.zeros_like(end), end), lengths
-
-    def after(self, x: Array) -> Array:
-        """The states of the tokens alone."""
-        return x if self.prompts is None else x[..., self.prompts.shape[1] :, :]
-
-
-def layers_of(tuned: Applied | None) -> dict[str, Array]:
-    """What `scan` slices beside the weights of the layers; nothing without tuning."""
-    return {} if tuned is None else tuned.layers
-
-
-def of_rows(layer: dict[str, Array], tuned: Applied | None) -> dict[str, Array]:
-    """One layer's tuned numbers; of several tasks those of each row's own `[B, ...]`."""
-    if tuned is None or tuned.select is None:
-        return layer
-    return {name: x[tuned.select] for name, x in layer.items()}
-
-
 def alone(spec: TuneSpec, tuned: Tuned, rows: int) -> Applied:
     """One task for a batch of so many rows."""
     prompts = None
@@ -276,40 +221,6 @@ def alone(spec: TuneSpec, tuned: Tuned, rows: int) -> Applied:
         own = tuned.prompts["rows"]
         prompts = jnp.broadcast_to(own, (rows, *own.shape))
     return Applied(prompts, jnp.full(rows, spec.prompts, jnp.int32), tuned.layers)
-
-
-def add(made: Array, y: Float[Array, "B *T *I"], w: Mapping[str, Array], name: str) -> Array:
-    """A product of `y` with the matrix `name`, and what LoRA adds to it where there is some: (y A) B."""
-    if f"{name}_a" not in w:
-        return made
-    a, b = (w[f"{name}_{part}"].astype(y.dtype) for part in "ab")  # [I, r], [r, *out] of one task, or of each row's
-    rows = "b" if a.ndim == 3 else ""
-    out = "xyz"[: b.ndim - 1 - len(rows)]
-    y = y.reshape(*made.shape[: made.ndim - len(out)], -1)
-    lead = _lead(y)
-    return made + jnp.einsum(f"{lead}r,{rows}r{out}->{lead}{out}", jnp.einsum(f"{lead}i,{rows}ir->{lead}r", y, a), b)
-
-
-def adapted(forward: Array | int, y: Float[Array, "B *T D"], w: Mapping[str, Array]) -> Array | int:
-    """FFN'(Z) = FFN(Z) + lambda [sigma(Z W1 + b1) W2 + b2], sigma = GELU (M6-Rec, section 4.2), where there is an adapter."""
-    if "adapter_in" not in w:
-        return forward
-    per_row = w["adapter_in"].ndim == 3
-    rows, lead = "b" if per_row else "", _lead(y)
-    wide = lambda x: x.reshape(x.shape[0], *(1,) * (y.ndim - 2), -1) if per_row else x  # noqa: E731
-    one = {name: w[f"adapter_{name}"].astype(y.dtype) for name in ("in", "in_bias", "out", "out_bias", "scale")}
-    inner = jax.nn.gelu(jnp.einsum(f"{lead}i,{rows}ir->{lead}r", y, one["in"]) + wide(one["in_bias"]))
-    made = jnp.einsum(f"{lead}r,{rows}ro->{lead}o", inner, one["out"]) + wide(one["out_bias"])
-    return forward + wide(one["scale"]) * made
-
-
-def kept(
-    before: Float[Array, "B *T D"], after: Float[Array, "B *T D"], w: Mapping[str, Array]
-) -> Float[Array, "B *T D"]:
-    """The state after a layer; of rows whose task does without the layer (`on [B]` is 0) that before it."""
-    if "on" not in w:
-        return after
-    return jnp.where(w["on"].reshape(-1, *(1,) * (after.ndim - 1)) > 0, after, before)
 
 
 class Stack(NamedTuple):
@@ -359,17 +270,12 @@ def stack(specs: Sequence[TuneSpec], tuned: Sequence[Tuned], config: ModelConfig
 
 
 # Which axis of these is the rank (of LoRA's, the last of A and the first of B).
-RANKED = {"adapter_in": 2, "adapter_in_bias": 1, "adapter_out": 1, "adapter_out_bias": None, "adapter_scale": None}
+RANKED = {"prompt_gate": None, "adapter_in": 2, "adapter_in_bias": 1, "adapter_out": 1, "adapter_out_bias": None, "adapter_scale": None}  # fmt: skip
 
 
 def _rounded(n: int) -> int:
     """The next power of two; 0 stays 0."""
     return 1 << (n - 1).bit_length() if n else 0
-
-
-def _lead(y: Array) -> str:
-    """Einsum letters of the leading axes: of rows, or of beams."""
-    return "bmt" if y.ndim == 4 else "bt"
 
 
 def as_whole(spec: TuneSpec) -> TuneSpec:

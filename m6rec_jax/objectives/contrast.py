@@ -65,7 +65,7 @@ def unit(states: Float[Array, "*n D"], projection: Float[Array, "D V"]) -> Float
 
 def contrastive(
     model: Transformer,
-    hidden: Float[Array, "B T D"],
+    states: Float[Array, "B T D"],
     tokens: Int[Array, "B T"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
@@ -80,7 +80,7 @@ def contrastive(
     """
     P = pairs.most
 
-    def local(hidden, tokens, targets, weights, task_ids, segment_ids, of_query, of_item):
+    def local(states, tokens, targets, weights, task_ids, segment_ids, of_query, of_item):
         B = len(targets)
         after = jnp.pad(segment_ids[:, 1:], ((0, 0), (0, 1)))
         ends = of_pairs(pairs, task_ids) & (segment_ids > 0) & (segment_ids != after)
@@ -92,9 +92,9 @@ def contrastive(
 
         def vectors(places: Array, projection: Array) -> Array:
             chosen = counted(tokens[:, None], segment_ids[:, None] == at(segment_ids, places)[..., None])
-            T = hidden.shape[1]
+            T = states.shape[1]
             here = jax.lax.dynamic_slice_in_dim(chosen, sharding.index(sharding.SEQUENCE) * T, T, axis=2)
-            return unit(sharding.psum(pooled(hidden, here), sharding.SEQUENCE).reshape(B * P, -1), projection)
+            return unit(sharding.psum(pooled(states, here), sharding.SEQUENCE).reshape(B * P, -1), projection)
 
         flat = lambda x: x.reshape(B * P, *x.shape[2:])  # noqa: E731
         queries, items = vectors(query, of_query), vectors(item, of_item)
@@ -125,4 +125,4 @@ def contrastive(
     in_axes = (("batch", "position", None), whole, whole, whole, whole, whole, (None, None), (None, None))
     of = model.projections()
     run = sharding.per_shard(local, in_axes, TaskLoss(no, no))
-    return run(hidden, tokens, targets, weights, task_ids, segment_ids, of["query"], of["item"])
+    return run(states, tokens, targets, weights, task_ids, segment_ids, of["query"], of["item"])

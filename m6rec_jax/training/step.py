@@ -84,7 +84,8 @@ def slice_losses(
     losses = cross_entropy(model, hidden, targets, tokens, task_ids, n_tasks, items, key_loss, smoothing, negatives)
     if pairs is not None:
         of_rows = (batch["tokens"], targets, weights, task_ids, batch["segment_ids"])
-        found = contrastive(model, hidden, *of_rows, n_tasks, pairs)
+        meant = model.meant(hidden, batch["tokens"], batch["item_rows"], items, key_model)
+        found = contrastive(model, meant, *of_rows, n_tasks, pairs)
         losses = TaskLoss(losses.loss + found.loss, losses.weight + found.weight)
     if replacing is not None and beside is not None and key is not None and written is not None:
         key_fill, of_beside = jax.random.fold_in(key, 3), (beside.params, beside.baseline)

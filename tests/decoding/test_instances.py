@@ -149,7 +149,8 @@ def test_a_vector_is_the_mean_over_what_is_said_whatever_else_is_asked(scorer, t
         for side, tokens, found in (("query", one.source, queries[i]), ("item", one.target, items[i])):
             at = np.arange(len(tokens))[None]
             ends = np.full_like(at, len(tokens)) if side == "query" else at + 1
-            states = model.hidden(tokens[None], np.full_like(at, -1), View(at, at * 0, ends), scorer.items)[0]
+            told = tokens[None], np.full_like(at, -1)
+            states = model.meant(model.hidden(*told, View(at, at * 0, ends), scorer.items), *told, scorer.items)[0]
             said = np.asarray(states)[tokens >= 400] if len(tokens) > 3 else np.asarray(states)
             wanted = said.mean(0) @ np.asarray(params["vectors"][side])
             np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted), atol=1e-5)

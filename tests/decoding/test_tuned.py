@@ -61,6 +61,8 @@ def tuned(frozen, folder, tasks):
         leaves, tree = jax.tree.flatten(depth.begin(spec, frozen.blueprint, frozen.params, seed))
         keys = jax.random.split(jax.random.key(seed), len(leaves))
         moved = tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+        if "prompt_gate" in moved.layers:
+            moved.layers["prompt_gate"] *= 10  # open enough to be heard in every word
         task = {"name": name, "options": [f"o{i}" for i in range(options)]}
         arrays = tuning.as_arrays(jax.device_get(moved))
         made[name] = Artefact(folder / name, spec.as_dict(), task, held, {}, arrays)
@@ -165,8 +167,9 @@ def test_texts_of_several_tasks_are_those_of_each_alone(frozen, tmp_path):
         server.score(["say"], prompts[:1])
 
 
-def test_before_the_first_step_a_tuned_task_is_what_pretraining_learnt(tmp_path):
-    """With the rows of the options' table and an adapter that does nothing yet, requests of all lengths included."""
+@pytest.mark.parametrize("method", ["adapter", "option-adapter"])
+def test_before_the_first_step_a_tuned_task_is_what_pretraining_learnt(tmp_path, method):
+    """With the rows of the options' table and what else does nothing yet, requests of all lengths included."""
     vocab = replace(VOCAB, options=(2,))
     blueprint = Blueprint(CONFIG, vocab, 6)
     held = Backbone(blueprint, blueprint.init(4), backbone(CONFIG).items, {"run": "runs/tiny", "step": 7})
@@ -179,7 +182,7 @@ def test_before_the_first_step_a_tuned_task_is_what_pretraining_learnt(tmp_path)
     scorer = InstanceScorer(blueprint, held.params, held.items, [{"name": "click", "options": ["no", "yes"]}])
     embeddings = held.params["embeddings"]
     rows = np.asarray(widened(embeddings, embeddings["tables"][OPTIONS][:2]))
-    spec = TuneSpec.of(CONFIG, "adapter", 2)
+    spec = TuneSpec.of(CONFIG, method, 2)
     fresh = tuning.as_arrays(jax.device_get(depth.begin(spec, blueprint, held.params, 0, rows)))
     server = TunedServer(held)
     server.add(Artefact(tmp_path, spec.as_dict(), {"name": "click", "options": ["no", "yes"]}, backbone_digests(held.params), {}, fresh))  # fmt: skip

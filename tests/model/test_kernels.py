@@ -152,7 +152,7 @@ def beams(seed, P=140, M=8, steps=1, slots=3):
     normal = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)  # noqa: E731
     ancestors = jnp.asarray(rng.integers(0, M, (3, M, slots)))
     return (
-        normal(3, M, steps, K, G, h), (normal(3, K, P, h), normal(3, K, P, h)), jnp.array([P, 57, 0]),
+        normal(3, M, steps, K, G, h), (normal(3, K, P, h), normal(3, K, P, h)), jnp.array([5, 0, 0]), jnp.array([P, 57, 0]),
         (normal(3, slots, M, K, h), normal(3, slots, M, K, h)), ancestors, slots - 1 - steps,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 
 from m6rec_jax.config import ModelConfig
 from m6rec_jax.errors import InputError
-from m6rec_jax.model import depth, tuning
+from m6rec_jax.model import applied, depth, tuning
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View
@@ -60,31 +60,44 @@ def real(lengths):
     return np.arange(LENGTH) < lengths[:, None]
 
 
-@pytest.mark.parametrize("method", ["adapter", "lora", "full"])
+@pytest.mark.parametrize("method", METHODS)
 def test_it_begins_as_the_backbone(world, method):
     params, items, tokens, lengths = world
     spec = TuneSpec.of(CONFIG, method, 2, layers="add=2", targets=tuning.TARGETS if method == "lora" else ())
     plain = BLUEPRINT.bind(params).hidden(tokens, np.full_like(tokens, -1), view(lengths), items)
     tuned = depth.begin(spec, BLUEPRINT, params, 1)
-    np.testing.assert_allclose(hidden(world, spec, tuned)[real(lengths)], plain[real(lengths)], atol=1e-6)
+    np.testing.assert_allclose(
+        hidden(world, spec, tuned)[real(lengths)], plain[real(lengths)], atol=1e-5
+    )  # behind prompts positions move
     moved = hidden(world, spec, shaken(tuned, 2))
     assert np.abs(moved - plain)[real(lengths)].max() > 0.01
 
 
-def test_prompts_are_seen_by_all_and_stand_for_tokens(world):
-    """Prompts that are rows of the text table are what those tokens would be in front of a causal row."""
-    params, items, tokens, lengths = world
-    spec = TuneSpec.of(CONFIG, "prompt", 2, prompts=1)
+def test_prompts_are_heard_beside_the_row_by_as_much_as_the_gates_are_open(world):
+    """Of one layer: what the token's attention to the prompts alone brings, times the gate, head by head."""
+    params = world[0]
+    spec = TuneSpec.of(CONFIG, "prompt", 2, prompts=2)
     tuned = depth.begin(spec, BLUEPRINT, params, 0)
-    table = params["embeddings"]["tables"]["text"]
-    tuned = tuned._replace(prompts={"rows": table[9:10]})
-    longer = np.pad(tokens, ((0, 0), (1, 0)), constant_values=9)
-    at = np.broadcast_to(np.arange(LENGTH + 1), longer.shape)
-    causal = View(at, at * 0, np.where(at <= lengths[:, None], at + 1, 0))
-    said = BLUEPRINT.bind(params).hidden(longer, np.full_like(longer, -1), causal, items)[:, 1:]
-    np.testing.assert_allclose(hidden(world, spec, tuned, causal=True)[real(lengths)], said[real(lengths)], atol=1e-5)
-    gradient = jax.jacrev(lambda rows: hidden(world, spec, tuned._replace(prompts={"rows": rows})).sum(-1))(table[9:10])
-    assert (np.abs(gradient).sum((2, 3)) > 0)[real(lengths)].all()
+    rng = np.random.default_rng(1)
+    q, mixed = (rng.normal(size=(ROWS, LENGTH, 2, 2, 8)).astype(np.float32) for _ in range(2))
+    k, v = (rng.normal(size=(ROWS, 2 + LENGTH, 2, 8)).astype(np.float32) for _ in range(2))
+    gate = rng.normal(size=(2, 2)).astype(np.float32)
+    at = np.broadcast_to(np.arange(LENGTH), (ROWS, LENGTH)) + 1  # the first of these is the second prompt
+    own = tuning.alone(spec, tuned, ROWS)
+    found = applied.heard(mixed, q, k, v, at, {"prompt_gate": gate}, own)
+    weights = jax.nn.softmax(np.einsum("btkgh,bskh->btkgs", q, k[:, :2]) * 8**-0.5, axis=-1)
+    told = np.einsum("btkgs,bskh->btkgh", weights, v[:, :2]) * gate[..., None]
+    np.testing.assert_allclose(found[:, 1:], (mixed + told)[:, 1:], atol=1e-5)
+    np.testing.assert_array_equal(found[:, 0], mixed[:, 0])
+
+
+def test_every_token_hears_every_prompt_of_its_own(world):
+    params, _, _, lengths = world
+    spec = TuneSpec.of(CONFIG, "prompt", 2, prompts=2)
+    tuned = shaken(depth.begin(spec, BLUEPRINT, params, 0), 1)
+    of = lambda rows: hidden(world, spec, tuned._replace(prompts={"rows": rows}), causal=True).sum(-1)  # noqa: E731
+    gradient = jax.jacrev(of)(tuned.prompts["rows"])
+    assert (np.abs(gradient).sum(3) > 0)[real(lengths)].all()
 
 
 MIXED = (

@@ -37,10 +37,10 @@ def test_splash_on_a_mesh_attends_as_xla_on_one_device():
 def test_beams_over_a_prefix_on_a_mesh():
     rng, P, M, slots = np.random.default_rng(0), 140, 8, 2
     lanes, kept = ("batch", None, None, "kv", None), ("batch", "kv", None, None)
-    axes = ((*WIDE[:1], None, *WIDE[1:]), (kept, kept), ("batch",), (lanes, lanes), ("batch", None, None))
+    axes = ((*WIDE[:1], None, *WIDE[1:]), (kept, kept), ("batch",), ("batch",), (lanes, lanes), ("batch", None, None))
     normal = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)  # noqa: E731
     asked = (
-        normal(B, M, 1, K, G, h), (normal(B, K, P, h), normal(B, K, P, h)), jnp.array([P, 57]),
+        normal(B, M, 1, K, G, h), (normal(B, K, P, h), normal(B, K, P, h)), jnp.array([0, 9]), jnp.array([P, 57]),
         (normal(B, slots, M, K, h), normal(B, slots, M, K, h)), jnp.asarray(rng.integers(0, M, (B, M, slots))),
     )  # fmt: skip
     expected = attention.attend_prefix(*asked, 1)

@@ -144,6 +144,35 @@ def test_a_vector_is_made_of_what_a_segment_says_wherever_it_lies(states):
         assert loss((0, 1, 2), 32, {token: own[200]}) == pytest.approx(plain, rel=1e-6)
 
 
+def test_vectors_are_of_what_went_in_of_last_states_a_part_and_tokens_count_as_salience_says():
+    params, rng = BLUEPRINT.init(0), np.random.default_rng(2)
+    tokens, rows = jnp.asarray(rng.integers(150, 160, (2, 9))), jnp.full((2, 9), -1)
+    hidden = jnp.asarray(rng.normal(size=(2, 9, 16)), jnp.float32)
+
+    def meant(depth, salience):
+        own = params | {"vectors": params["vectors"] | {"depth": jnp.full(1, depth), "salience": salience}}
+        return BLUEPRINT.bind(own).meant(hidden, tokens, rows, ITEMS)
+
+    nothing, along = jnp.zeros(16), jnp.asarray(rng.normal(size=16), jnp.float32) / 8
+    inner = np.asarray(params["embeddings"]["tables"]["text"])[tokens]
+    inner = inner / np.sqrt((inner**2).mean(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(meant(0.0, nothing), inner, atol=1e-3)
+    np.testing.assert_allclose(meant(0.3, nothing), inner + 0.3 * hidden, atol=1e-3)
+    counts = np.exp(4 * np.tanh(inner @ along))  # 4 = the square root of the width
+    np.testing.assert_allclose(meant(0.3, along), (inner + 0.3 * hidden) * counts[..., None], rtol=2e-2, atol=1e-3)
+    assert counts.max() > 2 * counts.min()
+    fresh = BLUEPRINT.bind(params).meant(hidden, tokens, rows, ITEMS)
+    np.testing.assert_allclose(fresh, inner + 0.2 * hidden, atol=1e-3)
+
+
+def test_training_makes_vectors_of_what_serving_makes_them_of():
+    """Depth and salience get gradients of the loss of retrieval."""
+    batch, _ = world()
+    of = lambda p: slice_losses(BLUEPRINT, 3, p, batch, ITEMS, pairs=PAIRS).loss[1]  # noqa: E731
+    gradients = jax.jit(jax.grad(of))(BLUEPRINT.init(1))["vectors"]
+    assert all(np.abs(gradients[name]).min() > 0 for name in ("depth", "salience"))
+
+
 def alone(states, *changes):
     """The loss of the first of three pairs in one row, of which each has other changes."""
     params, hidden = states

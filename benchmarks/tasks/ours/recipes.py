@@ -31,7 +31,7 @@ WIDE = (
     "--model.embed_dropout=0.1",
     "--optim.learning_rate=0.003",
 )
-FOUND = {"next": 0.5, "next-item": 0.2, "plausibility": 0.15, "text-causal": 0.15}
+FOUND = {"next": 0.45, "next-item": 0.2, "describe": 0.15, "plausibility": 0.1, "text-causal": 0.1}
 RECIPES = {
     "movie": Recipe(COUNTED, 100, "book", (*SHORT, "--optim.learning_rate=0.0005"), "brief"),
     "book": Recipe(COUNTED, 200, "", SHORT, "brief"),
@@ -41,13 +41,13 @@ RECIPES = {
     "xrec-amazon": Recipe({"why": 0.8, "text-causal": 0.2}, 400, "", WIDE),
     "xrec-yelp": Recipe({"why": 0.8, "text-causal": 0.2}, 400, "", WIDE),
     "redial": Recipe({"reply": 0.7, "text-causal": 0.2, "next-item": 0.1}, 400, "", WIDE),
-    "beauty": Recipe(FOUND, 1000, "", ("--model.vectors=128", "--model.id_dropout=0.5")),
+    "beauty": Recipe(FOUND, 400, "", ("--model.vectors=128", "--model.id_dropout=0.5")),
 }
 
 
 def recipe_of(problem: Problem) -> Recipe:
-    """The recipe of a problem's dataset."""
-    return RECIPES[problem.dataset]
+    """The recipe of a problem: its own, or that of its dataset."""
+    return RECIPES.get(problem.name) or RECIPES[problem.dataset]
 
 
 def asked(problem: Problem) -> str:

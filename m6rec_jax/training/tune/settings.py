@@ -27,7 +27,8 @@ class TuneSettings:
         every: steps between validations; 0 = an epoch, and 1,000 at most.
         patience: validations without a better figure before tuning stops; 0 = never.
         warmup: share of the steps.
-        weight_decay: on low-rank matrices and, of full, those of the layers; never on prompts, heads, biases and norms.
+        weight_decay: on low-rank matrices, gates of prompts (shut, towards the backbone) and, of full, matrices of the layers;
+            never on prompts, heads, biases and norms.
         clip: global gradient norm above which gradients are scaled down.
         seed: of fresh numbers, data order and dropout.
     """
@@ -89,7 +90,7 @@ def optimizer(rule: Rule) -> optax.GradientTransformation:
 
 
 def decays(tuned: Tuned) -> Tuned:
-    """True for what weight decay pulls on: matrices of layers, each of which has an axis of layers in front."""
+    """True for what weight decay pulls on: matrices and gates of layers, each of which has an axis of layers in front."""
 
     def matrix(path: tuple, x: jax.Array) -> bool:
         where = jax.tree_util.keystr(path)
