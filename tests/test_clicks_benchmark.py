@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 
 from benchmarks.clicks import latency, runs
 from benchmarks.clicks.__main__ import measured
-from benchmarks.clicks.quick import System, compared
+from benchmarks.clicks.quick import Answer, System, compared
 from benchmarks.clicks.runs import Sizes, kinds
 from benchmarks.tasks import movielens, tallrec
 from m6rec_jax.config import ModelConfig
@@ -32,8 +33,8 @@ TINY = Sizes(
 def test_what_is_compared_differs_in_one_setting():
     table = kinds(Sizes())
     full, sparse = table["full"], table["sparse"]
-    assert {"late 1", "late 2", "exits", "dense"} < set(table)
-    for name in (*(one for one in table if one.startswith("late")), "exits"):
+    assert (table["late 2, longer"].begins, table["late 2, longer"].steps) == ("late 2", full.steps)
+    for name in ("late 2", "exits"):
         extra = set(table[name].settings) - set(full.settings)
         assert len(extra) == 1 and extra.pop().startswith(("--model.late=", "--model.exits="))
         assert replace(table[name], settings=full.settings) == full
@@ -57,8 +58,8 @@ def test_requests_in_order_of_time_find_kept_what_was_asked_before_them():
     late, options = LateScorer(blueprint.bind(blueprint.init(0)), items), jax.random.normal(jax.random.key(7), (2, 16))
     asked = [(tokens, np.full(len(tokens), -1, np.int32)) for tokens in (instance(rng, 5) for _ in range(8))]
     call = lambda some: late.score(some, options)  # noqa: E731
-    unasked = lambda _: np.zeros((0, 2))  # noqa: E731
-    made = {"full": System(unasked, len), "late": System(unasked, call, late)}
+    unasked = lambda _: Answer(np.zeros(0), 0)  # noqa: E731
+    made = {"full": System(Path(), unasked, len), "late": System(Path(), unasked, call, late)}
     rows = {row["system"]: row for row in latency.drawn(made, asked, 4, 3)}
     assert rows["late"]["parts_kept"] == 1 and rows["full"]["of_full"] == 1 and "parts_kept" not in rows["full"]
     kept = [
@@ -76,14 +77,15 @@ def test_it_runs_from_rows_to_figures(tmp_path, monkeypatch):
     data = runs.prepared(options)
     assert data == runs.prepared(options)
     rows = measured(data, options, TINY)
-    scored = [row for row in rows if "valid" in row]
-    assert {row["system"] for row in scored} == {
-        "full", "late 1", "exits", "exits, none leaves",
+    of = {row["system"]: row for row in rows if "auc" in row}
+    assert set(of) == {
+        "full", "late 1", "late 1, longer", "exits", "exits, none leaves",
         *(f"edge, {kind} {number}" for kind in ("dense", "80 % sparse") for number in ("float32", "int8")),
     }  # fmt: skip
-    of = {row["system"]: row for row in scored}
+    assert {row["split"] for row in of.values()} == {"test"}
     assert of["edge, 80 % sparse int8"]["bytes"] < of["edge, dense int8"]["bytes"] < of["edge, dense float32"]["bytes"]
-    assert abs(of["edge, dense int8"]["test"]["difference"]) < 0.05
-    assert sum("batch" in row for row in rows) == 2 * (4 + 2)
+    assert abs(of["edge, dense int8"]["difference"]) < 0.05
+    assert of["exits"]["layers_run"] <= of["exits, none leaves"]["layers_run"] == 3
+    assert sum("batch" in row for row in rows) == 2 * (5 + 3)
     monkeypatch.setattr(runs, "train", None)  # nothing is trained again
     runs.trained(data, tmp_path, ["full", "sparse"], TINY)

@@ -47,7 +47,7 @@ def replayed(
 
 def _rows(made: Mapping[str, System], calls: Calls, kept: str) -> list[dict[str, Any]]:
     before = {name: system.late.uses for name, system in made.items() if system.late}
-    taken = in_turns({name: system.call for name, system in made.items()}, calls)
+    taken, worked = in_turns({name: system.call for name, system in made.items()}, calls)
     rows = []
     for name, seconds in taken.items():
         row = {
@@ -55,6 +55,7 @@ def _rows(made: Mapping[str, System], calls: Calls, kept: str) -> list[dict[str,
             "p50_ms": 1e3 * float(np.median(seconds)), "mean_ms": 1e3 * float(seconds.mean()),
             "of_full": float(np.median(seconds) / np.median(taken["full"])),
             "mean_of_full": float(seconds.sum() / taken["full"].sum()),
+            "processor_of_full": float(worked[name].sum() / worked["full"].sum()),
             "tokens": float(np.mean([len(tokens) for some in calls for tokens, _ in some])),
         }  # fmt: skip
         late = made[name].late
@@ -65,12 +66,14 @@ def _rows(made: Mapping[str, System], calls: Calls, kept: str) -> list[dict[str,
     return rows
 
 
-def in_turns(calls: Mapping[str, Call], lots: Calls) -> dict[str, np.ndarray]:
-    """Seconds `[lots]` of each call, which gives arrays of the host; who begins changes from lot to lot."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+def in_turns(calls: Mapping[str, Call], lots: Calls) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Seconds `[lots]` of each call, which gives arrays of the host, and of them the processor's, all threads together: what
+    else runs on the machine is not in those. Who begins changes from lot to lot."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for turn, some in enumerate(lots):
         for name in sorted(calls, reverse=bool(turn % 2)):
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             calls[name](some)
-            taken[name].append(time.perf_counter() - start)
-    return {name: np.array(one) for name, one in taken.items()}
+            taken[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    both = {name: np.array(one) for name, one in taken.items()}
+    return {name: one[:, 0] for name, one in both.items()}, {name: one[:, 1] for name, one in both.items()}

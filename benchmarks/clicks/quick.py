@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from m6rec_jax.data.instances.read import Instances
 from m6rec_jax.decoding.exits import Exits, ExitScorer, calibrate
 from m6rec_jax.decoding.instances import InstanceScorer
 from m6rec_jax.decoding.late import LateScorer
-from m6rec_jax.decoding.quick import chances, exit_scorer, late_scorer, option_table, prompts
+from m6rec_jax.decoding.quick import exit_scorer, late_scorer, option_table, prompts
 from m6rec_jax.decoding.shapes import Prompt
 
 NOTHING = Exits((), ())  # every row runs all layers
@@ -24,14 +24,23 @@ Call = Callable[[Sequence[Prompt]], Any]
 
 
 @dataclass(frozen=True)
-class System:
-    """How requests are answered: `chances` of instances float32 `[n, 2]` by the scorer that users call, `call` of prompts
-    as it is timed; `late` where parts are kept; `facts` for its rows."""
+class Answer:
+    """The log-odds of the second option of each instance `[n]`, and behind which layer each row left, on average."""
 
-    chances: Callable[[Instances], np.ndarray]
+    margins: np.ndarray
+    layers_run: float
+
+
+@dataclass(frozen=True)
+class System:
+    """How requests are answered: `answer` instances by the scorer that users call, `call` of prompts as it is timed; `late`
+    where parts are kept; `facts` for its rows; `run`: whose parameters."""
+
+    run: Path
+    answer: Callable[[Instances], Answer]
     call: Call
     late: LateScorer | None = None
-    facts: Callable[[Instances], dict[str, Any]] = lambda instances: {}
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def systems(runs: Mapping[str, Path], valid: Instances, max_loss: float) -> dict[str, System]:
@@ -39,64 +48,85 @@ def systems(runs: Mapping[str, Path], valid: Instances, max_loss: float) -> dict
     made = {}
     for name, run in runs.items():
         scorer = InstanceScorer.load(run, "latest")
-        if name == "full":
-            made[name] = System(scorer.chances, _whole(scorer))
-        elif name == "exits":
-            made |= _exits(scorer, valid, max_loss)
+        if name == "exits":
+            made |= _exits(run, scorer, valid, max_loss)
         else:
-            made[name] = _late(scorer)
+            made[name] = _late(run, scorer) if scorer.blueprint.config.late else _full(run, scorer)
     return made
 
 
-def _whole(scorer: InstanceScorer) -> Call:
-    """The full model as it is timed: its last layer for the last token alone, as the others do."""
+def _full(run: Path, scorer: InstanceScorer) -> System:
+    """The full model; timed, its last layer is run for the last token alone, as the others do."""
     blueprint = replace(scorer.blueprint, config=replace(scorer.blueprint.config, exits=True))
     whole = ExitScorer(blueprint.bind(nnx.to_pure_dict(scorer.params)), scorer.items)
-    table = option_table(scorer, TASK)
-    return lambda some: whole.score(some, table, NOTHING).scores
+    table, layers = option_table(scorer, TASK), float(scorer.blueprint.config.layers)
+
+    def answer(instances: Instances) -> Answer:
+        odds = np.log(scorer.chances(instances).astype(np.float64))
+        return Answer(odds[:, 1] - odds[:, 0], layers)
+
+    return System(run, answer, lambda some: whole.score(some, table, NOTHING).scores)
 
 
-def _late(scorer: InstanceScorer) -> System:
-    late, table, room = late_scorer(scorer), option_table(scorer, TASK), scorer.length
-    call = lambda some: late.score(some, table)  # noqa: E731
-    return System(lambda instances: chances(call(prompts(instances.laid_out(room)))), call, late)
+def _late(run: Path, scorer: InstanceScorer) -> System:
+    late, table, layers = late_scorer(scorer), option_table(scorer, TASK), float(scorer.blueprint.config.layers)
+
+    def answer(instances: Instances) -> Answer:
+        return Answer(_margins(late.score(prompts(instances.laid_out(scorer.length)), table)), layers)
+
+    return System(run, answer, lambda some: late.score(some, table), late)
 
 
-def _exits(scorer: InstanceScorer, valid: Instances, max_loss: float) -> dict[str, System]:
+def _exits(run: Path, scorer: InstanceScorer, valid: Instances, max_loss: float) -> dict[str, System]:
     """The run with thresholds that lose `max_loss` at most on validation, and with none."""
-    quick, table, room = exit_scorer(scorer), option_table(scorer, TASK), scorer.length
-    asked = prompts(valid.laid_out(room))
-    of_layers = quick.every(asked, table)
+    quick, table = exit_scorer(scorer), option_table(scorer, TASK)
+    of_layers = kept(run / "layers-valid.npy", lambda: quick.every(prompts(valid.laid_out(scorer.length)), table))
     exits = calibrate(of_layers, valid.labels, max_loss)
-    every = np.arange(len(valid))
-    areas = [round(auc(valid.labels, one[:, 1] - one[:, 0])(every), 4) for one in of_layers]
-    told = {"layers": list(exits.layers), "thresholds": list(exits.thresholds), "valid_auc_of_layers": areas}
+    areas = [auc(valid.labels, _margins(one))(np.arange(len(valid))) for one in of_layers]
+    facts = {
+        "layers": list(exits.layers), "thresholds": list(exits.thresholds), "lost_on_valid": exits.lost,
+        "layers_run_on_valid": exits.layers_run, "valid_auc_of_layers": [round(one, 4) for one in areas],
+    }  # fmt: skip
 
-    def system(which: Exits) -> System:
-        def left(instances: Instances) -> Any:
-            return quick.score(prompts(instances.laid_out(room)), table, which)
+    def system(which: Exits, facts: dict[str, Any]) -> System:
+        def answer(instances: Instances) -> Answer:
+            left = quick.score(prompts(instances.laid_out(scorer.length)), table, which)
+            return Answer(_margins(left.scores), float(left.layers.mean()))
 
-        def facts(instances: Instances) -> dict[str, Any]:
-            return {**(told if which is exits else {}), "layers_run": float(left(instances).layers.mean())}
+        return System(run, answer, lambda some: quick.score(some, table, which).scores, None, facts)
 
-        return System(lambda instances: chances(left(instances).scores), lambda some: quick.score(some, table, which).scores, None, facts)  # fmt: skip
-
-    return {"exits": system(exits), "exits, none leaves": system(NOTHING)}
+    return {"exits": system(exits, facts), "exits, none leaves": system(NOTHING, {})}
 
 
-def areas(made: Mapping[str, System], parts: Mapping[str, Instances], base: str = "full") -> dict[str, dict[str, Any]]:
-    """Of each system and split: AUC with its 95 %, what it lies above that of `base` with the 95 % of the same resampled
+def _margins(scores: np.ndarray) -> np.ndarray:
+    return scores[:, 1].astype(np.float64) - scores[:, 0]
+
+
+def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What was made before, from its file beside the run; else it is made now."""
+    if not path.is_file():
+        np.save(path, make())
+    return np.load(path)
+
+
+def areas(made: Mapping[str, System], split: str, instances: Instances, base: str = "full") -> list[dict[str, Any]]:
+    """A row a system: AUC of a split with its 95 %, what it lies above that of `base` with the 95 % of the same resampled
     instances for both, and the facts."""
-    rows: dict[str, dict[str, Any]] = {name: {} for name in made}
-    for split, instances in parts.items():
-        margins = {}
-        for name, system in made.items():
-            found = system.chances(instances)
-            margins[name] = found[:, 1]
-            rows[name][split] = system.facts(instances)
-        for name, told in compared(instances.labels, margins, base).items():
-            rows[name][split] = told | rows[name][split]
-    return rows
+
+    def answered(name: str, system: System) -> np.ndarray:
+        def make() -> np.ndarray:
+            found = system.answer(instances)
+            return np.append(found.margins, found.layers_run)
+
+        file = "-".join([*name.replace(",", "").split(), *map(str, system.facts.get("thresholds", ())), split])
+        return kept(system.run / f"{file}.npy", make)
+
+    found = {name: answered(name, system) for name, system in made.items()}
+    told = compared(instances.labels, {name: one[:-1] for name, one in found.items()}, base)
+    return [
+        {"system": name, "split": split, **told[name], "layers_run": float(found[name][-1]), **system.facts}
+        for name, system in made.items()
+    ]
 
 
 def compared(labels: np.ndarray, scores: Mapping[str, np.ndarray], base: str) -> dict[str, dict[str, Any]]:

@@ -41,23 +41,23 @@ class Sizes:
     """How large and how long: `full` and `edge` are settings of the models, `first`, `more`, `taught` and `thinned` steps."""
 
     full: tuple[str, ...] = ("--model.layers=8",)
-    edge: tuple[str, ...] = ("--model.layers=6", "--model.width=96", "--model.embed=32", "--model.heads=4", "--distill.heads=4")  # fmt: skip
-    begin: tuple[str, ...] = ("--data.length=96", "--data.rows=64")  # the newest events alone: a step is quicker
+    edge: tuple[str, ...] = ("--model.layers=4", "--model.width=96", "--model.embed=32", "--model.heads=4", "--distill.heads=4")  # fmt: skip
+    begin: tuple[str, ...] = ("--data.length=96", "--data.rows=64")  # the newest events alone
     first: int = 800
-    more: int = 350
-    taught: int = 400
-    thinned: int = 250
-    late: tuple[int, ...] = (1, 2)
+    more: int = 240
+    taught: int = 240
+    thinned: int = 160
+    late: tuple[int, ...] = (2,)
 
 
 def kinds(sizes: Sizes) -> dict[str, Kind]:
     """Every run by name, each behind those that it needs."""
     plain = (*sizes.full, f"--data.length={LENGTH}", "--optim.learning_rate=0.001", "--optim.warmup=20")
     small = (
-        *sizes.edge, f"--data.length={LENGTH}", "--model.shared_layers=true", "--model.content=false",
+        *sizes.edge, *sizes.begin, "--model.shared_layers=true", "--model.content=false",
         "--model.id_dropout=0", "--model.dropout=0.1", "--model.embed_dropout=0.1",
     )  # fmt: skip
-    further = (*small, "--optim.learning_rate=0.001", "--optim.warmup=20", "--optim.weight_decay=0")
+    further = (*small, "--optim.learning_rate=0.002", "--optim.warmup=20", "--optim.weight_decay=0")
     end = round(0.6 * sizes.thinned)  # the rest of the steps mends what is left
     thin = ("--prune.sparsity=0.8", "--prune.tables=true", f"--prune.end={end}", f"--prune.every={max(1, end // 30)}")
     taught = {"begins": "edge", "teacher": "full"}
@@ -65,6 +65,11 @@ def kinds(sizes: Sizes) -> dict[str, Kind]:
         "begin": Kind((*sizes.full, *sizes.begin), sizes.first, mixture=tuple(SCORED.items())),
         "full": Kind(plain, sizes.more, "begin"),
         **{f"late {k}": Kind((*plain, f"--model.late={k}"), sizes.more, "begin") for k in sizes.late},
+        # The same again from there, on other rows.
+        **{
+            f"late {k}, longer": Kind((*plain, f"--model.late={k}", "--train.seed=1"), sizes.more, f"late {k}")
+            for k in sizes.late
+        },
         "exits": Kind((*plain, "--model.exits=true"), sizes.more, "begin"),
         "edge": Kind((*small, "--optim.learning_rate=0.003"), sizes.taught, teacher="full"),
         "dense": Kind(further, sizes.thinned, **taught),
@@ -89,7 +94,7 @@ def trained(data: Path, work: Path, names: Sequence[str], sizes: Sizes) -> dict[
     known, made = kinds(sizes), {}
 
     def run_of(name: str) -> Path:
-        kind, run = known[name], work / "runs" / name.replace(" ", "-")
+        kind, run = known[name], work / "runs" / name.replace(",", "").replace(" ", "-")
         begins, teacher = (run_of(other) if other else None for other in (kind.begins, kind.teacher))
         mixture = ", ".join(f"{task}: {share}" for task, share in kind.mixture)
         own = (f"--train.steps={kind.steps}", f"--checkpoint.every={max(1, kind.steps // 2)}", "--train.eval_every=0")

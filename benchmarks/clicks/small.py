@@ -44,26 +44,22 @@ def files(dense: Path, sparse: Path, folder: Path) -> dict[str, Path]:
     return made
 
 
-def rows(made: Mapping[str, Path], parts: Mapping[str, Instances], room: int) -> list[dict[str, Any]]:
-    """A row a file: bytes, how many numbers are not zero, and of each split the AUC, beside that of dense float32."""
-    found: dict[str, dict[str, Any]] = {}
-    scores: dict[str, dict[str, np.ndarray]] = {split: {} for split in parts}
+def rows(made: Mapping[str, Path], split: str, instances: Instances, room: int) -> list[dict[str, Any]]:
+    """A row a file: bytes, how many numbers are not zero, the AUC of a split, beside that of dense float32."""
+    found, scores = {}, {}
     for name, path in made.items():
-        model = runner.load(path)
+        model, spent = runner.load(path), 0.0
+        scores[name] = np.zeros(len(instances))
+        for at, one in enumerate(instances.laid_out(room)):
+            start = time.perf_counter()
+            scores[name][at] = model.score(one.source, instances.option_task, one.source_rows)[1]
+            spent += time.perf_counter() - start
         found[name] = {
-            "system": f"edge, {name}", "bytes": path.stat().st_size, "tokenizer_bytes": len(model.tokenizer),
-            "numbers": sum(x.size for x in model.weights.values()),
+            "system": f"edge, {name}", "split": split, "bytes": path.stat().st_size,
+            "tokenizer_bytes": len(model.tokenizer), "numbers": sum(x.size for x in model.weights.values()),
             "nonzero": sum(int(np.count_nonzero(x)) for x in model.weights.values()),
+            "mean_ms": 1e3 * spent / len(instances),
         }  # fmt: skip
-        start, many = time.perf_counter(), 0
-        for split, instances in parts.items():
-            laid = instances.laid_out(room)
-            asked = [model.score(one.source, instances.option_task, one.source_rows)[1] for one in laid]
-            scores[split][name] = np.array(asked)
-            many += len(laid)
-        found[name]["mean_ms"] = 1e3 * (time.perf_counter() - start) / many
         note(f"edge, {name}: {found[name]['bytes']:,} bytes, {found[name]['mean_ms']:.1f} ms a request")
-    for split, instances in parts.items():
-        for name, told in compared(instances.labels, scores[split], BASE).items():
-            found[name][split] = told
-    return list(found.values())
+    told = compared(instances.labels, scores, BASE)
+    return [{**found[name], **told[name]} for name in made]
