@@ -20,7 +20,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL -u UV_INDEX $(UV) pip compi
 .PHONY: help install install-all install-beam demo test test-beam check check-code check-types check-imports check-packages check-locks lock clean \
 	plan-all \
 	bench-prepare bench-seeds bench-quality bench-objectives bench-metrics \
-	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-training bench-fuzz bench-exact bench-faults bench-tuning bench-edge bench-tasks bench-replaced bench-remat
+	bench-memory bench-peers bench-ablations bench-cold bench-transfer bench-warm bench-text bench-decoding bench-training bench-fuzz bench-exact bench-faults bench-tuning bench-edge bench-clicks bench-tasks bench-replaced bench-remat
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -135,6 +135,9 @@ bench-tuning: install  ## the six methods of tuning on a planted task: AUC, trai
 
 bench-edge: install  ## bytes on disk and time on one core of the exported small model beside JAX
 	$(BIN)/python -m benchmarks.edge
+
+bench-clicks: install  ## late interaction, early exit and the pruned int8 file on real clicks; FINAL=1 scores the test split and measures time
+	$(BIN)/python -m benchmarks.clicks $(if $(FINAL),--final)
 
 bench-warm: install  ## known users, whose prefixes are kept, against strangers, in one run
 	$(BIN)/python -m benchmarks.warm

@@ -20,19 +20,21 @@ PAST = 20_000  # more rows of the training time, for pretraining
 NUMBERS = ("user_likes", "user_ratings", "user_rate", "item_likes", "item_ratings", "item_rate", "genre_likes", "genre_ratings", "genre_rate", "age")  # fmt: skip
 
 
-def read(folder: Path, source: str | None = None) -> Problem:
-    """The problem; the tables are fetched into `folder`."""
+def read(folder: Path, source: str | None = None, history: int = HISTORY) -> Problem:
+    """The problem; the tables are fetched into `folder`. `history`: most events before the one that is asked for."""
     fetch("ml-100k", folder, source=source)
     events = pl.read_csv(folder / "events.csv", infer_schema_length=None).sort("time", maintain_order=True)
     items = {str(one["id"]): one for one in map(json.loads, (folder / "items.jsonl").read_text(encoding="utf-8").splitlines())}  # fmt: skip
     users = {str(one["user"]): one for one in pl.read_csv(folder / "users.csv").iter_rows(named=True)}
-    every = frame_of(events, items, users)
+    every = frame_of(events, items, users, history)
     frame, past = every.filter(pl.col("split") != "past"), every.filter(pl.col("split") == "past")
     problem = Problem("ml-100k", "scoring", "auc", "like", frame, lambda: card(events, items, users, problem), NUMBERS, past=past)  # fmt: skip
     return problem
 
 
-def frame_of(events: pl.DataFrame, items: dict[str, dict], users: dict[str, dict]) -> pl.DataFrame:
+def frame_of(
+    events: pl.DataFrame, items: dict[str, dict], users: dict[str, dict], history: int = HISTORY
+) -> pl.DataFrame:
     """Drawn rows, and those of the split "past"; counts are those of everything earlier, for held-out rows of training rows
     and the user's own past."""
     n = events.height
@@ -63,7 +65,7 @@ def frame_of(events: pl.DataFrame, items: dict[str, dict], users: dict[str, dict
                     "user": f"{about['age']}, {about['gender']}, {about['occupation']}",
                     "history": [
                         {"action": "Liked" if y else "Disliked", "title": _title(items[one]), "item": one}
-                        for one, y in past[-HISTORY:]
+                        for one, y in past[-history:]
                     ],
                     "habit": ", ".join(filter(None, (habit(mine, len(past)), _of_genre(akin)))),
                     "item": _title(items[item]),

@@ -24,6 +24,7 @@ import numpy as np
 
 MAGIC, DIGEST, LENGTH = b"M6EDGE1\n", 32, 8
 SCHEMA = "m6rec-edge"
+TARGET = 15  # the id of `<target>`, which opens what an instance asks for; the same in every model
 # Names of a layer's tensors: into heads and inner units, out of them.
 PROJECTIONS, GATES = ("query", "key", "value"), ("gate", "up")
 
@@ -106,13 +107,15 @@ class Model:
         return self.logits(self.hidden(tokens, rows, last=True), "level1")[0]
 
     def score(self, tokens: np.ndarray, task: int = 0, rows: np.ndarray | None = None) -> np.ndarray:
-        """Probabilities of a task's options after a source, all of whose tokens see each other; it is asked at the last."""
+        """Probabilities of a task's options at the end of an instance: what stands before its last `<target>` sees itself
+        both ways, the candidate behind it reads left to right. Without one, all see each other."""
         counts = self.header["options"]
         if not 0 <= task < len(counts):
             raise EdgeError(
                 f"task {task}: the model has options for {len(counts)} tasks, counted from 0; name one of them"
             )
-        order = np.zeros(len(tokens), np.int32)
+        opens = np.flatnonzero(np.asarray(tokens) == TARGET)
+        order = np.maximum(np.arange(len(tokens)) - (opens[-1] if len(opens) else len(tokens)) + 1, 0)
         begin = sum(counts[:task])
         scores = self.logits(self.hidden(tokens, rows, order, last=True), "options")[0, begin : begin + counts[task]]
         e = np.exp(scores - scores.max())

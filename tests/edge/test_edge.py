@@ -20,9 +20,10 @@ from m6rec_jax.errors import InputError
 from m6rec_jax.model.items import item_table
 from m6rec_jax.model.load import Blueprint
 from m6rec_jax.model.transformer import View
+from m6rec_jax.objectives.scoring import scoring_order
 from m6rec_jax.recommend.edge import tensors, write_edge
 from m6rec_jax.settings import load_config
-from m6rec_jax.vocab import Vocab
+from m6rec_jax.vocab import BOS, END_SOURCE, END_TARGET, SOURCE, TARGET, Vocab
 from tests.fixtures import tiny_dataset, tiny_root  # noqa: F401
 from tests.training.test_prune import params_of, run  # noqa: F401
 
@@ -119,6 +120,18 @@ def test_options_are_scored_over_their_own_task_at_the_last_of_a_source_seen_bot
         np.testing.assert_allclose(model.score(tokens, task), e / e.sum(), rtol=1e-4)
     with pytest.raises(runner.EdgeError, match="task 2: the model has options for 2 tasks"):
         model.score(tokens, 2)
+
+
+def test_a_candidate_behind_target_is_read_left_to_right_as_in_training(tmp_path):
+    *_, file = some("without content", tmp_path)
+    tokens = np.array([BOS, SOURCE, 50, TARGET, 60, END_SOURCE, TARGET, 70, 71, END_TARGET])
+    parts = [{**s, "name": "options" if s["name"] == "level1" else s["name"]} for s in file.header["slices"]]
+    weights = {**file.weights, "tables.options": file.weights["tables.level1"]}
+    model = replace(file, header={**file.header, "slices": parts, "options": [2]}, weights=weights)
+    order = scoring_order(tokens)
+    assert order.tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 3, 4]
+    scores = file.logits(file.hidden(tokens, order=order), "level1")[-1, :2]
+    np.testing.assert_allclose(model.score(tokens), np.exp(scores) / np.exp(scores).sum(), rtol=1e-4)
 
 
 def test_a_round_trip_loses_half_a_scale_at_most_and_no_zero(tmp_path):
