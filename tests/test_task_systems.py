@@ -78,7 +78,6 @@ def test_lists_of_every_way_hold_what_is_new_to_their_user(tmp_path, monkeypatch
         assert len({tuple(row for row in rows.tolist() if row not in had[0] | had[1])[:50] for rows in one[:2]}) == 2
 
 
-
 @pytest.mark.parametrize("name", ["redial", "kuairec-classify", "kuairec-caption"])
 def test_a_recipe_mixes_what_its_own_card_is_prepared_to(name, tmp_path):
     """Classes and captions of one data set are two problems with a recipe each."""
