@@ -73,6 +73,8 @@ def test_lists_of_every_way_hold_what_is_new_to_their_user(tmp_path, monkeypatch
             assert len(set(rows.tolist())) == 100
             assert not {row_of[event["item"]] for event in events} & set(rows.tolist())
     assert len({one.tobytes() for one in found}) == 3  # three ways, and each its own lists
+    unseen = {row_of[item] for item in part["item_id"].to_list()}
+    assert all(unseen & set(one.ravel().tolist()) for one in found)
     had = [{row_of[event["item"]] for event in events} for events in part["history"].to_list()[:2]]
     for one in found:  # and each user's own: what is popular would be the same for both but for what they had
         assert len({tuple(row for row in rows.tolist() if row not in had[0] | had[1])[:50] for rows in one[:2]}) == 2

@@ -21,14 +21,14 @@ DIN_SCRIPT = Path(__file__).with_name("with_rechub.py")
 
 
 def logreg(problem: Problem, settings: dict[str, Any], seed: int, options: Namespace) -> dict[str, np.ndarray]:
-    """Logistic regression on TF-IDF of what the model reads: words and their pairs, or characters where there are no
-    spaces between words."""
+    """Logistic regression on TF-IDF of what the model reads: words and runs of up to `n` of them, or characters, and one
+    more of them, where there are no spaces between words."""
     chars = problem.wording.language == "zh"
     reader = TfidfVectorizer(
-        analyzer="char" if chars else "word", ngram_range=(1, 2 + chars), sublinear_tf=True, min_df=2,
+        analyzer="char" if chars else "word", ngram_range=(1, settings.get("n", 2) + chars), sublinear_tf=True, min_df=2,
         token_pattern=r"(?u)\b\w+\b" if not chars else None,
     )  # fmt: skip
-    learnt = problem.learnt(settings["past"])
+    learnt = problem.learnt(settings.get("past", False))
     seen = reader.fit_transform(problem.told(learnt))
     model = LogisticRegression(C=settings["C"], max_iter=2000, random_state=seed)
     model.fit(seen, learnt["label"].to_numpy())

@@ -38,10 +38,16 @@ def _scored(choices: Iterable[dict[str, Any]]) -> Callable[[Problem], tuple[dict
     return lambda problem: tuple(one | {"past": past} for past in ((False, True) if problem.past is not None else (False,)) for one in tries)  # fmt: skip
 
 
+def _read(problem: Problem) -> tuple[dict[str, Any], ...]:
+    """Of logistic regression: how hard it is pulled to zero, and with the rows of pasts or without; of classes, with longer
+    runs of words or without."""
+    if problem.past is not None:
+        return _scored({"C": c} for c in (0.3, 3.0))(problem)
+    return tuple({"C": c, "n": n} for c in (0.3, 3.0) for n in (1, 2))
+
+
 SYSTEMS: dict[str, System] = {
-    "logreg": System(
-        classic.logreg, ("scoring", "classify"), _scored({"C": c} for c in (0.3, 3.0))
-    ),
+    "logreg": System(classic.logreg, ("scoring", "classify"), _read),
     "gbdt": System(
         classic.gbdt,
         ("scoring",),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from m6rec_jax.model.attention import attend
+from m6rec_jax.model.kernels import attend
 
 
 class Applied(NamedTuple):
@@ -102,7 +102,7 @@ def heard(
         return mixed
     P, used = tuned.prompts.shape[1], tuned.used[:, None]
     start = jnp.zeros_like(positions) if front else jnp.zeros_like(positions) + P - used
-    told = attend(q, k[:, :P], v[:, :P], start, start + used)
+    told = attend(q, k[:, :P], v[:, :P], start, start + used, "xla")
     gate = w["prompt_gate"].astype(mixed.dtype)[..., None]  # [K, G, 1] of one task, or of each row's
     gate = gate if tuned.select is None else gate[:, None]
     return mixed + jnp.where((positions >= used)[..., None, None, None], gate * told, 0)

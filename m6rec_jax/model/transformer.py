@@ -208,6 +208,8 @@ class Transformer(nnx.Module):
         """
         config, weights = self.config, self.block.stacked()
         view = causal(tokens.shape, lengths)
+        if both_ways and tuned is not None:
+            raise ValueError("both_ways=True with tuned numbers: a tuned prefix is causal")
         if both_ways:
             view = View(view.positions, view.k_start, jnp.broadcast_to(lengths[:, None], tokens.shape))
         x = self._cast(self.embeddings.read(tokens, item_rows, items, None))
@@ -286,7 +288,7 @@ class Transformer(nnx.Module):
         items: Catalogues,
         key: jax.Array | None = None,
     ) -> Float[Array, "B T D"]:
-        """What retrieval vectors are sums of: of each token what went in, brought to size one, and `depth` times the last state
+        """What retrieval vectors are sums of: of each token what went in, its root mean square one, and `depth` times the last state
         `hidden` of it, both times how much the token counts: exp of a product of what went in with `salience`.
 
         Fresh layers add up to more than what went in, and vectors of last states alone hardly hold what a text is about.
@@ -296,7 +298,7 @@ class Transformer(nnx.Module):
         x = self._cast(self.embeddings.read(tokens, item_rows, items, key_id))
         x = rms_norm(x, jnp.zeros(x.shape[-1], jnp.float32), self.config.norm_eps)
         depth, salience = (self.vectors[name][...] for name in ("depth", "salience"))
-        counts = jnp.einsum("btd,d->bt", x, salience * x.shape[-1] ** 0.5, preferred_element_type=jnp.float32)
+        counts = jnp.einsum("btd,d->bt", x, salience, preferred_element_type=jnp.float32)
         counts = jnp.exp(MOST_COUNTED * jnp.tanh(counts / MOST_COUNTED))[..., None]
         return (x + depth.astype(x.dtype) * hidden) * counts.astype(x.dtype)
 

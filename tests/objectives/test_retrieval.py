@@ -153,12 +153,12 @@ def test_vectors_are_of_what_went_in_of_last_states_a_part_and_tokens_count_as_s
         own = params | {"vectors": params["vectors"] | {"depth": jnp.full(1, depth), "salience": salience}}
         return BLUEPRINT.bind(own).meant(hidden, tokens, rows, ITEMS)
 
-    nothing, along = jnp.zeros(16), jnp.asarray(rng.normal(size=16), jnp.float32) / 8
+    nothing, along = jnp.zeros(16), jnp.asarray(rng.normal(size=16), jnp.float32) / 2
     inner = np.asarray(params["embeddings"]["tables"]["text"])[tokens]
     inner = inner / np.sqrt((inner**2).mean(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(meant(0.0, nothing), inner, atol=1e-3)
     np.testing.assert_allclose(meant(0.3, nothing), inner + 0.3 * hidden, atol=1e-3)
-    counts = np.exp(4 * np.tanh(inner @ along))  # 4 = the square root of the width
+    counts = np.exp(4 * np.tanh(inner @ along / 4))
     np.testing.assert_allclose(meant(0.3, along), (inner + 0.3 * hidden) * counts[..., None], rtol=2e-2, atol=1e-3)
     assert counts.max() > 2 * counts.min()
     fresh = BLUEPRINT.bind(params).meant(hidden, tokens, rows, ITEMS)

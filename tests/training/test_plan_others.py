@@ -93,10 +93,19 @@ def test_the_search_makes_room_for_them(monkeypatch):
 def test_a_teacher_that_was_not_named_is_said_and_one_that_does_not_fit_is_refused(others):
     alone = others._replace(lesson=None)
     assert "--teacher" in unsaid(CONFIG, alone) and unsaid(CONFIG, others) == ""
-    assert unsaid(dataclasses.replace(CONFIG, distill=DistillConfig()), alone) == ""
+    plain = dataclasses.replace(CONFIG, distill=DistillConfig())
+    assert unsaid(plain, alone) == ""
+    assert "retrieval" in unsaid(dataclasses.replace(plain, model=dataclasses.replace(plain.model, vectors=8)), alone)
     deep = dataclasses.replace(CONFIG, distill=DistillConfig(teacher_layer=7))
     with pytest.raises(InputError, match="--teacher: distill.teacher_layer=7, and that model has 6 layers"):
         others_of(deep, blueprint_of(deep, 500, 100, 8), make_mesh(MeshConfig()), TEACHER)
+
+
+def test_what_no_mesh_mends_is_said_by_the_search_as_without_it():
+    at = Topology("tpu:v5e:2x2", [None] * 4, None)  # type: ignore[list-item]
+    config = dataclasses.replace(CONFIG, mesh=MeshConfig(), distill=DistillConfig(teacher_layer=9))
+    with pytest.raises(InputError, match="teacher_layer=9"):
+        search.candidates(at, config, blueprint_of(config, 500, 100, 8), [500], TEACHER)
 
 
 @pytest.mark.slow

@@ -64,10 +64,13 @@ def replaced_share(config: Config) -> float:
 
 
 def unsaid(config: Config, others: Others) -> str:
-    """A line that says what may be trained beside this step and is not in its plan; empty where nothing may."""
-    if others.lesson is not None or config.distill == DistillConfig():
-        return ""
-    return "without a teacher, which only a run has: name its configuration with --teacher to count it"
+    """A line that says what is trained, or may be, and is not in this plan; empty where all is."""
+    lines = []
+    if others.lesson is None and config.distill != DistillConfig():
+        lines.append("without a teacher, which only a run has: name its configuration with --teacher to count it")
+    if config.model.vectors:
+        lines.append("without the products of retrieval, whose pairs are known of a dataset alone")
+    return "; ".join(lines)
 
 
 def shapes_of(others: Others, width: int, optimizer: Any, placed: Any) -> tuple[Any, Any]:

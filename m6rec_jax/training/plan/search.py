@@ -75,6 +75,8 @@ def candidates(
     devices, there = len(at.devices), place(at)
     plain, blueprint = blueprint, _counted(blueprint)
     found, tried = [], 0
+    alone = jax.sharding.AbstractMesh((1,) * len(AXES), AXES)
+    others_of(config, plain, alone, teacher)  # what no mesh mends is said as it is
     others = math.prod(getattr(config.mesh, axis) for axis in AXES if axis not in LIMITS["mesh"])
     for tensor in _powers(devices // others):
         for fsdp in _powers(devices // others // tensor):
