@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.tasks import measures, tallrec
+from benchmarks.tasks import answers, measures, tallrec
+from benchmarks.tasks.ours import recipes
 from benchmarks.tasks.statistics import fold_counts
 from m6rec_jax.data.card import load_card
+from m6rec_jax.errors import InputError
 from tests.tables import films_folder
 
 
@@ -88,3 +92,21 @@ def test_auc_is_the_share_of_pairs_in_order_and_ties_are_half():
     pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels == 1] for n in scores[labels == 0]]
     assert measures.auc(labels, scores)(np.arange(5)) == pytest.approx(np.mean(pairs))
     assert measures.auc(labels, scores)(np.array([1, 2])) == 0.5
+
+
+def test_an_answer_is_kept_for_what_it_was_asked(films, tmp_path, monkeypatch):
+    options, settings = Namespace(work=tmp_path, commit="c0ffee"), {"C": 0.3, "past": False}
+    found = answers.run_one(films, "logreg", settings, 0, options)
+    monkeypatch.setitem(answers.SYSTEMS, "logreg", None)  # nothing is run again
+    again = answers.run_one(films, "logreg", settings, 0, options)
+    np.testing.assert_array_equal(found.pop("test"), again.pop("test"))
+    assert found == again
+    fewer = replace(films, frame=films.frame.head(films.frame.height - 1))
+    with pytest.raises(InputError, match="an answer to other rows, or by another recipe"):
+        answers.run_one(fewer, "logreg", settings, 0, options)
+
+
+def test_a_recipe_counts_in_what_was_asked(films, monkeypatch):
+    before = [answers._asked(films, name, {}) for name in ("m6rec", "logreg")]
+    monkeypatch.setitem(recipes.RECIPES, "book", replace(recipes.RECIPES["book"], steps=7))  # with which films begin
+    assert [answers._asked(films, name, {}) == old for name, old in zip(("m6rec", "logreg"), before, strict=True)] == [False, True]  # fmt: skip

@@ -12,6 +12,7 @@ from flax import nnx
 
 from benchmarks.clicks.runs import TASK
 from benchmarks.tasks.measures import auc, difference, interval
+from m6rec_jax.artifacts.atomic import atomic_path
 from m6rec_jax.data.instances.read import Instances
 from m6rec_jax.decoding.exits import Exits, ExitScorer, calibrate
 from m6rec_jax.decoding.instances import InstanceScorer
@@ -110,7 +111,9 @@ def _margins(scores: np.ndarray) -> np.ndarray:
 def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """What was made before, from its file beside the run; else it is made now."""
     if not path.is_file():
-        np.save(path, make())
+        found = make()
+        with atomic_path(path) as beside, beside.open("wb") as file:
+            np.save(file, found)
     return np.load(path)
 
 

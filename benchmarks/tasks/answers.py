@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from benchmarks.tasks.figures import figures
+from benchmarks.tasks.ours.recipes import behind
 from benchmarks.tasks.problem import Problem
 from benchmarks.tasks.systems import BUDGET, SYSTEMS
 from m6rec_jax.artifacts.atomic import write_json
+from m6rec_jax.errors import InputError
 
 
 def answered(problem: Problem, name: str, seed: int, options: Namespace) -> dict[str, Any]:
@@ -34,21 +37,33 @@ def chosen_settings(problem: Problem, name: str, options: Namespace) -> dict[str
 
 
 def run_one(problem: Problem, name: str, settings: dict[str, Any], seed: int, options: Namespace) -> dict[str, Any]:
-    """The answer with given settings and seed, run unless it is kept."""
+    """The answer with given settings and seed, run unless it is kept. Raises InputError where what is kept was asked otherwise."""
     said = "-".join(str(value) for value in settings.values())
     folder = options.work / "answers" / problem.name
     path = folder / "-".join(filter(None, (name, said, str(seed))))
     head = path.with_suffix(path.suffix + ".json")
+    asked = _asked(problem, name, settings)
     if head.is_file():
-        return json.loads(head.read_text(encoding="utf-8")) | {"test": _load(path)}
+        about = json.loads(head.read_text(encoding="utf-8"))
+        if about.pop("asked", "") != asked:
+            raise InputError(
+                f"{head}: an answer to other rows, or by another recipe; remove it, or name another --work"
+            )
+        return about | {"test": _load(path)}
     start = time.monotonic()
     found = SYSTEMS[name].fit(problem, settings, seed, options)
     valid = figures(problem, "valid", found["valid"])["metrics"][problem.metric] if "valid" in found else None
     folder.mkdir(parents=True, exist_ok=True)
     _save(path, found["test"])
     about = {"valid": valid, "seconds": round(time.monotonic() - start, 1), "commit": options.commit}
-    write_json(head, about)
+    write_json(head, about | {"asked": asked})
     return about | {"test": found["test"]}
+
+
+def _asked(problem: Problem, name: str, settings: dict[str, Any]) -> str:
+    """A digest of what is asked, as a reader sees it, and of our systems of how their run is made."""
+    made = behind(problem, settings) if name.startswith("m6rec") else ()
+    return xxhash.xxh3_64_hexdigest("\n".join([*problem.texts("test"), repr(made)]).encode("utf-8", "surrogatepass"))
 
 
 def _save(path: Path, answer: Any) -> None:

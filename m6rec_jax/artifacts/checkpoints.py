@@ -125,9 +125,10 @@ def check_shapes(run: Path | str, step: int, wanted: Any, part: str = "params") 
     found, folder = manifest(run, step)["shapes"][part], step_folder(run, step)
     for path, shape in tree_shapes(wanted).items():
         if found.get(path) != shape:
-            missing = "was trained before retrieval vectors had it; train the run anew"
-            out = missing if path not in found and "'vectors'" in path else "use the configuration and dataset the run was trained with"  # fmt: skip
-            raise InputError(f"{folder}: {part}{path} is {_shown(found.get(path))} there and {_shown(shape)} in this model; {out}")  # fmt: skip
+            raise InputError(
+                f"{folder}: {part}{path} is {_shown(found.get(path))} there and {_shown(shape)} in this model; "
+                "use the configuration and dataset the run was trained with, or train anew what an earlier version trained"
+            )
     if extra := sorted(set(found) - set(tree_shapes(wanted))):
         raise InputError(f"{folder}: {part}{extra[0]} is not in this model; use the configuration it was trained with")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.tasks.problem import Problem
 
@@ -48,6 +49,15 @@ RECIPES = {
 def recipe_of(problem: Problem) -> Recipe:
     """The recipe of a problem: its own, or that of its dataset."""
     return RECIPES.get(problem.name) or RECIPES[problem.dataset]
+
+
+def behind(problem: Problem, settings: dict[str, Any]) -> tuple[Recipe, ...]:
+    """The recipe of the run that is asked (of another dataset where `settings` name one, `of`), and of those it begins with."""
+    made, recipe = [], RECIPES.get(settings.get("of", problem.name)) or RECIPES.get(problem.dataset)
+    while recipe is not None:
+        made.append(recipe)
+        recipe = RECIPES.get(recipe.after)
+    return tuple(made)
 
 
 def asked(problem: Problem) -> str:
